@@ -1,0 +1,1 @@
+"""Data: a raw data set -> samples -> WebDataset shards -> batches. Knows nothing of the model."""

