@@ -1,1 +1,44 @@
+"""Interpretable fine-grained recognition by region grouping.
+
+    import rg
+    model = rg.load("runs/demo")
+    explanation = model.explain("bird.jpg")
+    print(explanation.label, explanation.probability)
+    explanation.save("bird.png")
+
+Submodules are imported when they are first used, so ``import rg`` is quick and needs neither DALI nor DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rg.explain import Explainer
+
 __version__ = "0.1.0"
+__all__ = ["config", "evaluate", "explain", "load", "losses", "metrics", "model", "recipes", "report", "train"]
+
+
+def load(run: str | os.PathLike, device: str = "auto") -> Explainer:
+    """The trained model of a run folder, ready to explain images.
+
+    Args:
+        run: Folder that ``python -m rg train`` wrote.
+        device: cpu, cuda, cuda:1, ..., or auto for a GPU where there is one.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    from rg.explain import Explainer
+
+    return Explainer.load(run, device)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"rg.{name}")
+    raise AttributeError(f"module 'rg' has no attribute {name!r}")

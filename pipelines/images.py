@@ -1,0 +1,135 @@
+"""Any image file -> upright RGB pixels, or the JPEG that a shard stores.
+
+Every image passes through here once, fully decoded, before it is stored: a corrupt file is refused while it still has a
+name, because at run time one undecodable JPEG ends a DALI pipeline for good.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# What Pillow decodes by itself. Others (EPS, WMF) would start external programs on files that nobody has looked at.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_JPEG_SIDE = 65500
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SOS, SOF_BASELINE, SOF_PROGRESSIVE = 0xDA, 0xC0, 0xC2
+
+
+def open_rgb(data: bytes | str | os.PathLike) -> Image.Image:
+    """Decodes an image to upright 8-bit RGB.
+
+    The EXIF orientation is applied, 16-bit grey is scaled from 0..65535 to 0..255, transparency is laid on white, and
+    of several frames the first is taken.
+
+    Args:
+        data: The bytes of an image file, or its path.
+
+    Raises:
+        ValueError: it is no image, is damaged or cut short, or has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+        OSError: the file cannot be read.
+    """
+    if isinstance(data, bytes):
+        return _decode(data)[0]
+    content = Path(data).read_bytes()
+    try:
+        return _decode(content)[0]
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(data)}: {error}") from None
+
+
+def to_jpeg(data: bytes) -> tuple[bytes, int, int]:
+    """The JPEG to store for an image file, with its width and height in pixels.
+
+    These are the original bytes if they are an upright 8-bit RGB or grey-scale JPEG, baseline or progressive, without
+    garbage between its headers; anything else is encoded anew (quality 95, full chroma resolution).
+
+    Raises:
+        ValueError: see ``open_rgb``; or a side is longer than a JPEG can be.
+    """
+    image, storable = _decode(data)
+    if not storable:
+        if max(image.size) > MAX_JPEG_SIDE:
+            raise ValueError(f"not an image that a JPEG can hold ({image.width}x{image.height} pixels)")
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=95, subsampling="4:4:4")
+        data = buffer.getvalue()
+    return data, image.width, image.height
+
+
+def _decode(data: bytes) -> tuple[Image.Image, bool]:
+    """Upright RGB image, and whether ``data`` may be stored as it is."""
+    if not data:
+        raise ValueError("not an image that can be decoded (the file is empty)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.load()
+                orientation = _orientation(image)
+                storable = orientation == 1 and image.format == "JPEG" and _is_plain_jpeg(image, data)
+                rgb = _rgb(image)
+    except UnidentifiedImageError:  # its message holds a memory address
+        raise ValueError("not an image that can be decoded (unknown format)") from None
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"not an image that can be decoded ({reason})") from None
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb, storable
+
+
+def _orientation(image: Image.Image) -> object:
+    """Value of the EXIF orientation tag: 1 without one, None where the EXIF block cannot be read."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, expected 0 to 65535")
+        return Image.fromarray(np.round(levels / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
+    """Whether every decoder reads this JPEG, which Pillow has decoded, in the same way.
+
+    Pillow skips what lies between two header segments, DALI's decoder fails there. Arithmetic coding and images stored
+    as RGB instead of YCbCr are rare enough that hardware decoders do without.
+    """
+    stored_as_rgb = image.mode == "RGB" and image.info.get("adobe_transform") == 0
+    if image.mode not in ("L", "RGB") or stored_as_rgb:
+        return False
+    position = 2
+    frames: list[int] = []
+    while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
+        marker = data[position + 1]
+        if marker == SOS:
+            return len(frames) == 1 and frames[0] in (SOF_BASELINE, SOF_PROGRESSIVE)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frames.append(marker)
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False

@@ -1,0 +1,275 @@
+"""What a folder of shards holds and how it was made: ``manifest.json``, written after everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pipelines.samples import Sample
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the numbers in the samples of a data set mean.
+
+    Attributes:
+        classes: Name of every class, or of every attribute if the labels are 0/1 attributes.
+        super_categories: Coarse category of every class; empty if there are none.
+        landmarks: Name of every landmark.
+        parts: Name of every part; ``parts[p - 1]`` has index p in the part maps.
+        multi_label: Whether a label is one 0/1 value per class instead of a class index.
+    """
+
+    classes: tuple[str, ...]
+    super_categories: tuple[str, ...] = ()
+    landmarks: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise ValueError(f"classes: expected at least 2, got {len(self.classes)}")
+        if self.super_categories and len(self.super_categories) != len(self.classes):
+            raise ValueError(
+                f"super_categories: expected one for each of {len(self.classes)} classes, "
+                f"got {len(self.super_categories)}"
+            )
+
+    def violations(self, sample: Sample) -> list[str]:
+        """In which ways a sample contradicts the schema; empty if in none."""
+        found = []
+        if isinstance(sample.label, tuple) or self.multi_label:
+            if not self.multi_label:
+                found.append(f"label {sample.label}, expected a class index")
+            elif not isinstance(sample.label, tuple) or len(sample.label) != len(self.classes):
+                found.append(f"label {sample.label}, expected {len(self.classes)} values")
+            elif not set(sample.label) <= {0, 1}:
+                found.append(f"label {sample.label}, expected values of 0 or 1")
+        elif not 0 <= sample.label < len(self.classes):
+            found.append(f"label {sample.label}, expected 0 to {len(self.classes) - 1}")
+        elif self.super_categories and sample.super_category != self.super_categories[sample.label]:
+            expected = self.super_categories[sample.label]
+            found.append(f"super-category {sample.super_category!r}, expected {expected!r}")
+        if sample.landmarks is not None and len(sample.landmarks) != len(self.landmarks):
+            found.append(f"{len(sample.landmarks)} landmarks, expected {len(self.landmarks)}")
+        for x0, y0, x1, y1 in sample.boxes.tolist() if sample.boxes is not None else ():
+            if not (0 <= x0 <= x1 <= sample.width and 0 <= y0 <= y1 <= sample.height):
+                found.append(f"box {x0, y0, x1, y1} is not inside the {sample.width}x{sample.height} image")
+        if sample.part_map is not None and sample.part_map.max() > len(self.parts):
+            found.append(f"part index {sample.part_map.max()}, expected 0 to {len(self.parts)}")
+        return found
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The tar file ``<name>.tar`` with its index ``<name>.idx``.
+
+    Attributes:
+        name: Name of both files without the suffix.
+        samples: Number of samples.
+        bytes: Size of the tar.
+        sha256: Digest of the tar.
+        index_bytes: Size of the index.
+        index_sha256: Digest of the index.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_bytes: int
+    index_sha256: str
+
+    @property
+    def tar(self) -> str:
+        """File name of the tar."""
+        return f"{self.name}.tar"
+
+    @property
+    def index(self) -> str:
+        """File name of the index."""
+        return f"{self.name}.idx"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A raw sample that was left out.
+
+    Attributes:
+        source: Where it came from.
+        reason: Why it could not be used.
+    """
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data set.
+
+    Attributes:
+        samples: Number of samples in the shards.
+        class_counts: Samples of every class, or with every attribute.
+        shards: The shards in reading order.
+        quarantined: What was left out.
+    """
+
+    samples: int
+    class_counts: tuple[int, ...]
+    shards: tuple[Shard, ...]
+    quarantined: tuple[Quarantined, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Schema):
+    """What a folder of shards holds and how it was made: a schema and the files that keep to it.
+
+    Attributes:
+        dataset: Name of the data set.
+        options: What the caller chose when making it (JSON values only).
+        seed: Seed of the order of the samples.
+        samples_per_shard: Raw samples per shard; quarantine makes some shards smaller.
+        fields: Extensions that every sample has, in the order of ``samples.FIELDS``.
+        splits: Name of the split -> its content.
+    """
+
+    dataset: str
+    options: dict[str, Any]
+    seed: int
+    samples_per_shard: int
+    fields: tuple[str, ...]
+    splits: dict[str, Split]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Manifest:
+        """Reads the manifest of a folder of shards.
+
+        Raises:
+            ValueError: there is none, or it cannot be understood.
+        """
+        path = Path(folder) / NAME
+        if not path.parent.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+        if not path.is_file():
+            raise ValueError(f"{folder}: not a shard folder (no {NAME}); make one with `python -m rg prepare`")
+        try:
+            content = json.loads(path.read_bytes())
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']!r}, this version reads {FORMAT}")
+            splits = {name: _split(split) for name, split in content.pop("splits").items()}
+            del content["format"]
+            return cls(**{name: _frozen(value) for name, value in content.items()}, splits=splits)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: not a manifest of shards ({type(error).__name__}: {error})") from None
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes ``manifest.json``, all or nothing."""
+        content = {"format": FORMAT, "dataset": self.dataset, "options": self.options, **asdict(self)}
+        with atomic_write(Path(folder) / NAME) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes or attributes."""
+        return len(self.classes)
+
+    def split(self, name: str) -> Split:
+        """One split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in self.splits:
+            raise ValueError(f"split: {self.dataset} has {', '.join(self.splits)}, got {name!r}")
+        return self.splits[name]
+
+    def differences(self, other: Manifest) -> list[str]:
+        """How the making of two folders of shards differed, one line for each setting; empty if in nothing."""
+        ours, theirs = self._recipe(), other._recipe()
+        return [
+            f"{name} {_short(ours.get(name))} instead of {_short(theirs.get(name))}"
+            for name in sorted(set(ours) | set(theirs))
+            if ours.get(name) != theirs.get(name)
+        ]
+
+    def _recipe(self) -> dict[str, Any]:
+        """What was asked for when the shards were made, flat and as JSON values."""
+        recipe = json.loads(json.dumps(asdict(self)))
+        for name in ("fields", "splits"):
+            del recipe[name]
+        return recipe | {f"options.{name}": value for name, value in recipe.pop("options").items()}
+
+
+def check_files(folder: str | os.PathLike, manifest: Manifest, split: str) -> None:
+    """Checks that every shard and index of a split is there with its recorded size.
+
+    Raises:
+        ValueError: one is not; the message names the first.
+    """
+    for shard in manifest.split(split).shards:
+        for problem in size_problems(Path(folder), shard):
+            raise ValueError(f"{folder}: {problem}")
+
+
+def size_problems(folder: Path, shard: Shard) -> list[str]:
+    """Which of the two files of a shard is missing or has the wrong size."""
+    found = []
+    for name, size in ((shard.tar, shard.bytes), (shard.index, shard.index_bytes)):
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            found.append(f"{name}: expected {size} bytes, found {path.stat().st_size}")
+    return found
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that takes its name only once it is complete and on disk; after an error nothing is left."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _split(content: dict[str, Any]) -> Split:
+    return Split(
+        samples=content["samples"],
+        class_counts=tuple(content["class_counts"]),
+        shards=tuple(Shard(**shard) for shard in content["shards"]),
+        quarantined=tuple(Quarantined(**entry) for entry in content["quarantined"]),
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,368 @@
+"""WebDataset shards with the index that DALI reads: writing them in parallel, and plain reading without DALI.
+
+A folder of shards holds ``<split>-00000.tar``, ``<split>-00000.idx``, ... and, once everything else is complete,
+``manifest.json``. The bytes depend on the samples, the options and the seed only, not on the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import re
+import signal
+import tarfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pipelines import samples
+from pipelines.manifest import NAME, Manifest, Quarantined, Schema, Shard, Split, atomic_write, check_files, sha256
+from pipelines.samples import Sample
+
+INDEX_VERSION = "v1.2"
+SPLIT_NAME = re.compile(r"[a-z0-9_]+")
+OUR_FILE = re.compile(r"([a-z0-9_]+-\d{5}\.(tar|idx)|manifest\.json)(\.tmp)?")
+
+Progress = Callable[[int, int], None]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """One split of a raw data set. It is pickled once for every worker process."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Reads one sample; ValueError or OSError if that cannot be done."""
+        ...
+
+    def source(self, index: int, /) -> str:
+        """Where a sample comes from, without reading it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample in a shard: its key, and extension -> (offset, size) in bytes."""
+
+    key: str
+    fields: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The raw samples of one shard."""
+
+    split: str
+    name: str
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A finished shard; None if all its samples are in quarantine."""
+
+    shard: Shard | None
+    class_counts: tuple[int, ...]
+    part_maps: int
+    quarantined: tuple[Quarantined, ...]
+
+
+def write(
+    out: str | os.PathLike,
+    dataset: str,
+    sources: Mapping[str, Source],
+    *,
+    schema: Schema,
+    options: Mapping[str, Any],
+    samples_per_shard: int = 1000,
+    seed: int = 0,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Writes a data set as shards.
+
+    The samples of every split are shuffled before they are cut into shards. Samples that cannot be read or contradict
+    the schema are left out, logged and listed in the manifest. A folder that is already complete is left as it is, the
+    remains of an interrupted run are overwritten.
+
+    Args:
+        out: The folder of the shards, made if missing.
+        dataset: Name of the data set.
+        sources: Name of the split -> its raw samples.
+        schema: What the numbers in the samples mean.
+        options: Whatever else the samples depend on, as JSON values; kept in the manifest.
+        samples_per_shard: Raw samples per shard.
+        seed: Decides the order of the samples.
+        jobs: Number of processes. The bytes written are the same for any number.
+        progress: Called with the number of finished shards and that of all shards.
+
+    Raises:
+        ValueError: an argument is wrong, ``out`` holds foreign files or shards that were made differently, no sample of
+            a split can be used, or only some samples of a split have a part map.
+        OSError: the folder cannot be written to. No manifest is left behind, nor any incomplete shard.
+    """
+    if samples_per_shard < 1 or jobs < 1:
+        raise ValueError(f"samples_per_shard, jobs: expected at least 1, got {samples_per_shard}, {jobs}")
+    if not sources:
+        raise ValueError("sources: expected at least one split, got none")
+    for split, source in sources.items():
+        if not SPLIT_NAME.fullmatch(split):
+            raise ValueError(f"sources: expected splits named by a-z, 0-9 and _, got {split!r}")
+        if not len(source):
+            raise ValueError(f"sources: the split {split!r} is empty")
+    out = Path(out)
+    plain_options = json.loads(json.dumps(options, sort_keys=True))
+    plan = Manifest(
+        **asdict(schema),
+        dataset=dataset,
+        options=plain_options,
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        fields=(),
+        splits={},
+    )
+    complete = _prepare(out, plan, sources)
+    if complete:
+        logger.info("%s: already complete", out)
+        return complete
+
+    tasks = [task for split, source in sources.items() for task in _cut(split, len(source), samples_per_shard, seed)]
+    written: dict[str, _Written] = {}
+    try:
+        with contextlib.closing(run(partial(_write_shard, out, sources, schema), tasks, jobs)) as results:
+            for task, result in results:
+                written[task.name] = result
+                for sample in result.quarantined:
+                    logger.warning("%s left out: %s: %s", task.split, sample.source, sample.reason)
+                if progress:
+                    progress(len(written), len(tasks))
+        splits = {
+            split: _summary(split, [written[task.name] for task in tasks if task.split == split]) for split in sources
+        }
+        manifest = replace(plan, fields=_fields(splits, written.values()), splits=splits)
+        manifest.save(out)
+    finally:
+        for path in out.glob("*.tmp"):  # of workers that were killed
+            path.unlink()
+    return manifest
+
+
+def read(folder: str | os.PathLike, split: str, keys: Sequence[str] | None = None) -> Iterator[Sample]:
+    """Reads samples one by one, without DALI.
+
+    Args:
+        folder: A folder of shards.
+        split: Name of the split.
+        keys: Which samples, in this order; all of them in the order of the shards if None.
+
+    Raises:
+        ValueError: the folder, the split, a key or the content of a shard is not as expected.
+        OSError: a file cannot be read.
+    """
+    folder = Path(folder)
+    shards = Manifest.load(folder).split(split).shards
+    entries = ((folder / shard.tar, entry) for shard in shards for entry in read_index(folder / shard.index))
+    if keys is not None:
+        by_key = {entry.key: (path, entry) for path, entry in entries}
+        unknown = [key for key in keys if key not in by_key]
+        if unknown:
+            raise ValueError(f"keys: {folder} has no {unknown[0]!r} in the split {split!r}")
+        entries = (by_key[key] for key in keys)
+    return (_read_entry(path, entry) for path, entry in entries)
+
+
+def read_index(path: Path) -> list[Entry]:
+    """The samples of an index, in the order of the shard.
+
+    Raises:
+        ValueError: it is no index of the version that is written here.
+    """
+    header, *lines = path.read_text().splitlines() or [""]
+    if header != f"{INDEX_VERSION} {len(lines)}":
+        raise ValueError(f"{path}: expected '{INDEX_VERSION} {len(lines)}' in the first line, found {header[:40]!r}")
+    entries = []
+    for line in lines:
+        words = line.split(" ")
+        try:
+            columns = list(zip(*[iter(words)] * 4, strict=True))
+            key = columns[0][3].removesuffix("." + columns[0][0])
+            entries.append(Entry(key, {field: (int(offset), int(size)) for field, offset, size, _ in columns}))
+        except (ValueError, IndexError):
+            raise ValueError(f"{path}: expected extension, offset, size and name, found {line[:60]!r}") from None
+    return entries
+
+
+def index_text(entries: Sequence[Entry]) -> str:
+    """The index of a shard as a text."""
+    lines = [
+        " ".join(f"{field} {offset} {size} {entry.key}.{field}" for field, (offset, size) in entry.fields.items())
+        for entry in entries
+    ]
+    return "\n".join([f"{INDEX_VERSION} {len(entries)}", *lines, ""])
+
+
+def count_labels(sample: Sample, counts: list[int]) -> None:
+    """Adds a sample to the number of samples of every class, or with every attribute."""
+    if isinstance(sample.label, tuple):
+        for attribute, value in enumerate(sample.label):
+            counts[attribute] += value
+    else:
+        counts[sample.label] += 1
+
+
+def run(
+    function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
+) -> Generator[tuple[Task, Result], None, None]:
+    """Calls a function for every task, in up to ``jobs`` processes, and yields the results as they come.
+
+    ``function`` is pickled once for every process. Closing the iterator waits for the tasks in progress.
+    """
+    jobs = min(jobs, len(tasks))
+    if jobs <= 1:
+        for task in tasks:
+            yield task, function(task)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(function,))
+    try:
+        futures = {pool.submit(_call, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_function: Callable[[Any], Any]
+
+
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent deals with it
+
+
+def _call(task: Any) -> Any:
+    return _function(task)
+
+
+def _prepare(out: Path, plan: Manifest, sources: Mapping[str, Source]) -> Manifest | None:
+    """Makes the folder and removes what an interrupted run has left; the manifest if there is nothing to do."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / NAME).exists():
+        manifest = Manifest.load(out)
+        differences = manifest.differences(plan)
+        found = {split: content.samples + len(content.quarantined) for split, content in manifest.splits.items()}
+        wanted = {split: len(source) for split, source in sources.items()}
+        if found != wanted:
+            differences.append(f"raw samples {found} instead of {wanted}")
+        if differences:
+            raise ValueError(f"{out}: holds shards that were made differently: {'; '.join(differences)}")
+        for split in manifest.splits:
+            check_files(out, manifest, split)
+        return manifest
+    names = sorted(os.listdir(out))
+    for name in names:
+        if not OUR_FILE.fullmatch(name):
+            raise ValueError(f"{out}: holds {name}, which is no shard; choose an empty folder")
+    for name in names:
+        (out / name).unlink()
+    return None
+
+
+def _cut(split: str, count: int, samples_per_shard: int, seed: int) -> Iterator[_Task]:
+    order = list(range(count))
+    random.Random(f"{seed}/{split}").shuffle(order)
+    for number, start in enumerate(range(0, count, samples_per_shard)):
+        yield _Task(split, f"{split}-{number:05d}", tuple(order[start : start + samples_per_shard]))
+
+
+def _write_shard(out: Path, sources: Mapping[str, Source], schema: Schema, task: _Task) -> _Written:
+    path, index = out / f"{task.name}.tar", out / f"{task.name}.idx"
+    counts = [0] * len(schema.classes)
+    entries: list[Entry] = []
+    quarantined: list[Quarantined] = []
+    with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in task.indices:
+            try:
+                sample = sources[task.split][number]
+                _check(sample, schema)
+            except (ValueError, OSError) as error:
+                source = sources[task.split].source(number)
+                quarantined.append(Quarantined(source, _reason(error).removeprefix(f"{source}: ")))
+                continue
+            entries.append(_add(tar, sample))
+            count_labels(sample, counts)
+    part_maps = sum(samples.PART_MAP in entry.fields for entry in entries)
+    if not entries:
+        path.unlink()
+        return _Written(None, tuple(counts), part_maps, tuple(quarantined))
+    with atomic_write(index) as file:
+        file.write(index_text(entries).encode())
+    shard = Shard(task.name, len(entries), path.stat().st_size, sha256(path), index.stat().st_size, sha256(index))
+    return _Written(shard, tuple(counts), part_maps, tuple(quarantined))
+
+
+def _add(tar: tarfile.TarFile, sample: Sample) -> Entry:
+    """Appends a sample; nothing but its key and content decides about the bytes."""
+    fields = {}
+    for field, content in samples.encode(sample).items():
+        member = tarfile.TarInfo(f"{sample.key}.{field}")
+        member.size = len(content)
+        member.mode = 0o644
+        fields[field] = (tar.offset + tarfile.BLOCKSIZE, len(content))
+        tar.addfile(member, io.BytesIO(content))
+    return Entry(sample.key, fields)
+
+
+def _check(sample: Sample, schema: Schema) -> None:
+    for violation in schema.violations(sample):
+        raise ValueError(violation)
+
+
+def _reason(error: Exception) -> str:
+    """One line without the path of an OSError, which is absolute."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _summary(split: str, written: Sequence[_Written]) -> Split:
+    shards = tuple(result.shard for result in written if result.shard)
+    quarantined = tuple(sample for result in written for sample in result.quarantined)
+    if not shards:
+        first = quarantined[0]
+        raise ValueError(f"{split}: none of {len(quarantined)} samples can be used; {first.source}: {first.reason}")
+    return Split(
+        samples=sum(shard.samples for shard in shards),
+        class_counts=tuple(map(sum, zip(*(result.class_counts for result in written), strict=True))),
+        shards=shards,
+        quarantined=quarantined,
+    )
+
+
+def _fields(splits: Mapping[str, Split], written: Iterable[_Written]) -> tuple[str, ...]:
+    count = sum(split.samples for split in splits.values())
+    part_maps = sum(result.part_maps for result in written)
+    if part_maps not in (0, count):
+        raise ValueError(f"sources: expected part maps for all samples or for none, got {part_maps} for {count}")
+    return samples.FIELDS if part_maps else samples.FIELDS[:-1]
+
+
+def _read_entry(path: Path, entry: Entry) -> Sample:
+    fields = {}
+    with path.open("rb") as file:
+        for field, (offset, size) in entry.fields.items():
+            file.seek(offset)
+            fields[field] = file.read(size)
+    return samples.decode(entry.key, fields)

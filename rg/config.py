@@ -1,0 +1,296 @@
+"""The typed, validated settings of a run: everything a recipe says and a command line may override."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_type_hints
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The network up to the feature map.
+
+    Attributes:
+        name: resnet50, resnet101 (torchvision) or any timm model that yields a feature map, convolutional or ViT.
+        weights: imagenet (downloaded, or taken from an installed weights package), none, or the path of a file.
+        stride: Take the deepest feature map whose stride in pixels is at most this.
+    """
+
+    name: str = "resnet101"
+    weights: str = "imagenet"
+    stride: int = 16
+
+    def __post_init__(self) -> None:
+        _require(self.stride >= 1, "model.backbone.stride", "at least 1", self.stride)
+
+
+@dataclass(frozen=True)
+class GroupingConfig:
+    """The part dictionary and the occurrence detector (Section 3.1).
+
+    Attributes:
+        num_parts: K, the number of parts.
+        init: Dictionary from Kaiming-normal noise as the authors do (random), or k-means on first features (kmeans).
+        standardize: Standardise the features before grouping; needed where they do not come out of a ReLU.
+        smoothing_radius: The smoothing window is 2 * radius + 1 positions wide.
+        smoothing_std: Standard deviation of the smoothing Gaussian in positions.
+        smoothing_padding: valid (the authors' choice) or same.
+    """
+
+    num_parts: int = 5
+    init: Literal["random", "kmeans"] = "random"
+    standardize: bool = False
+    smoothing_radius: int = 2
+    smoothing_std: float = 0.4
+    smoothing_padding: Literal["valid", "same"] = "valid"
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.num_parts <= 64, "model.grouping.num_parts", "1 to 64 parts", self.num_parts)
+        _require(self.smoothing_radius >= 0, "model.grouping.smoothing_radius", "0 or more", self.smoothing_radius)
+        _require(self.smoothing_std > 0, "model.grouping.smoothing_std", "a positive number", self.smoothing_std)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Region transform f_z, attention f_a and classifier (Sections 3.2 and 3.3).
+
+    Attributes:
+        attention: Weigh the regions by learned attention; without it every region counts 1/K (ablation of Table 7).
+        region_channels: Channels of a transformed region, the input width of the classifier.
+        region_width: Inner width of the bottlenecks of f_z.
+        region_blocks: Number of bottlenecks of f_z.
+        attention_width: Inner width of f_a.
+    """
+
+    attention: bool = True
+    region_channels: int = 2048
+    region_width: int = 512
+    region_blocks: int = 4
+    attention_width: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("region_channels", "region_width", "region_blocks", "attention_width"):
+            _require(getattr(self, name) >= 1, f"model.head.{name}", "at least 1", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone -> grouping -> head.
+
+    Attributes:
+        backbone: The feature extractor.
+        grouping: The part dictionary.
+        head: Region transform, attention and classifier.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    grouping: GroupingConfig = field(default_factory=GroupingConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """classification_weight * classification loss + prior_weight * occurrence prior loss (Eq. 2).
+
+    Attributes:
+        classification_weight: Weight of the cross entropy (or, for multi-label data, the mean binary cross entropy).
+        prior_weight: Weight of the occurrence prior; 0 switches it off (ablation of Table 7).
+        prior_alpha: First parameter of the Beta distribution.
+        prior_beta: Second parameter of the Beta distribution.
+    """
+
+    classification_weight: float = 1.0
+    prior_weight: float = 0.5
+    prior_alpha: float = 1.0
+    prior_beta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("classification_weight", "prior_weight"):
+            _require(getattr(self, name) >= 0, f"loss.{name}", "0 or more", getattr(self, name))
+        for name in ("prior_alpha", "prior_beta"):
+            _require(getattr(self, name) > 0, f"loss.{name}", "a positive number", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with momentum, one learning rate for the backbone and one for everything new.
+
+    Attributes:
+        lr: Learning rate of the pretrained backbone.
+        new_layer_lr_scale: The new layers learn at lr times this.
+        momentum: SGD momentum.
+        weight_decay: L2 penalty.
+        schedule: cosine (to zero over the whole run) or step.
+        milestones: Epochs at which a step schedule multiplies the learning rate by gamma.
+        gamma: Factor of the step schedule.
+        warmup_epochs: Linear warm-up from zero, in epochs (fractions allowed).
+        clip_norm: Largest norm of the gradient; 0 does not clip.
+    """
+
+    lr: float = 1e-3
+    new_layer_lr_scale: float = 20.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optimizer.lr", "a positive number", self.lr)
+        for name in ("new_layer_lr_scale", "momentum", "weight_decay", "gamma", "warmup_epochs", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"optimizer.{name}", "0 or more", getattr(self, name))
+        _require(
+            (self.schedule == "step") == bool(self.milestones),
+            "optimizer.milestones",
+            "epochs for schedule=step and none for schedule=cosine",
+            self.milestones,
+        )
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Geometry and augmentation.
+
+    Attributes:
+        short_side: The short side of the image is resized to this many pixels.
+        crop: Then a square of this many pixels is cut: at random for training, from the centre for testing.
+        test_short_side: Short side for testing; 0 takes short_side.
+        flip: Probability of a horizontal flip in training.
+        jitter: Brightness, contrast and saturation vary by up to this fraction in training.
+        decoder: Where JPEGs are decoded: cpu, mixed (GPU), or auto (mixed where there is a GPU).
+        threads: Decoding threads of a rank; 0 takes the cores of the machine divided by its ranks.
+    """
+
+    short_side: int = 256
+    crop: int = 224
+    test_short_side: int = 0
+    flip: float = 0.5
+    jitter: float = 0.1
+    decoder: Literal["auto", "cpu", "mixed"] = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.crop >= 16, "input.crop", "at least 16 pixels", self.crop)
+        _require(self.short_side >= self.crop, "input.short_side", f"at least input.crop = {self.crop}", self.short_side)
+        _require(
+            self.test_short_side == 0 or self.test_short_side >= self.crop,
+            "input.test_short_side",
+            f"0 or at least input.crop = {self.crop}",
+            self.test_short_side,
+        )
+        _require(0 <= self.flip <= 1, "input.flip", "a probability", self.flip)
+        _require(0 <= self.jitter < 1, "input.jitter", "a fraction below 1", self.jitter)
+        _require(self.threads >= 0, "input.threads", "0 or more", self.threads)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length and bookkeeping of a run.
+
+    Attributes:
+        epochs: Passes over the training set.
+        global_batch: Images of one optimiser step, over all ranks and accumulated micro batches.
+        accumulation: Micro batches whose gradients are added up before a step.
+        precision: fp32, or bf16 by autocast (parameters stay fp32).
+        checkpoint_epochs: Epochs between two checkpoints.
+        keep_checkpoints: Newest checkpoints kept.
+        validate_epochs: Epochs between two validations; 0 never validates.
+        log_steps: Steps between two lines of metrics.jsonl.
+    """
+
+    epochs: int = 75
+    global_batch: int = 32
+    accumulation: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_epochs: int = 1
+    keep_checkpoints: int = 2
+    validate_epochs: int = 1
+    log_steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulation", "checkpoint_epochs", "keep_checkpoints", "log_steps"):
+            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        _require(self.global_batch >= 2, "train.global_batch", "at least 2 (batch norm)", self.global_batch)
+        _require(
+            self.global_batch % self.accumulation == 0,
+            "train.global_batch",
+            f"a multiple of train.accumulation = {self.accumulation}",
+            self.global_batch,
+        )
+        _require(self.validate_epochs >= 0, "train.validate_epochs", "0 or more", self.validate_epochs)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes.
+
+    Attributes:
+        model: Architecture.
+        loss: Objective.
+        optimizer: Optimiser and schedule.
+        input: Geometry and augmentation of the images.
+        train: Length and bookkeeping.
+        seed: Seed of every random stream of the run.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**31, "seed", "0 to 2147483647", self.seed)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            ValueError: an unknown field, or a value out of range.
+        """
+        return _from_dict(cls, values)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {"model.grouping.num_parts": 8, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings whose values differ: dotted name -> (value in before, value in after)."""
+    old, new = flatten(dataclasses.asdict(before)), flatten(dataclasses.asdict(after))
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+
+
+T = TypeVar("T")
+
+
+def _from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{cls.__name__}: unknown setting {', '.join(unknown)}; known are {', '.join(hints)}")
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            arguments[name] = _from_dict(hints[name], value)
+        else:
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)

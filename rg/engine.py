@@ -1,0 +1,239 @@
+"""The training engine: the only file that knows DeepSpeed.
+
+It turns a model and a ``RunConfig`` into optimiser steps that do not depend on how the batch is split over ranks, and
+into checkpoints that are published whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rg.config import OptimizerConfig, RunConfig
+from rg.model import ModelOutput, RegionGroupingModel
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_LOG_LEVEL", "error")
+
+import deepspeed
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes of the run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU of this process, or the CPU."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def connect() -> Ranks:
+    """Join the process group that the launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, or a group of one.
+
+    Returns:
+        The place of this process.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    ranks = Ranks(rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    if not dist.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+    return ranks
+
+
+class Engine:
+    """Forward, backward, step and checkpoints of one rank.
+
+    Args:
+        model: On the CPU; moves to the device of the rank.
+        config: Of the run.
+        ranks: From ``connect()``.
+        steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
+    """
+
+    def __init__(self, model: RegionGroupingModel, config: RunConfig, ranks: Ranks, steps_per_epoch: int) -> None:
+        self.ranks = ranks
+        self.model = model
+        self.micro_batch = micro_batch(config, ranks)
+        backbone, new = model.parameter_groups()
+        optimizer = torch.optim.SGD(
+            [
+                {"params": backbone, "lr": config.optimizer.lr},
+                {"params": new, "lr": config.optimizer.lr * config.optimizer.new_layer_lr_scale},
+            ],
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+        )
+        scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
+        self.engine, *_ = deepspeed.initialize(
+            model=model.to(ranks.device),
+            optimizer=optimizer,
+            lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, scale),
+            dist_init_required=False,
+            config={
+                "train_batch_size": config.train.global_batch,
+                "train_micro_batch_size_per_gpu": self.micro_batch,
+                "gradient_accumulation_steps": config.train.accumulation,
+                "gradient_clipping": config.optimizer.clip_norm,
+                "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
+                "steps_per_print": 2**31 - 1,
+            },
+        )
+        # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it.
+        model.to(memory_format=torch.channels_last)
+
+    def __call__(self, images: Tensor) -> ModelOutput:
+        """Images [N, 3, H, W] on any device -> output of the model."""
+        return self.engine(images.to(self.ranks.device, non_blocking=True))
+
+    def step(self, loss: Tensor) -> None:
+        """Backward; then, once all micro batches of the step have been seen, the optimiser and its schedule."""
+        self.engine.backward(loss)
+        self.engine.step()
+
+    def lr(self) -> float:
+        """Current learning rate of the backbone."""
+        return self.engine.optimizer.param_groups[0]["lr"]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[N, ...] of every rank -> [world * N, ...] on every rank, with gradient.
+
+        The gradient is scaled such that a loss that every rank computes from the gathered tensor has, after the engine
+        has averaged the gradients of the ranks, the gradient of a single process.
+        """
+        return _Gather.apply(x, self.ranks) if self.ranks.world_size > 1 else x
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the ranks."""
+        if self.ranks.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.ranks.device)).item())
+
+    def save(self, folder: Path, step: int, rank_state: dict[str, Any], keep: int) -> None:
+        """Publish a checkpoint: written beside the others, renamed when complete, then named in ``latest``.
+
+        Args:
+            folder: Folder of checkpoints.
+            step: Optimiser steps taken.
+            rank_state: What this rank alone needs to go on: tensors, bytes, numbers and text.
+            keep: Newest checkpoints that stay.
+        """
+        tag, partial = f"step-{step:08d}", f".step-{step:08d}.partial"
+        if self.ranks.rank == 0:
+            shutil.rmtree(folder / partial, ignore_errors=True)
+        self._barrier()
+        try:
+            self.engine.save_checkpoint(str(folder), tag=partial, client_state={"step": step}, save_latest=False)
+            torch.save(rank_state, folder / partial / f"rank-{self.ranks.rank}.pt")
+            self._barrier()
+        except BaseException:
+            shutil.rmtree(folder / partial, ignore_errors=True)
+            raise
+        if self.ranks.rank == 0:
+            shutil.rmtree(folder / tag, ignore_errors=True)
+            os.replace(folder / partial, folder / tag)
+            temporary = folder / f".{LATEST}"
+            temporary.write_text(tag)
+            os.replace(temporary, folder / LATEST)
+            for old in sorted(folder.glob("step-*"))[:-keep]:
+                shutil.rmtree(old)
+        self._barrier()
+
+    def load(self, folder: Path) -> tuple[int, dict[str, Any]]:
+        """Continue from the latest checkpoint.
+
+        Returns:
+            The optimiser steps taken, and the ``rank_state`` of this rank.
+
+        Raises:
+            ValueError: there is no checkpoint, or it was made with another number of ranks.
+        """
+        try:
+            tag = (folder / LATEST).read_text()
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: there is no checkpoint to resume from") from None
+        saved = len(list((folder / tag).glob("rank-*.pt")))
+        if saved != self.ranks.world_size:
+            raise ValueError(f"{folder / tag}: was made by {saved} ranks and cannot go on with {self.ranks.world_size}")
+        _, client_state = self.engine.load_checkpoint(str(folder), tag=tag)
+        rank_state = torch.load(folder / tag / f"rank-{self.ranks.rank}.pt", weights_only=True)
+        return client_state["step"], rank_state
+
+    def _barrier(self) -> None:
+        if self.ranks.world_size > 1:
+            dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks, ctx.size = ranks, len(x)
+        gathered = [torch.empty_like(x) for _ in range(ranks.world_size)]
+        dist.all_gather(gathered, x.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        own = grad[ctx.ranks.rank * ctx.size : (ctx.ranks.rank + 1) * ctx.size]
+        return own * ctx.ranks.world_size, None
+
+
+def micro_batch(config: RunConfig, ranks: Ranks) -> int:
+    """Images that one rank sees at once.
+
+    Raises:
+        ValueError: the global batch cannot be divided.
+    """
+    pieces = ranks.world_size * config.train.accumulation
+    if config.train.global_batch % pieces:
+        raise ValueError(
+            f"train.global_batch: {config.train.global_batch} images cannot be split over {ranks.world_size} ranks x "
+            f"{config.train.accumulation} micro batches"
+        )
+    return config.train.global_batch // pieces
+
+
+def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
+    """step -> factor of the learning rate: linear warm-up, then a cosine to zero or steps."""
+    warmup, total = config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+
+    def scale(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if config.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        return config.gamma ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
+
+    return scale

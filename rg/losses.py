@@ -1,0 +1,68 @@
+"""Classification loss and the prior on part occurrence (Section 3.1, Eq. 2)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import beta as beta_distribution
+from torch import Tensor
+
+EPSILON = 1e-5
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy for one class per image, mean binary cross entropy for attributes.
+
+    Args:
+        logits: [N, classes].
+        labels: Class indices [N], or 0/1 attributes [N, classes].
+
+    Returns:
+        Scalar mean.
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits.float(), labels)
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+def occurrence_prior_loss(occurrence: Tensor, prior_alpha: float, prior_beta: float) -> Tensor:
+    """1D Wasserstein distance, on a log scale, between part occurrence and a Beta prior (Eq. 2).
+
+    For every part the N occurrences are sorted and compared with the N quantiles (2n - 1) / 2N of the prior. N must be
+    the whole batch of a step: the mean of two half batches is another loss.
+
+    Args:
+        occurrence: [N, K] in (0, 1), N >= 1.
+        prior_alpha: First parameter of the Beta distribution, positive.
+        prior_beta: Second parameter of the Beta distribution, positive.
+
+    Returns:
+        Scalar mean over images and parts.
+
+    Raises:
+        ValueError: wrong shape or parameters.
+    """
+    if occurrence.ndim != 2 or occurrence.shape[0] == 0:
+        raise ValueError(f"occurrence: expected [N, K] with N >= 1, got {list(occurrence.shape)}")
+    if prior_alpha <= 0 or prior_beta <= 0:
+        raise ValueError(f"expected positive prior_alpha and prior_beta, got {prior_alpha} and {prior_beta}")
+    dtype = torch.promote_types(occurrence.dtype, torch.float32)
+    target = _log_target(occurrence.shape[0], prior_alpha, prior_beta, dtype, occurrence.device)
+    ascending = occurrence.to(dtype).sort(dim=0).values
+    return (torch.log(ascending + EPSILON) - target.unsqueeze(1)).abs().mean()
+
+
+def prior_quantiles(count: int, prior_alpha: float, prior_beta: float) -> np.ndarray:
+    """Quantiles (2n - 1) / 2N, n = 1..N, of the Beta prior: float64 [count], ascending."""
+    return beta_distribution.ppf((2 * np.arange(1, count + 1) - 1) / (2 * count), prior_alpha, prior_beta)
+
+
+@lru_cache(maxsize=64)
+def _log_target(
+    count: int, prior_alpha: float, prior_beta: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    log_quantiles = np.log(prior_quantiles(count, prior_alpha, prior_beta) + EPSILON)
+    return torch.as_tensor(log_quantiles, dtype=dtype, device=device)

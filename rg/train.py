@@ -1,0 +1,396 @@
+"""Training: shards in, a run folder out.
+
+    config.json classes.json run.json     what runs (rg.checkpoint)
+    checkpoints/                          to resume from: the engine's files and one file per rank
+    model.safetensors                     weights of the newest checkpoint
+    metrics.jsonl tensorboard/ train.log  what happened
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pipelines import plan
+from pipelines.manifest import atomic_write
+from pipelines.loader import Geometry, Loader
+from pipelines.manifest import Manifest
+from rg import checkpoint
+from rg.checkpoint import Classes
+from rg.config import RunConfig, differences
+from rg.engine import Engine, Ranks, connect
+from rg.losses import classification_loss, occurrence_prior_loss
+from rg.model import RegionGroupingModel
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS, METRICS, LOG, TENSORBOARD = "checkpoints", "metrics.jsonl", "train.log", "tensorboard"
+DICTIONARY_IMAGES = 256
+
+
+def train(config: RunConfig, data: Path, out: Path, resume: bool = False) -> int:
+    """Train one model.
+
+    Args:
+        config: The run.
+        data: Folder of shards with a ``train`` split, and a ``val`` split if validation is on.
+        out: Run folder; must not hold another run.
+        resume: Continue the run in ``out`` from its newest checkpoint, exactly as if it had not stopped.
+
+    Returns:
+        Exit code: 0 when trained to the end, 128 + n when signal n stopped the run after a checkpoint.
+
+    Raises:
+        ValueError: data, configuration or run folder cannot be used.
+    """
+    manifest = Manifest.load(data)
+    classes = Classes(manifest.classes, manifest.multi_label)
+    steps = plan.steps_per_epoch(manifest.split("train").samples, config.train.global_batch)
+    _check_run_folder(out, config, classes, manifest, resume)
+
+    ranks = connect()
+    torch.manual_seed(config.seed)
+    model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=not resume)
+    if not resume and config.model.grouping.init == "kmeans":
+        model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
+    engine = Engine(model, config, ranks, steps)
+    step, rank_state = engine.load(out / CHECKPOINTS) if resume else (0, {})
+
+    if ranks.rank == 0:
+        (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        checkpoint.save_config(out, config, classes)
+        checkpoint.write_json(out / checkpoint.RECORD, _record(data, manifest, ranks))
+    run = _Run(config, data, out, engine, steps, step, rank_state, "val" in manifest.splits)
+    return run.run()
+
+
+def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: Manifest, resume: bool) -> None:
+    if not resume:
+        if (out / checkpoint.CONFIG).exists():
+            raise ValueError(f"--out: {out} holds a run already; continue it with --resume or choose another folder")
+        return
+    started, trained_classes = checkpoint.load_config(out)
+    changed = differences(started, config)
+    if changed:
+        name, (before, after) = next(iter(changed.items()))
+        raise ValueError(
+            f"--resume: {out} was started with {name} = {before!r}, now it is {after!r}"
+            + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
+        )
+    if trained_classes != classes:
+        raise ValueError(
+            f"--data: the {len(classes.names)} classes of the data are not the {len(trained_classes.names)} classes "
+            f"that {out} was started with"
+        )
+    before = checkpoint.read_json(out / checkpoint.RECORD)["data"]["shards"]
+    if before != _shard_sums(manifest):
+        raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
+
+
+def _shard_sums(manifest: Manifest) -> list[str]:
+    return [shard.sha256 for shard in manifest.split("train").shards]
+
+
+def _record(data: Path, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
+    return {
+        "command": shlex.join(["python", "-m", "rg", *sys.argv[1:]]),
+        "data": {
+            "folder": str(data.resolve()),
+            "dataset": manifest.dataset,
+            "options": manifest.options,
+            "shards": _shard_sums(manifest),
+        },
+        "ranks": ranks.world_size,
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+        "environment": checkpoint.environment(),
+    }
+
+
+def _first_images(config: RunConfig, data: Path, manifest: Manifest) -> Tensor:
+    """The same first training images on every rank, uint8 [N, 3, C, C]."""
+    count = min(DICTIONARY_IMAGES, manifest.split("train").samples)
+    geometry = Geometry(config.input.test_short_side or config.input.short_side, config.input.crop)
+    return next(iter(Loader(data, "train", geometry, count, threads=config.input.threads))).images
+
+
+def make_loader(
+    config: RunConfig, data: Path, split: str, batch_size: int, ranks: Ranks, *, training: bool, state: bytes | None
+) -> Loader:
+    """The loader that a run trains or validates with."""
+    side = config.input.short_side if training else config.input.test_short_side or config.input.short_side
+    decoder = config.input.decoder
+    if decoder == "auto":
+        decoder = "mixed" if ranks.device.type == "cuda" else "cpu"
+    return Loader(
+        data,
+        split,
+        Geometry(side, config.input.crop, training, config.input.flip, config.input.jitter),
+        batch_size,
+        decoder=decoder,
+        threads=config.input.threads,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        local_rank=ranks.local_rank,
+        local_world_size=ranks.local_world_size,
+        state=state,
+    )
+
+
+class _Run:
+    """The loop and what it keeps."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: Path,
+        out: Path,
+        engine: Engine,
+        steps_per_epoch: int,
+        step: int,
+        rank_state: dict[str, Any],
+        has_validation: bool,
+    ) -> None:
+        self.config, self.data, self.out, self.engine = config, data, out, engine
+        self.steps_per_epoch, self.step = steps_per_epoch, step
+        self.total = config.train.epochs * steps_per_epoch
+        self.validates = has_validation and config.train.validate_epochs > 0
+        self.is_main = engine.ranks.rank == 0
+        self.loader = make_loader(
+            config,
+            data,
+            "train",
+            engine.micro_batch,
+            engine.ranks,
+            training=True,
+            state=bytes(rank_state["loader"].numpy()) if rank_state else None,
+        )
+        if rank_state:
+            torch.set_rng_state(rank_state["rng"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state(rank_state["cuda_rng"])
+        self.meter = _Meter(rank_state.get("meter"))
+
+    def run(self) -> int:
+        config = self.config.train
+        stream = iter(self.loader)
+        with _signals() as received, self._log(), _Metrics(self.out, self.step, self.is_main) as metrics:
+            logger.info(
+                "%s %d of %d steps (%d epochs of %d) on %s, global batch %d over %d ranks",
+                "continue at" if self.step else "train",
+                self.step or self.total,
+                self.total,
+                config.epochs,
+                self.steps_per_epoch,
+                self.engine.ranks.device,
+                config.global_batch,
+                self.engine.ranks.world_size,
+            )
+            with self._bar() as bar:
+                while self.step < self.total:
+                    self._train_step(stream)
+                    self.step += 1
+                    bar.update()
+                    epoch, rest = divmod(self.step, self.steps_per_epoch)
+                    if self.step % config.log_steps == 0 or rest == 0:
+                        record = self.meter.read(self.engine, config.global_batch)
+                        metrics.write("train", self.step, self.step / self.steps_per_epoch, record)
+                        self._show(bar, record)
+                    if rest == 0 and self.validates and (epoch % config.validate_epochs == 0 or self.step == self.total):
+                        self._validate(metrics)
+                    stop = self.engine.any(bool(received))
+                    if stop or self.step == self.total or (rest == 0 and epoch % config.checkpoint_epochs == 0):
+                        self._save()
+                    if stop:
+                        break
+            if self.step < self.total:
+                logger.info("stopped by a signal at step %d of %d; continue with --resume", self.step, self.total)
+                return 128 + (received[0] if received else signal.SIGTERM)
+            logger.info("trained %d steps; the model is %s", self.step, self.out / checkpoint.WEIGHTS)
+            return 0
+
+    def _train_step(self, stream: Iterator[Any]) -> None:
+        loss_config = self.config.loss
+        self.engine.model.train()
+        for _ in range(self.config.train.accumulation):
+            began = time.perf_counter()
+            batch = next(stream)
+            waited = time.perf_counter() - began
+            output = self.engine(batch.images)
+            labels = batch.labels.to(output.logits.device, non_blocking=True)
+            classification = classification_loss(output.logits, labels)
+            prior = occurrence_prior_loss(
+                self.engine.gather(output.occurrence), loss_config.prior_alpha, loss_config.prior_beta
+            )
+            loss = loss_config.classification_weight * classification + loss_config.prior_weight * prior
+            self.engine.step(loss)
+            with torch.no_grad():
+                correct = _correct(output.logits, labels)
+                self.meter.add(torch.stack([loss, classification, prior, correct]).detach(), waited)
+
+    @torch.no_grad()
+    def _validate(self, metrics: _Metrics) -> None:
+        """Accuracy and losses over the validation split, every sample counted once over all ranks."""
+        model, ranks = self.engine.model, self.engine.ranks
+        model.eval()
+        loader = make_loader(
+            self.config, self.data, "val", self.engine.micro_batch, ranks, training=False, state=None
+        )
+        sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        for batch in loader:
+            output = model(batch.images.to(ranks.device))
+            labels = batch.labels.to(ranks.device)
+            correct, loss = _correct(output.logits, labels), classification_loss(output.logits, labels)
+            sums += len(labels) * torch.stack([correct, loss, torch.ones_like(loss)]).double()
+        accuracy, loss, count = self.engine.sum(sums).tolist()
+        record = {"accuracy": accuracy / count, "classification_loss": loss / count}
+        metrics.write("validation", self.step, self.step / self.steps_per_epoch, record)
+        logger.info("epoch %d: validation accuracy %.4f", self.step // self.steps_per_epoch, record["accuracy"])
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {
+            "loader": torch.frombuffer(bytearray(self.loader.state()), dtype=torch.uint8),
+            "rng": torch.get_rng_state(),
+            "meter": self.meter.sums,
+        }
+        if torch.cuda.is_available():
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        self.engine.save(self.out / CHECKPOINTS, self.step, state, self.config.train.keep_checkpoints)
+        if self.is_main:
+            checkpoint.save_weights(self.out, self.engine.model)
+
+    def _show(self, bar: tqdm, record: dict[str, float]) -> None:
+        shown = {
+            "loss": f"{record['loss']:.3f}",
+            "prior": f"{record['prior_loss']:.3f}",
+            "acc": f"{record['accuracy']:.3f}",
+            "img/s": f"{record['images_per_second']:.0f}",
+            "wait": f"{record['data_wait']:.0%}",
+        }
+        bar.set_postfix(shown)
+        if bar.disable and self.is_main:
+            left = (self.total - self.step) * self.config.train.global_batch / record["images_per_second"]
+            text = " ".join(f"{name} {value}" for name, value in shown.items())
+            logger.info("step %d/%d %s eta %s", self.step, self.total, text, tqdm.format_interval(left))
+
+    def _bar(self) -> tqdm:
+        hidden = not (self.is_main and sys.stderr.isatty())
+        return tqdm(total=self.total, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+
+    @contextmanager
+    def _log(self) -> Iterator[None]:
+        """Log lines also go to the run folder."""
+        if not self.is_main:
+            yield
+            return
+        handler = logging.FileHandler(self.out / LOG)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("rg").addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger("rg").removeHandler(handler)
+            handler.close()
+
+
+class _Meter:
+    """Means since the last reading, kept on the device until they are read."""
+
+    def __init__(self, sums: Tensor | None) -> None:
+        self.sums = torch.zeros(5) if sums is None else sums
+        self._start_clock()
+
+    def add(self, values: Tensor, waited: float) -> None:
+        """Loss, classification loss, prior loss and accuracy of one micro batch, and the seconds waited for it."""
+        self.sums = self.sums.to(values.device) + torch.cat([values.float(), values.new_ones(1)])
+        self.waited += waited
+        self.batches += 1
+
+    def read(self, engine: Engine, global_batch: int) -> dict[str, float]:
+        """Means over ranks and micro batches; starts anew."""
+        *sums, count = engine.sum(self.sums.double()).tolist()
+        seconds = time.perf_counter() - self.began
+        images = self.batches * engine.micro_batch * engine.ranks.world_size
+        record = dict(
+            zip(("loss", "classification_loss", "prior_loss", "accuracy"), (s / count for s in sums), strict=True)
+        )
+        record |= {
+            "lr": engine.lr(),
+            "images_per_second": images / seconds,
+            "data_wait": self.waited / seconds,
+            "global_batch": global_batch,
+        }
+        self.sums = torch.zeros(5)
+        self._start_clock()
+        return record
+
+    def _start_clock(self) -> None:
+        self.began, self.waited, self.batches = time.perf_counter(), 0.0, 0
+
+
+class _Metrics:
+    """metrics.jsonl and TensorBoard; after a resume, records later than the checkpoint are dropped."""
+
+    def __init__(self, out: Path, step: int, enabled: bool) -> None:
+        self.path, self.step, self.enabled = out / METRICS, step, enabled
+
+    def __enter__(self) -> _Metrics:
+        if self.enabled:
+            kept = []
+            if self.step and self.path.exists():
+                kept = [line for line in self.path.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
+            with atomic_write(self.path) as file:
+                file.write("".join(kept).encode())
+            self.board = SummaryWriter(str(self.path.parent / TENSORBOARD), purge_step=self.step + 1)
+        return self
+
+    def write(self, kind: str, step: int, epoch: float, record: dict[str, float]) -> None:
+        if not self.enabled:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **record}) + "\n")
+        for name, value in record.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.board.close()
+
+
+def _correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers, a scalar: the class, or the mean over attributes at probability 0.5."""
+    predicted = logits.argmax(1) if labels.ndim == 1 else (logits > 0).to(labels.dtype)
+    return (predicted == labels).float().mean()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if number in received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        logger.info("%s: saving a checkpoint after this step", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
