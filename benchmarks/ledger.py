@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,8 +35,8 @@ def append(path: Path, row: Mapping[str, object], gpu: bool = False) -> None:
     if not text.startswith(header):
         raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {text.splitlines()[:1]}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(descriptor, "w", newline="") as file:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
         file.write(text)
         csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow({**_surroundings(gpu), **row})
     os.replace(temporary, path)

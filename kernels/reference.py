@@ -61,9 +61,7 @@ def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         features, centers, sigma = x.flatten(2).to(dtype), centers.to(dtype), sigma.to(dtype)
         squared_distance = (
-            features.square().sum(1, keepdim=True)
-            - 2 * centers @ features
-            + centers.square().sum(1).unsqueeze(1)
+            features.square().sum(1, keepdim=True) - 2 * centers @ features + centers.square().sum(1).unsqueeze(1)
         )
         assign = torch.softmax(-squared_distance / (2 * sigma.square().unsqueeze(1)), dim=1)
     return assign.unflatten(2, x.shape[2:])

@@ -281,8 +281,8 @@ def _stamps(
     angle = np.radians(degrees)
     axis = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     frame = np.stack([axis * size[:, :1], np.stack([-axis[:, 1], axis[:, 0]], axis=1) * size[:, 1:]], axis=1)
-    polygons = (outline @ frame + xy[:, None]).reshape(len(xy), -1).tolist()
-    veins = [] if vein is None else (vein @ frame + xy[:, None]).reshape(len(xy), -1).tolist()
+    polygons = (outline @ frame + xy[:, None]).reshape(len(xy), outline.size).tolist()
+    veins = [] if vein is None else (vein @ frame + xy[:, None]).reshape(len(xy), vein.size).tolist()
     picks, tones = rng.integers(len(colours), size=len(xy)).tolist(), rng.uniform(0.82, 1.12, len(xy)).tolist()
     for k, polygon in enumerate(polygons):
         colour = shade(colours[picks[k]], tones[k])

@@ -16,15 +16,15 @@ from .bird_species import COLOURS, FAMILIES, PARTS, RGB, Family, Point, Species,
 
 JOINTS = ("body", "head", "wing", "far wing", "tail", "legs")
 
-# Beak outlines from the base at x = 0 to the tip at x = 1, the base reaching from y = -0.5 to 0.5; the last point is
-# the tip itself, the height is relative to the head's radius.
+# Beak outlines from the base at x = 0 to the tip at x = 1, the base reaching from y = -0.5 to 0.5; the middle point
+# is the tip; then the height relative to the head's radius and the length relative to the family's.
 _BEAKS: dict[str, tuple[tuple[Point, ...], float, float]] = {
     "cone": (((0, -0.5), (0.45, -0.36), (1, 0.08), (0.45, 0.34), (0, 0.5)), 1.05, 0.95),
     "dagger": (((0, -0.5), (0.5, -0.3), (1.3, 0.1), (0.5, 0.28), (0, 0.4)), 0.62, 1.3),
     "hook": (((0, -0.55), (0.5, -0.6), (0.92, -0.25), (1.0, 0.62), (0.72, 0.28), (0.4, 0.3), (0, 0.45)), 1.15, 1.0),
     "spoon": (((0, -0.5), (0.4, -0.2), (0.85, -0.32), (1.15, 0.05), (0.95, 0.4), (0.4, 0.24), (0, 0.45)), 0.95, 1.15),
     "sickle": (((0, -0.45), (0.5, -0.45), (1.0, 0.05), (1.25, 0.95), (0.85, 0.4), (0.45, 0.12), (0, 0.4)), 0.72, 1.25),
-    "needle": (((0, -0.4), (0.6, -0.16), (1.5, -0.14), (1.5, 0.02), (0.6, 0.16), (0, 0.4)), 0.42, 1.5),
+    "needle": (((0, -0.4), (0.6, -0.16), (1.4, 0.0), (0.6, 0.16), (0, 0.4)), 0.42, 1.4),
 }
 
 

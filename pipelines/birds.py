@@ -27,6 +27,7 @@ SPLITS = ("train", "val", "test")
 OPTIONAL = ("crest", "wing", "tail", "legs")
 JPEG_QUALITY = 92
 _SPECIES_STREAM = 1_000_003  # keeps the generator of the species apart from those of the images
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -185,20 +186,20 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
     scene = list(SCENES.values())[rng.integers(len(SCENES))]
     silhouette = [on_canvas[polygon.start : polygon.stop] for polygon in bird.silhouette]
     canvas = bird_scenes.backdrop(config.size, scene, config.clutter, rng, silhouette)
-    draw = ImageDraw.Draw(canvas)
-    bird_scenes.growth(draw, side, scene, config.clutter, rng)
-    bird_scenes.things(draw, side, round(7 * config.clutter), rng)
+    brush = ImageDraw.Draw(canvas)
+    bird_scenes.growth(brush, side, scene, config.clutter, rng)
+    bird_scenes.things(brush, side, round(7 * config.clutter), rng)
     if rng.random() < 0.6:
         foot = on_canvas[bird.landmarks][-1]
         reach = rotation(rng.uniform(-14, 14))[:, 0] * rng.uniform(0.3, 0.8) * side
-        bird_scenes.twig(draw, foot - reach, foot + reach, side, 4, scene.greens, rng, 0.03)
+        bird_scenes.twig(brush, foot - reach, foot + reach, side, 4, scene.greens, rng, 0.03)
     flat = on_canvas.ravel().tolist()
     for polygon in bird.polygons:
         if polygon.fill[3] not in absent:
-            draw.polygon(flat[2 * polygon.start : 2 * polygon.stop], fill=polygon.fill)
+            brush.polygon(flat[2 * polygon.start : 2 * polygon.stop], fill=polygon.fill)
     if rng.random() < config.occlusion:
         target = on_canvas[bird.frame][rng.integers(bird.frame.stop - bird.frame.start)]
-        bird_scenes.occluder(draw, side, target, OVERSAMPLING * extent, scene, rng)
+        bird_scenes.occluder(brush, side, target, OVERSAMPLING * extent, scene, rng)
 
     small = (config.size, config.size)
     part_map = np.array(canvas.resize(small, Image.Resampling.NEAREST).getchannel(3))
@@ -237,7 +238,7 @@ def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray
     shifts = bird.pivots - np.einsum("jab,jb->ja", joints, bird.pivots)
     posed = np.einsum("nab,nb->na", (whole @ joints)[bird.joints], bird.points) + (shifts @ whole.T)[bird.joints]
     low, high = posed[bird.frame].min(axis=0), posed[bird.frame].max(axis=0)
-    extent = size * rng.uniform(0.35, 0.75)
+    extent = size * rng.uniform(0.38, 0.75)
     scale = extent / (high - low).max()
     box = (high - low) * scale
     corner = -0.02 * box + rng.random(2) * (size - 0.96 * box)
@@ -245,19 +246,13 @@ def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray
 
 
 def _visible(landmarks: np.ndarray, part_map: np.ndarray) -> np.ndarray:
-    """Whether a landmark's part shows in its pixel or one beside it."""
+    """Whether a landmark's part shows in the landmark's pixel or in one of the four beside it."""
     size = len(part_map)
     padded = np.pad(part_map, 1)
     visible = []
     for (x, y), part in zip(landmarks.tolist(), LANDMARKS.values(), strict=True):
         column, row = math.floor(x), math.floor(y)
         inside = 0 <= column < size and 0 <= row < size
-        near = [
-            (row + 1, column + 1),
-            (row, column + 1),
-            (row + 2, column + 1),
-            (row + 1, column),
-            (row + 1, column + 2),
-        ]
-        visible.append(inside and any(padded[at] == PARTS.index(part) + 1 for at in near))
+        near = padded[row : row + 3, column : column + 3] if inside else np.zeros((3, 3), dtype=np.uint8)
+        visible.append(PARTS.index(part) + 1 in near[_CROSS])
     return np.array(visible)

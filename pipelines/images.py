@@ -30,14 +30,14 @@ UPRIGHT = {
 SOS, SOF_BASELINE, SOF_PROGRESSIVE = 0xDA, 0xC0, 0xC2
 
 
-def open_rgb(data: bytes | str | os.PathLike) -> Image.Image:
+def open_rgb(data: bytes | str | os.PathLike | Image.Image) -> Image.Image:
     """Decodes an image to upright 8-bit RGB.
 
     The EXIF orientation is applied, 16-bit grey is scaled from 0..65535 to 0..255, transparency is laid on white, and
     of several frames the first is taken.
 
     Args:
-        data: The bytes of an image file, or its path.
+        data: The bytes of an image file, its path, or an image that Pillow has opened.
 
     Raises:
         ValueError: it is no image, is damaged or cut short, or has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
@@ -45,6 +45,8 @@ def open_rgb(data: bytes | str | os.PathLike) -> Image.Image:
     """
     if isinstance(data, bytes):
         return _decode(data)[0]
+    if isinstance(data, Image.Image):
+        return _upright(_rgb(data), _orientation(data))
     content = Path(data).read_bytes()
     try:
         return _decode(content)[0]
@@ -89,7 +91,11 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"not an image that can be decoded ({reason})") from None
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb, storable
+    return _upright(rgb, orientation), storable
+
+
+def _upright(image: Image.Image, orientation: object) -> Image.Image:
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _orientation(image: Image.Image) -> object:

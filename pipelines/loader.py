@@ -157,13 +157,14 @@ class Loader:
     def _read(self, size: int) -> Batch:
         """The next batch, of which the first ``size`` samples are real."""
         try:
-            jpegs, images, labels, annotations, windows, *part_maps = self.pipeline.run()
+            outputs: Any = self.pipeline.run()
         except RuntimeError as error:
             reason = next((line for line in str(error).splitlines() if "rror" in line), str(error).splitlines()[0])
             raise ValueError(
                 f"{self.folder}: split {self.split} cannot be read ({reason.strip()}); "
                 "find the bad sample with `python -m rg verify`"
             ) from None
+        jpegs, images, labels, annotations, windows, *part_maps = outputs
         keys = [_key(jpegs[index].source_info()) for index in range(size)]
         batch = Batch(
             images=_to_torch(images, self.device)[:size].permute(0, 3, 1, 2),
@@ -271,9 +272,7 @@ def _graph(
     outputs = [jpeg, images, label, annotation, window]
     if part_maps:
         part_map = fn.decoders.image(part_png[0], output_type=types.GRAY, device="cpu")
-        part_map = fn.slice(
-            part_map, start, square, axes=[0, 1], normalized_anchor=False, normalized_shape=False
-        )
+        part_map = fn.slice(part_map, start, square, axes=[0, 1], normalized_anchor=False, normalized_shape=False)
         part_map = fn.resize(part_map, size=[crop, crop], interp_type=types.INTERP_NN)
         outputs.append(fn.flip(part_map, horizontal=flipped) if training else part_map)
     return tuple(outputs)

@@ -4,7 +4,7 @@ A sample is one JPEG with its label and whatever annotation the data set has. In
 files that share a key:
 
 ====================  =========================================================================================
-``<key>.jpg``         baseline RGB or grey-scale JPEG, upright (no EXIF rotation left to apply)
+``<key>.jpg``         RGB or grey-scale JPEG, baseline or progressive, upright (no EXIF rotation left)
 ``<key>.cls``         ASCII: the class index, or for multi-label data the 0/1 attributes separated by spaces
 ``<key>.json``        ``width``, ``height``, ``source``, and where known ``super_category``, ``landmarks``,
                       ``visibility``, ``boxes``
@@ -162,5 +162,5 @@ def decode_annotation(field: bytes, key: str) -> dict:
 def _array(annotation: dict, name: str, dtype: type) -> np.ndarray | None:
     if name not in annotation:
         return None
-    array = np.asarray(annotation[name], dtype=dtype)
+    array: np.ndarray = np.asarray(annotation[name], dtype=dtype)
     return array.reshape(-1, {"landmarks": 2, "boxes": 4}[name]) if name != "visibility" else array

@@ -16,6 +16,7 @@ import random
 import re
 import signal
 import tarfile
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,8 @@ from pipelines.samples import Sample
 
 INDEX_VERSION = "v1.2"
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
-OUR_FILE = re.compile(r"([a-z0-9_]+-\d{5}\.(tar|idx)|manifest\.json)(\.tmp)?")
+UNFINISHED = "unfinished"  # marks a folder that is being written, so that only our own remains are ever removed
+OUR_FILE = re.compile(rf"([a-z0-9_]+-\d{{5}}\.(tar|idx)|manifest\.json)(\.tmp)?|{UNFINISHED}")
 
 Progress = Callable[[int, int], None]
 Task = TypeVar("Task")
@@ -153,6 +155,7 @@ def write(
         }
         manifest = replace(plan, fields=_fields(splits, written.values()), splits=splits)
         manifest.save(out)
+        (out / UNFINISHED).unlink()
     finally:
         for path in out.glob("*.tmp"):  # of workers that were killed
             path.unlink()
@@ -251,6 +254,15 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent deals with it
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A parent that is killed cannot stop its workers, which would wait for tasks forever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _call(task: Any) -> Any:
@@ -273,11 +285,13 @@ def _prepare(out: Path, plan: Manifest, sources: Mapping[str, Source]) -> Manife
             check_files(out, manifest, split)
         return manifest
     names = sorted(os.listdir(out))
+    foreign = [name for name in names if not OUR_FILE.fullmatch(name)] if UNFINISHED in names else names
+    if foreign:
+        raise ValueError(f"{out}: holds {foreign[0]}, which this program did not write; choose an empty folder")
+    (out / UNFINISHED).touch()
     for name in names:
-        if not OUR_FILE.fullmatch(name):
-            raise ValueError(f"{out}: holds {name}, which is no shard; choose an empty folder")
-    for name in names:
-        (out / name).unlink()
+        if name != UNFINISHED:
+            (out / name).unlink()
     return None
 
 

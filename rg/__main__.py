@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
 from tqdm import tqdm
 
 from rg import __version__, recipes
@@ -130,7 +130,9 @@ def train(arguments: Arguments) -> int:
     recipe = recipes.get(arguments[0])
     parser = _parser("train", train)
     parser.add_argument("recipe", help="see python -m rg recipes")
-    parser.add_argument("--config", action=ActionConfigFile, help="file with settings, such as the config.json of a run")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="file with settings, such as the config.json of a run"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")

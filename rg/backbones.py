@@ -87,7 +87,9 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
     elif source != "none":
         state = load_weights(Path(source))
         _check_fit(network, state, source)
-        network.load_state_dict({name: state[name] for name in network.state_dict() if not name.startswith("fc.")}, False)
+        network.load_state_dict(
+            {name: state[name] for name in network.state_dict() if not name.startswith("fc.")}, False
+        )
     channels = getattr(network, kept[-1])[-1].conv3.out_channels
     stem = [(name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool")]
     features = nn.Sequential()

@@ -1,9 +1,9 @@
 """What a finished run is: files that load without DeepSpeed, and the record of how they came to be.
 
-    config.json          the ``RunConfig``; also a valid ``--config`` file
-    classes.json         names of the classes, and whether they are attributes
-    model.safetensors    weights and buffers
-    run.json             command, data set, versions: enough to repeat the run
+config.json          the ``RunConfig``; also a valid ``--config`` file
+classes.json         names of the classes, and whether they are attributes
+model.safetensors    weights and buffers
+run.json             command, data set, versions: enough to repeat the run
 """
 
 from __future__ import annotations

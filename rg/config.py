@@ -180,7 +180,9 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         _require(self.crop >= 16, "input.crop", "at least 16 pixels", self.crop)
-        _require(self.short_side >= self.crop, "input.short_side", f"at least input.crop = {self.crop}", self.short_side)
+        _require(
+            self.short_side >= self.crop, "input.short_side", f"at least input.crop = {self.crop}", self.short_side
+        )
         _require(
             self.test_short_side == 0 or self.test_short_side >= self.crop,
             "input.test_short_side",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ class RegionTransform(nn.Module):
         super().__init__()
         widths = [channels] + [config.region_channels] * config.region_blocks
         self.blocks = nn.Sequential(
-            *(Bottleneck(a, b, config.region_width) for a, b in zip(widths, widths[1:], strict=False))
+            *(Bottleneck(inputs, outputs, config.region_width) for inputs, outputs in pairwise(widths))
         )
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -172,6 +173,8 @@ class Classifier(nn.Module):
             constant: [N, J]; the sum of both over K is the logit.
         """
         norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         slope = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = self.linear.weight * slope
         constant = self.linear.bias + self.linear.weight @ (norm.bias - norm.running_mean * slope)
@@ -186,9 +189,7 @@ class MultiLabelAttention(nn.Module):
         super().__init__()
         widths = (channels, config.attention_width, max(1, config.attention_width // 8), 1)
         self.num_labels = num_labels
-        self.layers = nn.ModuleList(
-            GroupedLinear(num_labels, a, b) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(GroupedLinear(num_labels, *size) for size in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm1d(num_labels * width) for width in widths[1:])
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -224,8 +225,9 @@ class MultiLabelClassifier(nn.Module):
         self.layers = nn.ModuleList(
             [GroupedLinear(num_labels, *size) for size in ((channels, width), (width, width), (width, channels))]
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(num_labels * size) for size in (width, width, channels))
-        nn.init.zeros_(self.norms[-1].weight)
+        norms = [nn.BatchNorm1d(num_labels * size) for size in (width, width, channels)]
+        nn.init.zeros_(norms[-1].weight)
+        self.norms = nn.ModuleList(norms)
         self.weight = nn.Parameter(torch.empty(num_labels, channels))
         self.bias = nn.Parameter(torch.zeros(num_labels))
         nn.init.uniform_(self.weight, -1 / math.sqrt(channels), 1 / math.sqrt(channels))
@@ -247,9 +249,9 @@ class MultiLabelClassifier(nn.Module):
     def contributions(self, features: Tensor, attention: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Shapley values of the parts for the logits of some attributes (in evaluation mode).
 
-        The bottleneck after the attended sum is not linear, so the parts of a logit do not simply add up. Shapley values
-        do, exactly: over all 2^K sets of parts, what a part adds to a set that lacks it, averaged by the size of the set.
-        A part that is left out adds nothing to the attended sum; the constant is the logit of no part at all.
+        The bottleneck after the attended sum is not linear, so the parts of a logit do not simply add up. Shapley
+        values do, exactly: over all 2^K sets of parts, what a part adds to a set that lacks it, averaged by the size
+        of the set. A part that is left out adds nothing to the attended sum; the constant is the logit of no part.
 
         Args:
             features: f_z(Z) [N, K, D].

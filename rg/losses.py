@@ -61,8 +61,6 @@ def prior_quantiles(count: int, prior_alpha: float, prior_beta: float) -> np.nda
 
 
 @lru_cache(maxsize=64)
-def _log_target(
-    count: int, prior_alpha: float, prior_beta: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _log_target(count: int, prior_alpha: float, prior_beta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     log_quantiles = np.log(prior_quantiles(count, prior_alpha, prior_beta) + EPSILON)
     return torch.as_tensor(log_quantiles, dtype=dtype, device=device)

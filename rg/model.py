@@ -127,6 +127,8 @@ class RegionGroupingModel(nn.Module):
         x = torch.cat([self.backbone(chunk) for chunk in images.split(32)])
         if isinstance(self.standardization, FeatureStandardization):
             norm = self.standardization.norm
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.copy_(x.mean((0, 2, 3)))
             norm.running_var.copy_(x.var((0, 2, 3)))
         positions = self.standardization(x).permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy()

@@ -1,9 +1,9 @@
 """Training: shards in, a run folder out.
 
-    config.json classes.json run.json     what runs (rg.checkpoint)
-    checkpoints/                          to resume from: the engine's files and one file per rank
-    model.safetensors                     weights of the newest checkpoint
-    metrics.jsonl tensorboard/ train.log  what happened
+config.json classes.json run.json     what runs (rg.checkpoint)
+checkpoints/                          to resume from: the engine's files and one file per rank
+model.safetensors                     weights of the newest checkpoint
+metrics.jsonl tensorboard/ train.log  what happened
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pipelines import plan
-from pipelines.manifest import atomic_write
 from pipelines.loader import Geometry, Loader
-from pipelines.manifest import Manifest
+from pipelines.manifest import Manifest, atomic_write
 from rg import checkpoint
 from rg.checkpoint import Classes
 from rg.config import RunConfig, differences
@@ -210,7 +209,11 @@ class _Run:
                         record = self.meter.read(self.engine, config.global_batch)
                         metrics.write("train", self.step, self.step / self.steps_per_epoch, record)
                         self._show(bar, record)
-                    if rest == 0 and self.validates and (epoch % config.validate_epochs == 0 or self.step == self.total):
+                    if (
+                        rest == 0
+                        and self.validates
+                        and (epoch % config.validate_epochs == 0 or self.step == self.total)
+                    ):
                         self._validate(metrics)
                     stop = self.engine.any(bool(received))
                     if stop or self.step == self.total or (rest == 0 and epoch % config.checkpoint_epochs == 0):
@@ -247,9 +250,7 @@ class _Run:
         """Accuracy and losses over the validation split, every sample counted once over all ranks."""
         model, ranks = self.engine.model, self.engine.ranks
         model.eval()
-        loader = make_loader(
-            self.config, self.data, "val", self.engine.micro_batch, ranks, training=False, state=None
-        )
+        loader = make_loader(self.config, self.data, "val", self.engine.micro_batch, ranks, training=False, state=None)
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for batch in loader:
             output = model(batch.images.to(ranks.device))
@@ -352,7 +353,9 @@ class _Metrics:
         if self.enabled:
             kept = []
             if self.step and self.path.exists():
-                kept = [line for line in self.path.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
+                kept = [
+                    line for line in self.path.read_text().splitlines(True) if json.loads(line)["step"] <= self.step
+                ]
             with atomic_write(self.path) as file:
                 file.write("".join(kept).encode())
             self.board = SummaryWriter(str(self.path.parent / TENSORBOARD), purge_step=self.step + 1)

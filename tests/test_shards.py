@@ -6,7 +6,9 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -348,6 +350,7 @@ def test_leftovers_are_overwritten(folder: Path, tmp_path: Path) -> None:
         "train-00003.idx.tmp",
         "test-00000.tar.tmp",
         "manifest.json.tmp",
+        "unfinished",
     ):
         (tmp_path / name).write_text("half")
     make(tmp_path)
@@ -355,11 +358,18 @@ def test_leftovers_are_overwritten(folder: Path, tmp_path: Path) -> None:
 
 
 def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "train-00000.tar").write_text("half")
+    (tmp_path / "train-00000.tar").write_text("someone else's")
+    with pytest.raises(ValueError, match=r"holds train-00000\.tar"):
+        make(tmp_path)
+    (tmp_path / "unfinished").touch()
     (tmp_path / "thesis.doc").write_text("precious")
     with pytest.raises(ValueError, match=r"holds thesis\.doc"):
         make(tmp_path)
-    assert content(tmp_path) == {"train-00000.tar": b"half", "thesis.doc": b"precious"}
+    assert content(tmp_path) == {
+        "train-00000.tar": b"someone else's",
+        "unfinished": b"",
+        "thesis.doc": b"precious",
+    }
 
 
 @pytest.mark.parametrize(
@@ -385,9 +395,10 @@ def test_interruption_leaves_neither_manifest_nor_partial_files(
     source = Made("train", 23, change={7: raises(error)})
     with pytest.raises(type(error)):
         make(tmp_path, sources={"train": source, "val": Made("val", 4)})
-    for name, data in content(tmp_path).items():
-        assert content(folder)[name] == data
-    assert "manifest.json" not in content(tmp_path)
+    found = content(tmp_path)
+    assert found.pop("unfinished") == b""
+    assert "manifest.json" not in found
+    assert found.items() <= content(folder).items()
     make(tmp_path)
     assert content(tmp_path) == content(folder)
 
@@ -398,7 +409,37 @@ def test_failing_progress_stops_the_workers(raw: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         make_from_folder(tmp_path / "out", raw, jobs=2, progress=stop)
-    assert all(name.endswith((".tar", ".idx")) for name in content(tmp_path / "out"))
+    assert all(name.endswith((".tar", ".idx", "unfinished")) for name in content(tmp_path / "out"))
+
+
+KILLED = """
+import os, signal
+from pipelines.manifest import Schema
+from pipelines.shards import write
+
+class Source:
+    def __len__(self): return 4
+    def source(self, index): return str(index)
+    def __getitem__(self, index):
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+
+if __name__ == "__main__":
+    write("out", "killed", {"train": Source()}, schema=Schema(("a", "b")), options={}, samples_per_shard=1, jobs=2)
+"""
+
+
+def test_killed_run_leaves_no_processes_and_can_be_repeated(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "killed.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as run:
+        run.communicate(timeout=60)  # ends once every process that holds the pipe has ended
+    assert run.returncode == -signal.SIGKILL
+    left = content(tmp_path / "out")
+    assert any(name.endswith(".tmp") for name in left)
+    assert "manifest.json" not in left
+    make(tmp_path / "out")
+    assert content(tmp_path / "out") == content(folder)
 
 
 @pytest.fixture
@@ -420,9 +461,10 @@ def test_full_disk(raw: Path, tmp_path: Path, small_disk: Path, jobs: int) -> No
         make_from_folder(small_disk / "out", raw, jobs=jobs)
     assert caught.value.errno == errno.ENOSPC
     complete, found = content(tmp_path / "complete"), content(small_disk / "out")
+    assert found.pop("unfinished") == b""
     assert found
     assert "manifest.json" not in found
-    assert all(complete[name] == data for name, data in found.items())
+    assert found.items() <= complete.items()
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:

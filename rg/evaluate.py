@@ -1,0 +1,278 @@
+"""Evaluation by the protocols of the paper; writes metrics.json and predictions.jsonl into the run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.loader import Batch, Geometry, Loader
+from pipelines.manifest import Manifest, atomic_write
+from rg import checkpoint, metrics
+from rg.checkpoint import Classes
+from rg.config import RunConfig
+from rg.explain import pick_device
+from rg.losses import occurrence_prior_loss
+from rg.model import ModelOutput, RegionGroupingModel
+
+logger = logging.getLogger(__name__)
+
+METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
+
+
+def evaluate(
+    run: Path, data: Path, split: str | None = None, batch_size: int = 64, device: str = "auto"
+) -> dict[str, Any]:
+    """Measure a run on one split; the landmark regression is fitted on the training split.
+
+    Args:
+        run: Run folder.
+        data: Folder of shards with the classes that the run was trained on.
+        split: Default: test if there is one, else val.
+        batch_size: Images at once.
+        device: cpu, cuda or auto.
+
+    Returns:
+        What metrics.json holds: errors and rates as fractions, None for what the data set cannot tell.
+
+    Raises:
+        ValueError: run, data or split cannot be used.
+    """
+    model, config, classes = checkpoint.load_model(run)
+    manifest = Manifest.load(data)
+    if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
+        raise ValueError(
+            f"--data: {data} has {len(manifest.classes)} classes ({', '.join(manifest.classes[:2])}, ...), which are "
+            f"not the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of {run}"
+        )
+    split = split or ("test" if "test" in manifest.splits else "val")
+    manifest.split(split)
+    model.to(pick_device(device))
+
+    seen = _Seen(config, manifest)
+    for batch, output in _forward(model, config, data, split, batch_size):
+        seen.add(batch, output)
+    fit = None
+    if manifest.landmarks:
+        fit = _Seen(config, manifest)
+        for batch, output in _forward(model, config, data, "train", batch_size):
+            fit.add(batch, output)
+    result, landmark_errors = _measure(seen, fit, config, classes, model.dictionary.background.cpu().tolist())
+    result = {"data": str(data.resolve()), "dataset": manifest.dataset, "split": split} | result
+
+    checkpoint.write_json(run / METRICS, result)
+    with atomic_write(run / PREDICTIONS) as file:
+        for line in seen.predictions(landmark_errors):
+            file.write((json.dumps(line) + "\n").encode())
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The metrics for people: percentages, and a line per part."""
+
+    def percent(name: str) -> str:
+        return "not measured" if result[name] is None else f"{100 * result[name]:.2f} %"
+
+    rows = [
+        ("accuracy", percent("accuracy")),
+        ("mean class accuracy", percent("mean_class_accuracy")),
+        ("landmark error / box", percent("landmark_error")),
+        ("  mean-shape baseline", percent("mean_shape_error")),
+        ("pointing-game error", percent("pointing_error")),
+        ("NMI, ARI at landmarks", f"{percent('nmi')}, {percent('ari')}"),
+        ("NMI, ARI on part maps", f"{percent('part_map_nmi')}, {percent('part_map_ari')}"),
+        ("occurrence prior loss", f"{result['prior_loss']:.4f}"),
+        ("parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"),
+    ]
+    lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
+    lines += [f"  {name:<24}{value}" for name, value in rows]
+    lines.append("  part  occurrence  present  prior distance  attention  area    kind        state")
+    for part in result["parts"]:
+        lines.append(
+            f"  {part['part']:>4}  {part['occurrence']:>10.3f}  {part['on']:>7.1%}  {part['prior_distance']:>14.3f}  "
+            f"{part['attention']:>9.3f}  {part['area']:>6.1%}  {'background' if part['background'] else 'object':<10}  "
+            f"{part['state']}"
+        )
+    return "\n".join(lines)
+
+
+def _forward(
+    model: RegionGroupingModel, config: RunConfig, data: Path, split: str, batch_size: int
+) -> Iterator[tuple[Batch, ModelOutput]]:
+    device = next(model.parameters()).device
+    geometry = Geometry(config.input.test_short_side or config.input.short_side, config.input.crop)
+    decoder = {"auto": "mixed" if device.type == "cuda" else "cpu"}.get(config.input.decoder, config.input.decoder)
+    loader = Loader(data, split, geometry, batch_size, annotations=True, decoder=decoder, threads=config.input.threads)
+    total = loader.manifest.split(split).samples
+    model.to(memory_format=torch.channels_last)
+    with tqdm(total=total, desc=split, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for batch in loader:
+            with torch.inference_mode():
+                output = model(batch.images.to(device))
+            yield batch, ModelOutput(*(tensor.float().cpu() for tensor in output))
+            bar.update(len(batch.keys))
+
+
+@dataclass
+class _Seen:
+    """What is kept of the images of a split: a few numbers each, whatever the size of the maps."""
+
+    config: RunConfig
+    manifest: Manifest
+    keys: list[str] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    occurrence: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    centers: list[Tensor] = field(default_factory=list)
+    wins: list[Tensor] = field(default_factory=list)
+    overlap: Tensor | None = None
+    landmarks: list[Tensor] = field(default_factory=list)
+    visibility: list[Tensor] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    pointing: list[bool | None] = field(default_factory=list)
+    landmark_table: np.ndarray | int = 0
+    part_map_table: np.ndarray | int = 0
+
+    def add(self, batch: Batch, output: ModelOutput) -> None:
+        """Take note of one batch."""
+        size, K = self.config.input.crop, output.assign.shape[1]
+        attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
+        self.keys += batch.keys
+        self.labels.append(batch.labels)
+        self.logits.append(output.logits)
+        self.occurrence.append(output.occurrence)
+        self.attention.append(attention)
+        self.centers.append(metrics.part_centers(output.assign) * size)
+        winner = torch.nn.functional.one_hot(output.assign.argmax(1), K).float()
+        self.wins.append(winner.mean((1, 2)))
+        maps = output.assign.transpose(0, 1).flatten(1)
+        self.overlap = maps @ maps.T + (0 if self.overlap is None else self.overlap)
+
+        if batch.landmarks is not None and batch.visibility is not None:
+            self.landmarks.append(batch.landmarks)
+            self.visibility.append(batch.visibility)
+            where = batch.visibility.numpy()
+            predicted = metrics.parts_at(output.assign, batch.landmarks, size).numpy()
+            truth = np.broadcast_to(np.arange(where.shape[1]), where.shape)
+            self.landmark_table += metrics.contingency(predicted[where], truth[where], K, where.shape[1])
+        whole = np.array([[0, 0, size, size]], dtype=np.float32)
+        for boxes in batch.boxes or [whole[:0]] * len(batch.keys):
+            self.boxes.append(boxes[0] if len(boxes) else whole[0])
+        attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
+        peaks = metrics.peaks(attribution, size).numpy()
+        self.pointing += [
+            metrics.in_any_box(peak, boxes) if len(boxes) else None
+            for peak, boxes in zip(peaks, batch.boxes or [whole[:0]] * len(batch.keys), strict=True)
+        ]
+        if batch.part_maps is not None:
+            up = torch.nn.functional.interpolate(output.assign, (size, size), mode="bilinear", align_corners=False)
+            truth_map, predicted_map = batch.part_maps.numpy(), up.argmax(1).numpy()
+            on = truth_map > 0
+            self.part_map_table += metrics.contingency(
+                predicted_map[on], truth_map[on] - 1, K, len(self.manifest.parts)
+            )
+
+    def predictions(self, landmark_errors: np.ndarray | None) -> Iterator[dict[str, Any]]:
+        """One line of predictions.jsonl per image."""
+        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
+        multi_label = labels.ndim == 2
+        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
+        predicted = (probabilities > 0.5).int() if multi_label else logits.argmax(1)
+        occurrence, attention = torch.cat(self.occurrence), torch.cat(self.attention)
+        for n, key in enumerate(self.keys):
+            errors = landmark_errors[n][~np.isnan(landmark_errors[n])] if landmark_errors is not None else np.empty(0)
+            yield {
+                "key": key,
+                "label": labels[n].tolist(),
+                "predicted": predicted[n].tolist(),
+                "probability": float(probabilities[n].max()),
+                "occurrence": [round(value, 6) for value in occurrence[n].tolist()],
+                "attention": [round(value, 6) for value in attention[n].tolist()],
+                "landmark_error": float(errors.mean()) if len(errors) else None,
+                "pointing": self.pointing[n],
+            }
+
+
+def _measure(
+    seen: _Seen, fit: _Seen | None, config: RunConfig, classes: Classes, background: list[bool]
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The metrics, and the error of every landmark of every image."""
+    labels, logits = torch.cat(seen.labels), torch.cat(seen.logits)
+    occurrence = torch.cat(seen.occurrence)
+    if classes.multi_label:
+        correct = ((logits > 0) == labels.bool()).float()
+        accuracy, mean_class_accuracy = correct.mean().item(), correct.mean(0).mean().item()
+    else:
+        correct = (logits.argmax(1) == labels).float()
+        accuracy = correct.mean().item()
+        mean_class_accuracy = torch.stack([correct[labels == label].mean() for label in labels.unique()]).mean().item()
+    result: dict[str, Any] = {
+        "samples": len(labels),
+        "accuracy": accuracy,
+        "mean_class_accuracy": mean_class_accuracy,
+        "landmark_error": None,
+        "mean_shape_error": None,
+        "landmark_errors": None,
+        "pointing_error": None,
+        "nmi": None,
+        "ari": None,
+        "part_map_nmi": None,
+        "part_map_ari": None,
+    }
+    errors = None
+    if fit is not None and seen.landmarks:
+        arguments = [array for split in (fit, seen) for array in _relative(split)]
+        errors, mean_shape_errors = metrics.landmark_errors(*arguments)
+        result["landmark_error"] = float(np.nanmean(errors))
+        result["mean_shape_error"] = float(np.nanmean(mean_shape_errors))
+        result["landmark_errors"] = {
+            name: float(np.nanmean(errors[:, p])) if not np.isnan(errors[:, p]).all() else None
+            for p, name in enumerate(seen.manifest.landmarks)
+        }
+        result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
+    if isinstance(seen.part_map_table, np.ndarray):
+        result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(seen.part_map_table)
+    pointing = [hit for hit in seen.pointing if hit is not None]
+    if pointing:
+        result["pointing_error"] = 1 - sum(pointing) / len(pointing)
+
+    loss = config.loss
+    states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap))
+    result["occurrence"] = occurrence.mean(0).tolist()
+    result["prior_loss"] = occurrence_prior_loss(occurrence, loss.prior_alpha, loss.prior_beta).item()
+    result["parts_in_use"] = sum(state == "in use" for state in states)
+    result["parts"] = [
+        {
+            "part": k,
+            "occurrence": occurrence[:, k].mean().item(),
+            "on": (occurrence[:, k] > 0.5).float().mean().item(),
+            "prior_distance": occurrence_prior_loss(occurrence[:, k : k + 1], loss.prior_alpha, loss.prior_beta).item(),
+            "attention": torch.cat(seen.attention)[:, k].mean().item(),
+            "area": torch.cat(seen.wins)[:, k].mean().item(),
+            "background": background[k],
+            "state": state,
+        }
+        for k, state in enumerate(states)
+    ]
+    return result, errors
+
+
+def _relative(split: _Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Part centres, landmarks (both relative to the box) and visibility of all images of a split."""
+    boxes = np.stack(split.boxes)
+    centers, landmarks = torch.cat(split.centers).numpy(), torch.cat(split.landmarks).numpy()
+    return (
+        metrics.relative_to_box(centers, boxes),
+        metrics.relative_to_box(landmarks, boxes),
+        torch.cat(split.visibility).numpy(),
+    )

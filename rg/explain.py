@@ -1,0 +1,359 @@
+"""Explanations: which parts the model found in an image, and how much each counted for the label."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.images import open_rgb
+from pipelines.manifest import atomic_write
+from rg import checkpoint, pictures
+from rg.checkpoint import Classes
+from rg.config import RunConfig
+from rg.metrics import part_centers
+from rg.model import RegionGroupingModel
+
+logger = logging.getLogger(__name__)
+
+VIEWS = ("whole", "crop")
+MAX_ASPECT = 4
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+ImageLike = str | os.PathLike | Image.Image
+
+
+@dataclass(frozen=True)
+class PartExplanation:
+    """One part in one image.
+
+    Attributes:
+        index: Number of the part, 0 to K - 1.
+        mask: bool [H, W] at image size: positions where this part has the largest assignment.
+        center: x, y of the soft centre in pixels of the image.
+        occurrence: t_k in (0, 1), how surely the part occurs.
+        attention: a_k, the weight of the part; all parts sum to 1.
+        contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
+        background: Whether the part is background rather than object, as seen over the training images.
+    """
+
+    index: int
+    mask: np.ndarray
+    center: tuple[float, float]
+    occurrence: float
+    attention: float
+    contribution: float
+    background: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one image got its label.
+
+    Attributes:
+        label: Name of the winning class (or of the most probable attribute).
+        probability: Of the label, 0 to 1.
+        logit: Of the label, before the softmax (or sigmoid).
+        constant: Part of the logit that no part accounts for.
+        top_k: Names and probabilities of the best classes, best first.
+        attribution: float32 [H, W] at image size: the pixel attribution Q^T a, every pixel's expected attention.
+        parts: All K parts, by index.
+        image: uint8 [H, W, 3], the upright image.
+        window: x0, y0, x1, y1 in pixels: what the model saw of the image.
+        source: Path of the image, if it came from a file.
+    """
+
+    label: str
+    probability: float
+    logit: float
+    constant: float
+    top_k: list[tuple[str, float]]
+    attribution: np.ndarray
+    parts: list[PartExplanation]
+    image: np.ndarray
+    window: tuple[float, float, float, float]
+    source: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON values; areas are shares of the window."""
+        x0, y0, x1, y1 = self.window
+        area = max(1.0, (x1 - x0) * (y1 - y0))
+        return {
+            "source": self.source,
+            "width": self.image.shape[1],
+            "height": self.image.shape[0],
+            "window": [round(value, 2) for value in self.window],
+            "label": self.label,
+            "probability": self.probability,
+            "logit": self.logit,
+            "constant": self.constant,
+            "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
+            "parts": [
+                {
+                    "part": part.index,
+                    "background": part.background,
+                    "center": [round(value, 2) for value in part.center],
+                    "area": float(part.mask.sum() / area),
+                    "occurrence": part.occurrence,
+                    "attention": part.attention,
+                    "contribution": part.contribution,
+                }
+                for part in self.parts
+            ],
+        }
+
+    def picture(self) -> Image.Image:
+        """Image, parts, attribution and contributions side by side."""
+        return pictures.panel(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the picture (.png) or the dictionary (.json), all or nothing.
+
+        Raises:
+            ValueError: another suffix.
+        """
+        path = Path(path)
+        if path.suffix not in (".png", ".json"):
+            raise ValueError(f"path: expected a name that ends in .png or .json, got {path.name!r}")
+        with atomic_write(path) as file:
+            if path.suffix == ".png":
+                self.picture().save(file, "PNG")
+            else:
+                file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+
+class Explainer:
+    """A trained model that explains images. Made by ``rg.load``.
+
+    Attributes:
+        model: In evaluation mode.
+        config: Of the run.
+        classes: Names of the classes.
+        device: Where the model runs.
+    """
+
+    def __init__(self, model: RegionGroupingModel, config: RunConfig, classes: Classes, device: torch.device) -> None:
+        self.model = model.to(device).eval()
+        self.config = config
+        self.classes = classes
+        self.device = device
+
+    @classmethod
+    def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
+        """Read a run folder; see ``rg.load``."""
+        model, config, classes = checkpoint.load_model(Path(run))
+        return cls(model, config, classes, pick_device(device))
+
+    def explain(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        view: str = "whole",
+        top_k: int = 5,
+        batch_size: int = 16,
+    ) -> Any:
+        """Explain one image or a list of images.
+
+        Args:
+            images: A path or a PIL image, or a list of them. Any mode, size and orientation.
+            view: ``whole`` shows the model the whole image (fully convolutional, at the size of testing); ``crop`` the
+                central square that it is tested on.
+            top_k: Number of best classes to name.
+            batch_size: Images at once, if they have the same shape.
+
+        Returns:
+            An ``Explanation``, or a list of them in the order of the images.
+
+        Raises:
+            ValueError: an image cannot be decoded, or an argument is off.
+        """
+        single = isinstance(images, (str, os.PathLike, Image.Image))
+        found = list(self.stream([images] if single else images, view=view, top_k=top_k, batch_size=batch_size))  # type: ignore[list-item, arg-type]
+        return found[0] if single else found
+
+    def stream(
+        self, images: Iterable[ImageLike], *, view: str = "whole", top_k: int = 5, batch_size: int = 16
+    ) -> Iterator[Explanation]:
+        """Like ``explain``, one explanation after the other, holding one batch of images at a time."""
+        if view not in VIEWS:
+            raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
+        if top_k < 1 or batch_size < 1:
+            raise ValueError(f"top_k, batch_size: expected at least 1, got {top_k}, {batch_size}")
+        waiting: list[tuple[np.ndarray, Tensor, tuple[float, float, float, float], str | None]] = []
+        for image in images:
+            source = None if isinstance(image, Image.Image) else os.fspath(image)
+            pixels = open_rgb(image)
+            seen, window = self._view(pixels, view)
+            if waiting and (len(waiting) == batch_size or waiting[0][1].shape != seen.shape):
+                yield from self._explain(waiting, top_k)
+                waiting = []
+            waiting.append((np.asarray(pixels), seen, window, source))
+        if waiting:
+            yield from self._explain(waiting, top_k)
+
+    def _view(self, image: Image.Image, view: str) -> tuple[Tensor, tuple[float, float, float, float]]:
+        """uint8 [3, h, w] for the model, and the box of the image that it shows."""
+        short_side = self.config.input.test_short_side or self.config.input.short_side
+        width, height = image.size
+        short, stride = min(width, height), self.model.backbone.stride
+        if view == "crop":
+            side = max(1, round(short * self.config.input.crop / short_side))
+            size = (self.config.input.crop,) * 2
+            extent = (side, side)
+        else:
+            # Whole positions of the feature map; a panorama is cut to its middle before it fills the memory.
+            extent = (min(width, MAX_ASPECT * short), min(height, MAX_ASPECT * short))
+            size = tuple(max(1, round(short_side * length / short / stride)) * stride for length in extent)  # type: ignore[assignment]
+        x0, y0 = (width - extent[0]) // 2, (height - extent[1]) // 2
+        window = (x0, y0, x0 + extent[0], y0 + extent[1])
+        resized = image.resize(size, Image.Resampling.BILINEAR, box=window)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1), window
+
+    @torch.inference_mode()
+    def _explain(self, waiting: list[Any], top_k: int) -> Iterator[Explanation]:
+        output = self.model(torch.stack([seen for _, seen, _, _ in waiting]).to(self.device))
+        logits = output.logits
+        probabilities = torch.sigmoid(logits) if self.classes.multi_label else torch.softmax(logits, 1)
+        best = probabilities.topk(min(top_k, logits.shape[1]), dim=1)
+        winner = best.indices[:, :1]
+        contributions, constant = self.model.contributions(output, winner)
+        attention = output.attention
+        if self.classes.multi_label:
+            attention = attention[torch.arange(len(waiting)), winner[:, 0]]
+        background = self.model.dictionary.background.cpu().numpy()
+        centers = part_centers(output.assign).cpu().numpy()
+        for n, (pixels, _, window, source) in enumerate(waiting):
+            assign = resize_to(output.assign[n], window, pixels.shape[:2])
+            strongest = assign.argmax(0)
+            seen = assign.sum(0) > 0
+            x0, y0, x1, y1 = window
+            yield Explanation(
+                label=self.classes.names[winner[n, 0]],
+                probability=float(best.values[n, 0]),
+                logit=float(logits[n, winner[n, 0]]),
+                constant=float(constant[n, 0]),
+                top_k=[
+                    (self.classes.names[index], float(value))
+                    for index, value in zip(best.indices[n].tolist(), best.values[n].tolist(), strict=True)
+                ],
+                attribution=np.tensordot(attention[n].cpu().numpy(), assign, axes=1).astype(np.float32),
+                parts=[
+                    PartExplanation(
+                        index=k,
+                        mask=(strongest == k) & seen,
+                        center=(x0 + centers[n, k, 0] * (x1 - x0), y0 + centers[n, k, 1] * (y1 - y0)),
+                        occurrence=float(output.occurrence[n, k]),
+                        attention=float(attention[n, k]),
+                        contribution=float(contributions[n, 0, k]),
+                        background=bool(background[k]),
+                    )
+                    for k in range(len(assign))
+                ],
+                image=pixels,
+                window=window,
+                source=source,
+            )
+
+
+def resize_to(assign: Tensor, window: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+    """Assignment maps [K, h, w] of a window -> float32 [K, H, W] of the image, zero outside the window."""
+    x0, y0, x1, y1 = (round(value) for value in window)
+    up = F.interpolate(assign[None].float(), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)[0]
+    out = np.zeros((len(assign), *size), dtype=np.float32)
+    out[:, y0:y1, x0:x1] = up.cpu().numpy()
+    return out
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; auto is a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {device!r} is not available ({str(error).splitlines()[0]})") from None
+    return picked
+
+
+def explain_files(run: Path, paths: Sequence[Path], out: Path, view: str, batch_size: int, device: str) -> None:
+    """Explain files and folders of files; writes NAME.json and NAME.png for each image.
+
+    An image that cannot be decoded is named, counted and left out.
+
+    Raises:
+        ValueError: a path does not exist, or no image could be explained.
+    """
+    files = _image_files(paths)
+    explainer = Explainer.load(run, device)
+    out.mkdir(parents=True, exist_ok=True)
+    names = _output_names(files)
+    failed = 0
+
+    def readable() -> Iterator[Path]:
+        nonlocal failed
+        for file in files:
+            try:
+                open_rgb(file)
+            except ValueError as error:
+                logger.warning("left out: %s", error)
+                failed += 1
+            else:
+                yield file
+
+    with tqdm(total=len(files), unit="image", disable=not sys.stderr.isatty()) as bar:
+        for explanation in explainer.stream(readable(), view=view, batch_size=batch_size):
+            assert explanation.source is not None
+            name = names[Path(explanation.source)]
+            explanation.save(out / f"{name}.json")
+            explanation.save(out / f"{name}.png")
+            bar.update()
+            logger.info("%s: %s (%.1f %%)", explanation.source, explanation.label, 100 * explanation.probability)
+    if failed == len(files):
+        raise ValueError(f"none of {len(files)} images could be decoded")
+    logger.info("%d images explained in %s, %d left out", len(files) - failed, out, failed)
+
+
+def _image_files(paths: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"{path}: no such file or folder")
+    if not files:
+        raise ValueError(f"no images ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+    return list(dict.fromkeys(files))
+
+
+def _output_names(files: Sequence[Path]) -> dict[Path, str]:
+    """One name per file: its stem, with its folder's name in front (and a number) where stems repeat."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 1
+        if name in taken:
+            name = f"{file.parent.name}-{file.stem}"
+        while name in taken:
+            number += 1
+            name = f"{file.parent.name}-{file.stem}-{number}"
+        taken.add(name)
+        names[file] = name
+    return names

@@ -1,0 +1,71 @@
+import dataclasses
+import json
+
+import pytest
+
+from rg import recipes
+from rg.config import (
+    GroupingConfig,
+    InputConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    differences,
+    flatten,
+)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_recipes_survive_json(name):
+    config = recipes.get(name)
+    assert RunConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_every_recipe_says_what_it_is():
+    assert all(function.__doc__ for function in recipes.RECIPES.values())
+
+
+def test_the_recipe_without_prior_differs_in_the_prior_alone():
+    changed = differences(recipes.birds_lite0(), recipes.birds_lite0_no_prior())
+    assert list(changed) == ["loss.prior_weight"]
+
+
+def test_unknown_recipe_names_the_near_ones():
+    with pytest.raises(ValueError, match="birds_lite0"):
+        recipes.get("birds_lite")
+
+
+def test_unknown_setting_is_refused():
+    with pytest.raises(ValueError, match="parts"):
+        RunConfig.from_dict({"model": {"grouping": {"parts": 3}}})
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": (2, 3)}, "d": 4}) == {"a.b": 1, "a.c": [2, 3], "d": 4}
+
+
+@pytest.mark.parametrize(
+    "make,match",
+    [
+        (lambda: GroupingConfig(num_parts=0), "model.grouping.num_parts: expected 1 to 64 parts, got 0"),
+        (lambda: GroupingConfig(num_parts=65), "num_parts"),
+        (lambda: GroupingConfig(smoothing_std=0), "smoothing_std"),
+        (
+            lambda: InputConfig(short_side=200, crop=224),
+            "input.short_side: expected at least input.crop = 224, got 200",
+        ),
+        (lambda: InputConfig(flip=1.5), "input.flip"),
+        (lambda: LossConfig(prior_alpha=0), "loss.prior_alpha"),
+        (lambda: LossConfig(prior_weight=-1), "loss.prior_weight"),
+        (lambda: OptimizerConfig(lr=0), "optimizer.lr"),
+        (lambda: OptimizerConfig(schedule="step"), "optimizer.milestones"),
+        (lambda: TrainConfig(global_batch=1), "train.global_batch"),
+        (lambda: TrainConfig(global_batch=10, accumulation=3), "multiple"),
+        (lambda: TrainConfig(epochs=0), "train.epochs"),
+        (lambda: RunConfig(seed=-1), "seed"),
+    ],
+)
+def test_values_out_of_range_are_named(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -1,0 +1,148 @@
+"""The model: published parameter counts, exact contributions, ablations, initialisation."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from rg import recipes
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
+from rg.layers import GroupedLinear, MultiLabelClassifier, PartDictionary
+from rg.model import RegionGroupingModel
+
+SMALL = ModelConfig(
+    backbone=BackboneConfig(name="resnet18", weights="none"),
+    grouping=GroupingConfig(num_parts=4, smoothing_padding="same"),
+    head=HeadConfig(region_channels=24, region_width=8, region_blocks=2, attention_width=8),
+)
+
+
+def build(config=SMALL, classes=5, **options):
+    torch.manual_seed(0)
+    model = RegionGroupingModel(config, classes, **options)
+    for module in model.modules():  # running statistics and affine terms as after some training
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            if module.affine:
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+def images(count=3, size=96):
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "recipe,classes,parameters", [("cub200_resnet101", 200, 40_179_984), ("inat2017_resnet101", 5089, 50_200_620)]
+)
+def test_parameter_count_is_that_of_the_authors(recipe, classes, parameters):
+    with torch.device("meta"):
+        model = RegionGroupingModel(recipes.get(recipe).model, classes, pretrained=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_output_is_consistent():
+    output = build()(images())
+    assert [list(tensor.shape) for tensor in output] == [[3, 5], [3, 4, 6, 6], [3, 4], [3, 4], [3, 4, 256]]
+    torch.testing.assert_close(output.assign.sum(1), torch.ones(3, 6, 6))
+    torch.testing.assert_close(output.attention.sum(1), torch.ones(3))
+    torch.testing.assert_close(output.regions.norm(dim=2), torch.ones(3, 4))
+
+
+def test_images_may_be_bytes_or_floats():
+    model = build()
+    torch.testing.assert_close(model(images()).logits, model(images().float()).logits)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("attention", [False, True])
+def test_contributions_and_constant_are_the_logit(multi_label, attention):
+    config = dataclasses.replace(SMALL, head=dataclasses.replace(SMALL.head, attention=attention))
+    model = build(config, multi_label=multi_label)
+    output = model(images())
+    classes = torch.tensor([[0, 3], [1, 4], [2, 2]])
+    parts, constant = model.contributions(output, classes)
+    assert parts.shape == (3, 2, 4)
+    torch.testing.assert_close(parts.sum(2) + constant, output.logits.gather(1, classes), rtol=1e-5, atol=1e-5)
+
+
+def test_without_attention_every_region_counts_the_same():
+    config = dataclasses.replace(SMALL, head=dataclasses.replace(SMALL.head, attention=False))
+    assert torch.equal(build(config)(images()).attention, torch.full((3, 4), 0.25))
+    assert torch.equal(build(config, multi_label=True)(images()).attention, torch.full((3, 5, 4), 0.25))
+
+
+def test_shapley_values_are_the_mean_over_all_orders():
+    torch.manual_seed(0)
+    K, D, L = 3, 6, 2
+    head = MultiLabelClassifier(HeadConfig(region_width=4), D, L).double().eval()
+    torch.nn.init.ones_(head.norms[-1].weight)
+    features, attention = torch.randn(1, K, D).double(), torch.rand(1, L, K).double()
+
+    def logit(parts, label):
+        kept = torch.zeros(K, dtype=torch.float64)
+        kept[list(parts)] = 1
+        return head(features, attention * kept)[0, label]
+
+    shares, constant = head.contributions(features, attention, torch.tensor([[1]]))
+    for part in range(K):
+        gains = []
+        for order in itertools.permutations(range(K)):
+            before = order[: order.index(part)]
+            gains.append(logit((*before, part), 1) - logit(before, 1))
+        assert shares[0, 0, part].item() == pytest.approx((sum(gains) / math.factorial(K)).item())
+    assert constant.item() == pytest.approx(logit((), 1).item())
+
+
+def test_grouped_linear_is_a_loop_over_linear_layers():
+    layer = GroupedLinear(3, 5, 2)
+    x = torch.randn(4, 3, 5)
+    expected = torch.stack([x[:, group] @ layer.weight[group] for group in range(3)], dim=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_dictionary_starts_at_clusters_of_the_features():
+    model = build(dataclasses.replace(SMALL, grouping=GroupingConfig(num_parts=4, standardize=True))).train()
+    model.initialize_dictionary(images(8), seed=0)
+    assert model.training
+    model.eval()
+    x = model.standardization(model.backbone(images(8)))
+    # Standardised: mean 0 and expected squared length 4.
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(256), atol=1e-5, rtol=0)
+    assert x.square().sum(1).mean().item() == pytest.approx(4, rel=0.02)
+    positions = x.permute(0, 2, 3, 1).flatten(0, 2).detach()
+    inertia = torch.cdist(positions, model.dictionary.centers).min(1).values.square().sum().item()
+    assert inertia < 1.1 * KMeans(4, n_init=10, random_state=0).fit(positions.numpy()).inertia_
+
+
+def test_kmeans_needs_as_many_positions_as_parts():
+    model = build()
+    with pytest.raises(ValueError, match="num_parts"):
+        model.initialize_dictionary(images(1, 16), seed=0)
+
+
+def test_background_is_what_gathers_at_the_border():
+    dictionary = PartDictionary(GroupingConfig(num_parts=2, smoothing_padding="same"), 2).train()
+    with torch.no_grad():
+        dictionary.centers.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    x = torch.zeros(1, 2, 6, 6)
+    x[:, 0] = 1
+    x[:, :, 2:4, 2:4] = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
+    for _ in range(200):
+        dictionary(x)
+    assert dictionary.background.tolist() == [True, False]
+    frozen = dictionary.eval().border.clone()
+    dictionary(x.flip(1))
+    assert torch.equal(dictionary.border, frozen)
+
+
+def test_parameter_groups_are_disjoint_and_complete():
+    model = build()
+    backbone, new = model.parameter_groups()
+    assert len({*map(id, backbone), *map(id, new)}) == len(backbone) + len(new) == len(list(model.parameters()))
+    assert {id(parameter) for parameter in model.backbone.parameters()} == set(map(id, backbone))
