@@ -1,7 +1,9 @@
 """The vocabulary of the birds, and the draw of species from it.
 
-A species is a family, which fixes the body shape, and a tuple of part variants. Any two species differ in at least
-``MARGIN`` parts, except for near-duplicate pairs: two species of one family that differ in exactly one part.
+A species is a family, which fixes the body shape, and a tuple of part variants. Up to eight species make a genus: they
+are equal but for three telling parts, one of the head, one of the trunk and the tail, each of which comes in two
+variants. So a species has near-duplicates that differ from it in exactly one part, and no part alone tells the species:
+who wants to know it must look at all three places. Species of different genera differ in at least ``MARGIN`` parts.
 """
 
 from __future__ import annotations
@@ -189,58 +191,61 @@ _PREFIXES = (
 )  # fmt: skip
 
 MARGIN = 3
-_TELLING = tuple(part for part in PARTS if part != "legs")  # legs are too thin to tell species apart by them alone
+# One part of each place tells the species of a genus apart; eyes and legs are too small to do it alone.
+_TELLING = (("beak", "head", "crest"), ("wing", "belly"), ("tail",))
+# The eight choices of three parts, neighbours differing in one: so any genus, full or not, is made of near-duplicates.
+_GRAY_CODE = (0, 1, 3, 2, 6, 7, 5, 4)
 MAX_SPECIES = 500
-_CONTRAST = 150.0  # smallest distance in RGB of the two colours by which a near-duplicate pair differs
+_CONTRAST = 150.0  # smallest distance in RGB of the two colours by which near-duplicates differ
 
 
 def draw_species(count: int, rng: np.random.Generator) -> tuple[list[Species], list[tuple[int, int, str]]]:
-    """Draws ``count`` species, about a third of them in near-duplicate pairs.
+    """Draws ``count`` species, genus by genus.
 
     Returns:
-        The species, and for each pair the two indices and the part in which they differ.
+        The species, and for each pair of near-duplicates the two indices and the part in which they differ.
     """
     found: list[Species] = []
     pairs: list[tuple[int, int, str]] = []
-    parts = [str(part) for part in rng.permutation(_TELLING)]
     for family in itertools.cycle(FAMILIES):
         if len(found) == count:
             break
-        group = [_draw_one(family, rng)]
-        part = parts[len(pairs) % len(parts)]
-        if len(pairs) < round(count / 6):
-            group.append(_twin(group[0], part, rng))
-        if any(_differences(new, old) < MARGIN for new in group for old in found):
+        base = _draw_one(family, rng)
+        telling = [str(rng.choice(place)) for place in _TELLING]
+        other = {part: _other(base, part, rng) for part in telling}
+        codes = _GRAY_CODE[: count - len(found)]
+        genus = [
+            _replaced(base, {part: other[part] for bit, part in enumerate(telling) if code >> bit & 1})
+            for code in codes
+        ]
+        if any(_differences(new, old) < MARGIN for new in genus for old in found):
             continue
-        if len(group) == 2:
-            pairs.append((len(found), len(found) + 1, part))
-        found += group
+        for a, b in itertools.combinations(range(len(genus)), 2):
+            bits = codes[a] ^ codes[b]
+            if bits.bit_count() == 1:
+                pairs.append((len(found) + a, len(found) + b, telling[bits.bit_length() - 1]))
+        found += genus
     order = rng.permutation(count)
     label = np.argsort(order).tolist()
     return [found[k] for k in order], [(label[a], label[b], part) for a, b, part in pairs]
 
 
 def draw_names(species: list[Species], pairs: list[tuple[int, int, str]], rng: np.random.Generator) -> list[str]:
-    """Invents a unique name for each species; those of a near-duplicate pair name the part that tells them apart."""
-    names: dict[int, str] = {}
-
-    def name(label: int, part: str, noun: str) -> str:
-        return f"{species[label].parts[PARTS.index(part)].colour}-{_ADJECTIVES[part]} {noun}"
-
-    def noun(label: int) -> str:
-        return str(rng.choice(_PREFIXES)) + str(rng.choice(FAMILIES[species[label].family].nouns))
-
-    groups: list[tuple[tuple[int, ...], str]] = [((a, b), part) for a, b, part in pairs]
-    paired = {label for group, _ in groups for label in group}
-    groups += [((label,), "") for label in range(len(species)) if label not in paired]
-    for labels, part in groups:
+    """Invents a unique name for each species, after one of the parts that tell it apart."""
+    telling: dict[int, set[str]] = {label: set() for label in range(len(species))}
+    for a, b, part in pairs:
+        telling[a].add(part)
+        telling[b].add(part)
+    names: list[str] = []
+    for label, one in enumerate(species):
         while True:
-            shared = noun(labels[0])
-            chosen = [name(label, part or str(rng.choice(PARTS)), shared) for label in labels]
-            if not set(chosen) & set(names.values()):
+            part = str(rng.choice(sorted(telling[label]) or PARTS))
+            adjective = f"{one.parts[PARTS.index(part)].colour}-{_ADJECTIVES[part]}"
+            name = f"{adjective} {rng.choice(_PREFIXES)}{rng.choice(FAMILIES[one.family].nouns)}"
+            if name not in names:
                 break
-        names.update(zip(labels, chosen, strict=True))
-    return [names[label] for label in range(len(species))]
+        names.append(name)
+    return names
 
 
 def _draw_one(family: str, rng: np.random.Generator) -> Species:
@@ -254,10 +259,9 @@ def _draw_one(family: str, rng: np.random.Generator) -> Species:
     return Species(family, tuple(variants))
 
 
-def _twin(species: Species, part: str, rng: np.random.Generator) -> Species:
-    """The species with another shape and a clearly different colour of one part."""
-    index = PARTS.index(part)
-    old = species.parts[index]
+def _other(species: Species, part: str, rng: np.random.Generator) -> Variant:
+    """Another shape and a clearly different colour for one part of a species."""
+    old = species.parts[PARTS.index(part)]
     shape = str(rng.choice([name for name in shapes(species.family, part) if name != old.shape]))
     distance = {
         name: float(np.linalg.norm(np.subtract(COLOURS[name], COLOURS[old.colour])))
@@ -265,9 +269,13 @@ def _twin(species: Species, part: str, rng: np.random.Generator) -> Species:
         if name != old.accent
     }
     colour = str(rng.choice([name for name, far in distance.items() if far >= _CONTRAST]))
-    parts = list(species.parts)
-    parts[index] = replace(old, shape=shape, colour=colour)
-    return replace(species, parts=tuple(parts))
+    return replace(old, shape=shape, colour=colour)
+
+
+def _replaced(species: Species, variants: dict[str, Variant]) -> Species:
+    return replace(
+        species, parts=tuple(variants.get(part, old) for part, old in zip(PARTS, species.parts, strict=True))
+    )
 
 
 def shapes(family: str, part: str) -> tuple[str, ...]:

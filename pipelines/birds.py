@@ -1,10 +1,11 @@
 """Procedurally drawn fine-grained birds with exact parts, landmarks and boxes: a data set that needs no download.
 
-A class is a species, that is a tuple of part variants; about a third of the species come in near-duplicate pairs that
-differ in exactly one part. Pose, size, place, light and surroundings vary from image to image and know nothing of the
-species. Every image has a random generator of its own, so any image can be drawn alone, by any worker, byte for byte.
+A class is a species, that is a tuple of part variants. Every species has near-duplicates that differ from it in exactly
+one part: of the head, of the trunk, or the tail. Pose, size, place, light and surroundings vary from image to image and
+know nothing of the species. Every image has a random generator of its own, so any image can be drawn alone, by any
+worker, byte for byte.
 
-    >>> birds = Birds(BirdsConfig(species=40), "train", per_species=50)
+    >>> birds = Birds(BirdsConfig(species=48), "train", per_species=50)
     >>> sample = birds[17]
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +45,7 @@ class BirdsConfig:
         clutter: Density of everything that distracts from the bird, 0 to 4.
     """
 
-    species: int = 40
+    species: int = 48
     size: int = 128
     seed: int = 0
     absent: float = 0.05
@@ -91,7 +93,7 @@ class Drawing:
 class Birds:
     """A split of the bird data set; index i is image ``i // len(class_names)`` of species ``i % len(class_names)``.
 
-    In a near-duplicate pair the part that tells the two apart is always drawn, or the label could not be decided; all
+    The parts that tell a species from its near-duplicates are always drawn, or the label could not be decided; all
     other optional parts are absent with the configured probability.
 
     Attributes:
@@ -101,6 +103,7 @@ class Birds:
         landmark_names: In the order of ``Sample.landmarks``.
         near_duplicates: Pairs of classes with the only part in which they differ.
         species: The part variants, one tuple per class.
+        telling: The parts that tell a class from its near-duplicates, one set per class.
     """
 
     def __init__(self, config: BirdsConfig, split: str, per_species: int) -> None:
@@ -122,7 +125,10 @@ class Birds:
         self.super_categories = [species.family for species in self.species]
         self.part_names = list(PARTS)
         self.landmark_names = list(LANDMARKS)
-        self._telling = {label: part for a, b, part in self.near_duplicates for label in (a, b)}
+        self.telling: list[set[str]] = [set() for _ in self.species]
+        for a, b, part in self.near_duplicates:
+            self.telling[a].add(part)
+            self.telling[b].add(part)
 
     def __len__(self) -> int:
         return self.per_species * self.config.species
@@ -157,10 +163,10 @@ class Birds:
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         label = index % self.config.species
         rng = np.random.default_rng([self.config.seed, SPLITS.index(self.split), index])
-        return draw(self.species[label], self.config, rng, always=self._telling.get(label))
+        return draw(self.species[label], self.config, rng, always=self.telling[label])
 
 
-def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always: str | None = None) -> Drawing:
+def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always: Collection[str] = ()) -> Drawing:
     """Draws one image of a species.
 
     All that is random depends on the generator and on the family, so that with equal generators two species of one
@@ -170,12 +176,12 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
         species: What to draw.
         config: Size and density of the image.
         rng: Decides everything else.
-        always: A part that is never absent.
+        always: Parts that are never absent.
     """
     skipped = tuple(
         part
         for part, u in zip(OPTIONAL, rng.random(len(OPTIONAL)), strict=True)
-        if u < config.absent and part != always
+        if u < config.absent and part not in always
     )
     absent = {PARTS.index(part) + 1 for part in skipped}
     bird = puppet(species)
@@ -238,7 +244,7 @@ def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray
     shifts = bird.pivots - np.einsum("jab,jb->ja", joints, bird.pivots)
     posed = np.einsum("nab,nb->na", (whole @ joints)[bird.joints], bird.points) + (shifts @ whole.T)[bird.joints]
     low, high = posed[bird.frame].min(axis=0), posed[bird.frame].max(axis=0)
-    extent = size * rng.uniform(0.38, 0.75)
+    extent = size * rng.uniform(0.5, 0.9)
     scale = extent / (high - low).max()
     box = (high - low) * scale
     corner = -0.02 * box + rng.random(2) * (size - 0.96 * box)

@@ -225,7 +225,7 @@ def _graph(
     shuffle_seed: int,
 ) -> tuple[Any, ...]:
     training, crop = geometry.training, geometry.crop
-    jpeg, label, annotation, *part_png = fn.readers.webdataset(
+    fields: Any = fn.readers.webdataset(
         paths=tars,
         index_paths=indexes,
         ext=[JPEG, LABEL, ANNOTATION] + [PART_MAP] * part_maps,
@@ -239,6 +239,7 @@ def _graph(
         missing_component_behavior="error",
         name="reader",
     )
+    jpeg, label, annotation, *part_png = fields
     extent = fn.cast(fn.peek_image_shape(jpeg)[0:2], dtype=types.FLOAT)
     short = fn.reductions.min(extent)
     side = dali_math.max(dali_math.floor(short * (crop / geometry.short_side) + 0.5), 1.0)

@@ -31,7 +31,7 @@ from pipelines.manifest import Manifest, atomic_write
 from rg import checkpoint
 from rg.checkpoint import Classes
 from rg.config import RunConfig, differences
-from rg.engine import Engine, Ranks, connect
+from rg.engine import LATEST, Engine, Ranks, connect
 from rg.losses import classification_loss, occurrence_prior_loss
 from rg.model import RegionGroupingModel
 
@@ -64,6 +64,7 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False) -> int
     ranks = connect()
     torch.manual_seed(config.seed)
     model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=not resume)
+    _check_map(config, model.backbone.stride)
     if not resume and config.model.grouping.init == "kmeans":
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
     engine = Engine(model, config, ranks, steps)
@@ -79,7 +80,7 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False) -> int
 
 def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: Manifest, resume: bool) -> None:
     if not resume:
-        if (out / checkpoint.CONFIG).exists():
+        if (out / CHECKPOINTS / LATEST).exists():
             raise ValueError(f"--out: {out} holds a run already; continue it with --resume or choose another folder")
         return
     started, trained_classes = checkpoint.load_config(out)
@@ -98,6 +99,16 @@ def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: 
     before = checkpoint.read_json(out / checkpoint.RECORD)["data"]["shards"]
     if before != _shard_sums(manifest):
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
+
+
+def _check_map(config: RunConfig, stride: int) -> None:
+    grouping = config.model.grouping
+    side, window = config.input.crop // stride, 2 * grouping.smoothing_radius + 1
+    if grouping.smoothing_padding == "valid" and side < window:
+        raise ValueError(
+            f"input.crop: {config.input.crop} pixels make a {side}x{side} map, smaller than the {window}x{window} "
+            "smoothing window; use a larger crop or model.grouping.smoothing_padding = same"
+        )
 
 
 def _shard_sums(manifest: Manifest) -> list[str]:

@@ -60,12 +60,12 @@ def test_splits_and_seeds_share_no_image_but_splits_share_the_species(birds, sam
 
 
 def test_a_sample_keeps_the_contract_and_survives_a_shard(birds, samples):
-    assert len(birds) == len(samples) == 600
+    assert len(birds) == len(samples) == 15 * 48
     for index in (0, 41, 599):
         sample = samples[index]
         assert sample.key == f"train-{index:06d}"
         assert sample.source == f"birds seed=0 split=train index={index}"
-        assert sample.label == index % 40
+        assert sample.label == index % 48
         assert sample.super_category == birds.super_categories[sample.label]
         assert sample.landmarks.dtype == np.float32
         assert sample.landmarks.shape == (len(birds.landmark_names), 2)
@@ -142,16 +142,16 @@ def test_tips_are_where_the_parts_end():
 
 
 def test_parts_are_absent_as_often_as_configured():
-    """Counts over 400 images, whose species all have the chance: a binomial deviates from its mean by more than 5
-    standard deviations, sqrt(n p (1 - p)), less than once in a million."""
-    config = BirdsConfig(species=2, absent=0.3, occlusion=0, clutter=0)
-    birds = Birds(config, "train", per_species=200)
-    assert birds.near_duplicates == []
+    """Counts over the images whose species have the chance: a binomial deviates from its mean by more than 5 standard
+    deviations, sqrt(n p (1 - p)), less than once in a million. Tails always tell, so they are never absent here."""
+    config = BirdsConfig(species=16, absent=0.3, occlusion=0, clutter=0)
+    birds = Birds(config, "train", per_species=30)
     drawings = [birds.drawing(index) for index in range(len(birds))]
-    bound = 5 * math.sqrt(400 * 0.3 * 0.7)
     for part in OPTIONAL:
         absent = np.array([part in drawing.absent for drawing in drawings])
-        assert abs(absent.sum() - 400 * 0.3) <= bound
+        free = np.array([part not in birds.telling[index % 16] for index in range(len(birds))])
+        assert not absent[~free].any()
+        assert abs(absent.sum() - 0.3 * free.sum()) <= 5 * math.sqrt(0.3 * 0.7 * free.sum())
         shown = np.array([(drawing.part_map == PARTS.index(part) + 1).any() for drawing in drawings])
         assert not (shown & absent).any()
         assert (shown | absent).mean() > 0.95  # present but out of the image or behind the bird is rare
@@ -174,18 +174,27 @@ def test_occluders_are_small_and_as_rare_as_configured():
 def test_species_are_distinct_but_for_near_duplicates_that_differ_in_one_part(count):
     species, pairs = draw_species(count, np.random.default_rng(5))
     assert len(species) == count
-    assert len(pairs) == round(count / 6)
     parts = np.array([[hash(variant) for variant in one.parts] for one in species])
-    differences = (parts[:, None] != parts[None]).sum(axis=2) + 9 * np.eye(count, dtype=int)
+    differences = (parts[:, None] != parts[None]).sum(axis=2)
+    alike = {frozenset(pair) for pair in np.argwhere(differences == 1).tolist()}
+    assert {frozenset(pair[:2]) for pair in pairs} == alike
     for a, b, part in pairs:
-        assert differences[a, b] == 1
         assert species[a].family == species[b].family
         assert (parts[a] != parts[b])[PARTS.index(part)]
-        differences[a, b] = differences[b, a] = 9
-    assert differences.min() >= 3
+    assert (differences + np.eye(count) > 0).all()
+    assert (differences == 1).any(axis=1).all() or count % 8 == 1
     for one in species:
         for part, variant in zip(PARTS, one.parts, strict=True):
             assert variant.shape in shapes(one.family, part)
+
+
+def test_in_a_full_genus_head_trunk_and_tail_all_matter():
+    birds = Birds(BirdsConfig(species=48), "train", per_species=1)
+    assert len(birds.near_duplicates) == 6 * 12  # the edges of six cubes
+    for telling in birds.telling:
+        assert len(telling) == 3
+        assert "tail" in telling
+        assert len(telling & {"beak", "head", "crest"}) == len(telling & {"wing", "belly"}) == 1
 
 
 def test_near_duplicates_look_alike_except_at_the_part_that_tells_them_apart(birds):
@@ -194,7 +203,7 @@ def test_near_duplicates_look_alike_except_at_the_part_that_tells_them_apart(bir
         changed = []
         for seed in range(6):
             one, two = (
-                draw(birds.species[label], config, np.random.default_rng([7, seed]), always=part) for label in (a, b)
+                draw(birds.species[label], config, np.random.default_rng([7, seed]), always=[part]) for label in (a, b)
             )
             assert part not in one.absent
             pixels = np.abs(np.subtract(one.image, two.image, dtype=int)).max(axis=2)
@@ -206,16 +215,16 @@ def test_near_duplicates_look_alike_except_at_the_part_that_tells_them_apart(bir
             for dy in range(5):
                 for dx in range(5):
                     near[dy : dy + 128, dx : dx + 128] |= region
-            assert pixels[~near[2:-2, 2:-2]].max() == 0
+            # Where the belly shows between two other parts, such a sliver can lie by itself: a pixel, no more.
+            assert np.count_nonzero(pixels[~near[2:-2, 2:-2]]) <= 1
             changed.append((pixels > 40).sum())
         assert np.median(changed) >= 8, (part, changed)
 
 
 def test_the_telling_part_is_always_drawn():
     birds = Birds(BirdsConfig(absent=1, clutter=0), "test", per_species=1)
-    telling = {label: part for a, b, part in birds.near_duplicates for label in (a, b)}
-    for label in range(40):
-        assert birds.drawing(label).absent == tuple(part for part in OPTIONAL if part != telling.get(label))
+    for label in range(48):
+        assert birds.drawing(label).absent == tuple(part for part in OPTIONAL if part not in birds.telling[label])
 
 
 def test_the_mean_shape_is_a_poor_guess(samples):
@@ -229,15 +238,15 @@ def test_the_mean_shape_is_a_poor_guess(samples):
 
 
 def test_half_of_the_birds_face_left(samples):
-    """600 fair coins stay within 5 standard deviations, 5 * sqrt(600) / 2 = 61, of 300."""
+    """720 fair coins stay within 5 standard deviations, 5 * sqrt(720) / 2 = 67, of 360."""
     left = sum(sample.landmarks[0, 0] < sample.landmarks[1, 0] for sample in samples)
-    assert abs(left - 300) <= 61
+    assert abs(left - 360) <= 67
 
 
 def test_birds_come_in_many_sizes_and_mostly_inside(samples):
     sides = np.array([(sample.boxes[0, 2:] - sample.boxes[0, :2]).max() for sample in samples]) / 128
-    assert 0.25 < np.quantile(sides, 0.05) < 0.45
-    assert 0.65 < np.quantile(sides, 0.95) < 0.9
+    assert 0.45 < np.quantile(sides, 0.05) < 0.6
+    assert 0.8 < np.quantile(sides, 0.95) <= 1
     assert all((sample.part_map == PARTS.index("belly") + 1).any() for sample in samples)
 
 
@@ -253,12 +262,10 @@ def test_the_surroundings_do_not_know_the_species(birds):
 
 
 def test_names(birds):
-    assert len(set(birds.class_names)) == len(birds.class_names) == 40
+    assert len(set(birds.class_names)) == len(birds.class_names) == 48
     assert len(set(Birds(BirdsConfig(species=500), "train", 1).class_names)) == 500
-    for a, b, _ in birds.near_duplicates:
-        assert birds.class_names[a].split()[1] == birds.class_names[b].split()[1]
     assert birds.part_names == ["beak", "eye", "head", "crest", "wing", "belly", "tail", "legs"]
-    assert len(birds.super_categories) == 40
+    assert len(birds.super_categories) == 48
     assert len(set(birds.super_categories)) == 6
 
 
@@ -296,5 +303,5 @@ def test_bad_arguments():
         Birds(BirdsConfig(), "dev", 1)
     with pytest.raises(ValueError, match=r"^per_species: expected at least 1 image, got 0$"):
         Birds(BirdsConfig(), "train", 0)
-    with pytest.raises(IndexError, match=r"^index: expected 0 to 39, got 40$"):
-        Birds(BirdsConfig(), "train", 1)[40]
+    with pytest.raises(IndexError, match=r"^index: expected 0 to 47, got 48$"):
+        Birds(BirdsConfig(), "train", 1)[48]

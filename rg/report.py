@@ -1,0 +1,470 @@
+"""One self-contained HTML page about an evaluated run: ``report.html``, which opens from disk without a network."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from tqdm import tqdm
+
+import rg
+from pipelines import shards
+from pipelines.manifest import NAME as MANIFEST
+from pipelines.manifest import Manifest, atomic_write
+from rg import checkpoint, pictures
+from rg.config import flatten
+from rg.explain import Explanation
+from rg.losses import prior_quantiles
+
+PAGE, METRICS, PREDICTIONS, HISTORY = "report.html", "metrics.json", "predictions.jsonl", "metrics.jsonl"
+GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
+CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
+BINS = 10
+CHART_WIDTH, CHART_HEIGHT = 520, 220
+CURVE_POINTS, DOTS = 300, 40
+MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data set
+    ("Accuracy", "accuracy", "Share of right answers.", None),
+    ("Mean class accuracy", "mean_class_accuracy", "The same, every class counted once.", None),
+    (
+        "Landmark error",
+        "landmark_error",
+        "Distance of landmarks told from part centres, by size of the box.",
+        "landmarks",
+    ),
+    ("Mean-shape error", "mean_shape_error", "The same for one mean shape, without looking.", "landmarks"),
+    ("Pointing-game error", "pointing_error", "Attribution peaks that miss the box of the object.", "boxes"),
+    ("NMI at landmarks", "nmi", "Mutual information of parts and landmarks, normalised.", "landmarks"),
+    ("ARI at landmarks", "ari", "Adjusted Rand index of the same; 0 by chance.", "landmarks"),
+    ("NMI on part maps", "part_map_nmi", "Mutual information of parts and true parts of all pixels.", "part maps"),
+    ("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", "part maps"),
+)
+CURVES = {  # title -> name, kind of line in metrics.jsonl, value
+    "Loss": (
+        ("train, total", "train", "loss"),
+        ("train, classification", "train", "classification_loss"),
+        ("validation, classification", "validation", "classification_loss"),
+    ),
+    "Occurrence prior loss": (("prior loss", "train", "prior_loss"),),
+    "Accuracy": (("train", "train", "accuracy"), ("validation", "validation", "accuracy")),
+    "Learning rate of the backbone": (("learning rate", "train", "lr"),),
+}
+ADVICE = {
+    "dead": "It is the strongest part in less than 1 % of the images. Start from k-means centres "
+    "(model.grouping.init=kmeans), train longer, or ask for fewer parts (model.grouping.num_parts).",
+    "duplicate": "It covers the same places as an earlier part. Ask for fewer parts (model.grouping.num_parts), or "
+    "start from k-means centres (model.grouping.init=kmeans).",
+    "everywhere": "It covers most of most images, so it tells nothing apart. Standardise the features "
+    "(model.grouping.standardize=true), start from k-means centres (model.grouping.init=kmeans), or give the "
+    "occurrence prior more weight (loss.prior_weight).",
+}
+
+Prediction = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One test image with its explanation.
+
+    Attributes:
+        key: Of the sample.
+        other: The class to compare with, if any: why, its name, its probability.
+        remark: What else there is to say about the image.
+        explanation: Of the image.
+        image: The image as the model saw it, a data URI like the next two.
+        parts: Its parts.
+        attribution: Its attribution.
+        bars: Its contributions.
+    """
+
+    key: str
+    other: tuple[str, str, float] | None
+    remark: str
+    explanation: Explanation
+    image: str
+    parts: str
+    attribution: str
+    bars: list[pictures.Bar]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: name, SVG path, dots where there are few points, last value."""
+
+    name: str
+    path: str
+    dots: list[tuple[float, float]]
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over the steps of a run; ticks are (position in the SVG, text)."""
+
+    title: str
+    curves: list[Curve]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        run: Run folder that has been evaluated.
+        data: Folder of the shards that it was evaluated on, if they have moved since.
+        out: Page to write; default ``run/report.html``.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ValueError: the run has not been evaluated, or its data is gone.
+    """
+    config, classes = checkpoint.load_config(run)
+    if not (run / METRICS).is_file():
+        raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
+    metrics, record = checkpoint.read_json(run / METRICS), checkpoint.read_json(run / checkpoint.RECORD)
+    predictions, history = _read_lines(run / PREDICTIONS), _read_lines(run / HISTORY)
+    manifest = _find_data(metrics, data)
+    if manifest.classes != classes.names:
+        raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
+
+    cards, spots = _pictures(run, data or Path(metrics["data"]), manifest, metrics, predictions)
+    colors = pictures.palette(len(metrics["parts"]))
+    template = _environment().get_template(PAGE)
+    page = template.render(
+        run=run.resolve().name,
+        record=record,
+        metrics=metrics,
+        classes=classes,
+        tiles=_tiles(metrics),
+        rows=_metric_rows(metrics),
+        cards=cards,
+        wrong=sum(_errors(prediction) > 0 for prediction in predictions),
+        parts=metrics["parts"],
+        spots=spots,
+        advice=ADVICE,
+        histograms=_histograms(predictions),
+        prior=_shares(prior_quantiles(len(predictions), config.loss.prior_alpha, config.loss.prior_beta)),
+        prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
+        colors=[_css(color) for color in colors],
+        inks=[_css(pictures.ink_on(color)) for color in colors],
+        charts=_charts(history),
+        chart_size=(CHART_WIDTH, CHART_HEIGHT),
+        settings=_plain(flatten(dataclasses.asdict(config))),
+        data=_plain(
+            {"data set": record["data"]["dataset"], "training shards": len(record["data"]["shards"])}
+            | flatten(record["data"]["options"])
+        ),
+    )
+    out = out or run / PAGE
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as file:
+        file.write(page.encode())
+    return out
+
+
+def _pictures(
+    run: Path, folder: Path, manifest: Manifest, metrics: Mapping[str, Any], predictions: Sequence[Prediction]
+) -> tuple[dict[str, list[Card]], list[list[tuple[str, str]]]]:
+    """The cards of both galleries, and for every part pictures of it with their labels.
+
+    Explanations hold maps of whole images, so they are drawn one by one and dropped.
+    """
+    parts = metrics["parts"]
+    cards: dict[str, list[Card]] = {"gallery": [], "mistakes": []}
+    spots: list[list[tuple[str, str]]] = [[] for _ in parts]
+    side = STRIP_SIDE if len(parts) <= MANY_PARTS else STRIP_SIDE_OF_MANY
+    wanted: list[tuple[str | int, Prediction]] = [
+        *(("gallery", prediction) for prediction in _best(predictions, manifest)[:GALLERY]),
+        *(("mistakes", prediction) for prediction in _worst(predictions)[:MISTAKES]),
+        *((k, prediction) for k, part in enumerate(parts) for prediction in _showing(predictions, k, part)[:STRIP]),
+    ]
+    keys = [prediction["key"] for _, prediction in wanted]
+    explained = _explain(run, folder, metrics["split"], keys, len(manifest.classes))
+    for (place, prediction), explanation in zip(wanted, explained, strict=True):
+        if isinstance(place, int):
+            spot = pictures.spotlight(explanation, place, (side, side))
+            spots[place].append((_data_uri(spot), _label(prediction, manifest)))
+        elif _confirmed(prediction, explanation, manifest):
+            cards[place].append(_card(prediction, explanation, manifest))
+    return cards, spots
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: has no {path.name}; run `python -m rg evaluate` first") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected one JSON value per line ({error})") from None
+
+
+def _find_data(metrics: Mapping[str, Any], data: Path | None) -> Manifest:
+    if data is None and not (Path(metrics["data"]) / MANIFEST).is_file():
+        raise ValueError(f"--data: the shards are no longer in {metrics['data']}; say where they are")
+    return Manifest.load(data or metrics["data"])
+
+
+def _errors(prediction: Prediction) -> int:
+    """Number of wrong attributes; 0 or 1 for a class."""
+    truth, predicted = prediction["label"], prediction["predicted"]
+    if isinstance(truth, list):
+        return sum(a != b for a, b in zip(truth, predicted, strict=True))
+    return int(truth != predicted)
+
+
+def _group(prediction: Prediction) -> Hashable:
+    """What two images of the same kind have in common."""
+    label = prediction["label"]
+    return tuple(label) if isinstance(label, list) else label
+
+
+def _take_turns(items: Iterable[Prediction], group: Callable[[Prediction], Hashable]) -> list[Prediction]:
+    """The first of every group, then the second of every group, ...; otherwise in the given order."""
+    turns: Counter[Hashable] = Counter()
+    rounds: defaultdict[int, list[Prediction]] = defaultdict(list)
+    for item in items:
+        rounds[turns[group(item)]].append(item)
+        turns[group(item)] += 1
+    return [item for turn in sorted(rounds) for item in rounds[turn]]
+
+
+def _best(predictions: Sequence[Prediction], manifest: Manifest) -> list[Prediction]:
+    """Right and sure, and as diverse as there are classes and coarse classes."""
+
+    def coarse(prediction: Prediction) -> Hashable:
+        return manifest.super_categories[prediction["label"]] if manifest.super_categories else None
+
+    ranked = sorted(predictions, key=lambda one: (_errors(one), -one["probability"], one["key"]))
+    if manifest.multi_label:
+        return _take_turns(ranked, _group)
+    return _take_turns(_take_turns((one for one in ranked if not _errors(one)), _group), coarse)
+
+
+def _worst(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Wrong and sure, of different classes."""
+    wrong = [one for one in predictions if _errors(one)]
+    return _take_turns(sorted(wrong, key=lambda one: (-_errors(one), -one["probability"], one["key"])), _group)
+
+
+def _showing(predictions: Sequence[Prediction], k: int, part: Mapping[str, Any]) -> list[Prediction]:
+    """Where part k occurs most surely, in different classes; nothing for a dead part, which wins nowhere."""
+    if part["state"] == "dead":
+        return []
+    return _take_turns(sorted(predictions, key=lambda one: (-one["occurrence"][k], one["key"])), _group)
+
+
+def _explain(run: Path, folder: Path, split: str, keys: Sequence[str], classes: int) -> Iterator[Explanation]:
+    """Explanations of samples as they are tested, cut to what the model saw, one by one."""
+    samples = shards.read(folder, split, keys)
+    images = (Image.open(io.BytesIO(sample.jpeg)) for sample in samples)
+    with tqdm(total=len(keys), desc="explain", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for explanation in rg.load(run).stream(images, view="crop", top_k=classes):
+            yield pictures.crop_to_window(explanation)
+            bar.update()
+
+
+def _confirmed(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> bool:
+    """Whether the label is that of the evaluation, whose decoder may have rounded an undecided image the other way."""
+    return manifest.multi_label or explanation.label == manifest.classes[prediction["predicted"]]
+
+
+def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> Card:
+    size = (CARD_SIDE, CARD_SIDE)
+    bars = pictures.bars(explanation, BARS)
+    if isinstance(prediction["label"], list):
+        other, remark = None, _attributes(prediction, manifest)
+    elif _errors(prediction):
+        truth = _label(prediction, manifest)
+        other, remark = ("In truth", truth, dict(explanation.top_k)[truth]), _argument(bars)
+    else:
+        other, remark = ("Next", *explanation.top_k[1]), ""
+    return Card(
+        key=prediction["key"],
+        other=other,
+        remark=remark,
+        explanation=explanation,
+        image=_data_uri(pictures.photo(explanation, size)),
+        parts=_data_uri(pictures.parts_overlay(explanation, size=size)),
+        attribution=_data_uri(pictures.attribution_overlay(explanation, size)),
+        bars=bars,
+    )
+
+
+def _argument(bars: Sequence[pictures.Bar]) -> str:
+    """The one or two parts that spoke most for the label, in words."""
+    spoke = [f"part {bar.name} ({signed(bar.value)})" for bar in bars if bar.color and bar.value > 0][:2]
+    return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part spoke for it."
+
+
+def _attributes(prediction: Prediction, manifest: Manifest) -> str:
+    """Which attributes are wrong, in words."""
+    pairs = list(zip(manifest.classes, prediction["label"], prediction["predicted"], strict=True))
+    missed = [name for name, truth, predicted in pairs if truth > predicted]
+    added = [name for name, truth, predicted in pairs if truth < predicted]
+    text = f"{len(pairs) - _errors(prediction)} of {len(pairs)} attributes are right."
+    for word, names in (("Missed", missed), ("Wrongly seen", added)):
+        if names:
+            text += f" {word}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
+    return text
+
+
+def _label(prediction: Prediction, manifest: Manifest) -> str:
+    return "" if isinstance(prediction["label"], list) else manifest.classes[prediction["label"]]
+
+
+def _histograms(predictions: Sequence[Prediction]) -> list[list[float]]:
+    """Share of the images in every bin of occurrence, for every part."""
+    return [_shares(column) for column in np.array([prediction["occurrence"] for prediction in predictions]).T]
+
+
+def _shares(values: np.ndarray) -> list[float]:
+    """Share of values from 0 to 1 in every bin."""
+    return (np.histogram(values, BINS, (0, 1))[0] / len(values)).tolist()
+
+
+def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and remark of the numbers that matter most."""
+    parts, landmarks, pointing = metrics["parts"], metrics["landmark_error"], metrics["pointing_error"]
+    objects = sum(not part["background"] for part in parts)
+    about_landmarks, about_pointing = _absent("landmarks"), _absent("boxes")
+    if landmarks is not None:
+        about_landmarks = f"of the box; one mean shape has {percent(metrics['mean_shape_error'])}"
+    if pointing is not None:
+        pointing, about_pointing = 1 - pointing, "of the attribution peaks are on the object"
+    return [
+        ("Accuracy", percent(metrics["accuracy"]), f"mean over classes {percent(metrics['mean_class_accuracy'])}"),
+        ("Landmark error", percent(landmarks), about_landmarks),
+        ("Pointing game", percent(pointing), about_pointing),
+        (
+            "Parts in use",
+            f"{metrics['parts_in_use']} of {len(parts)}",
+            f"{objects} object, {len(parts) - objects} background",
+        ),
+    ]
+
+
+def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of every metric."""
+    rows = [
+        (name, _absent(needs) if metrics[key] is None else percent(metrics[key], 2), meaning)
+        for name, key, meaning, needs in MEASURED
+    ]
+    return [
+        *rows,
+        ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
+    ]
+
+
+def _absent(needs: str | None) -> str:
+    return f"not measured (no {needs} in this data set)"
+
+
+def _charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    charts = []
+    for title, lines in CURVES.items():
+        points = {
+            name: [(line["step"], line[key]) for line in history if line["kind"] == kind and math.isfinite(line[key])]
+            for name, kind, key in lines
+        }
+        points = {name: values for name, values in points.items() if values}
+        if points:
+            charts.append(_chart(title, points, shares=title == "Accuracy"))
+    return charts
+
+
+def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], shares: bool) -> Chart:
+    last_step = max(step for points in lines.values() for step, _ in points)
+    x_ticks = ticks(last_step)
+    y_ticks = ticks(1.0 if shares else max(value for points in lines.values() for _, value in points))
+    x_scale = CHART_WIDTH / last_step
+    y_scale = CHART_HEIGHT / y_ticks[-1]
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        return round(step * x_scale, 1), round(CHART_HEIGHT - value * y_scale, 1)
+
+    curves = []
+    for name, points in lines.items():
+        placed = [place(*point) for point in thinned(points)]
+        path = "M" + "L".join(f"{x} {y}" for x, y in placed)
+        last = points[-1][1]
+        curves.append(
+            Curve(name, path, placed if len(placed) <= DOTS else [], percent(last) if shares else f"{last:.3g}")
+        )
+    return Chart(
+        title,
+        curves,
+        [(round(tick * x_scale, 1), f"{tick:g}") for tick in x_ticks if tick <= last_step],
+        [(round(CHART_HEIGHT - tick * y_scale, 1), percent(tick, 0) if shares else f"{tick:g}") for tick in y_ticks],
+    )
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most ``CURVE_POINTS`` points: means of neighbours."""
+    chunks = np.array_split(np.array(points, dtype=float), min(len(points), CURVE_POINTS))
+    return [(float(x), float(y)) for x, y in (chunk.mean(0) for chunk in chunks)]
+
+
+def ticks(highest: float) -> list[float]:
+    """Round numbers from 0 to at least ``highest``, 3 to 6 of them."""
+    if highest <= 0:
+        return [0.0, 1.0]
+    rough = highest / 4
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    return [round(number * step, 12) for number in range(math.ceil(highest / step - 1e-9) + 1)]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.5 -> 50.0 %; a dash for None; nothing but 0 and 1 is rounded to 0 % and 100 %."""
+    if value is None:
+        return "\N{EN DASH}"
+    least = 0.1**digits
+    text = f"{100 * value:.{digits}f}"
+    if 0 < value < 1 and float(text) in (0, 100):
+        text = f"< {least:.{digits}f}" if value < 0.5 else f"> {100 - least:.{digits}f}"
+    return f"{text}\u00a0%"
+
+
+def signed(value: float) -> str:
+    """With its sign, two decimals and a true minus."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _css(color: pictures.Color) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("rg", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "signed": signed}
+    return environment

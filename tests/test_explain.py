@@ -1,0 +1,187 @@
+"""Explanations: exact, at image size, for any image."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import shards
+from pipelines.loader import Geometry, Loader
+from rg.checkpoint import Classes
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
+from rg.explain import Explainer, explain_files, pick_device, resize_to
+from rg.model import RegionGroupingModel
+
+
+def make(multi_label=False):
+    torch.manual_seed(0)
+    config = RunConfig(
+        model=ModelConfig(
+            backbone=BackboneConfig(name="tf_efficientnet_lite0"),
+            grouping=GroupingConfig(num_parts=4, standardize=True, smoothing_padding="same"),
+            head=HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
+        ),
+        input=InputConfig(short_side=72, crop=64, test_short_side=64),
+    )
+    model = RegionGroupingModel(config.model, 3, multi_label)
+    model.initialize_dictionary(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8), 0)
+    return Explainer(model, config, Classes(("wren", "robin", "jay"), multi_label), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    return make()
+
+
+def noise(width, height, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_an_explanation_adds_up(multi_label):
+    explanation = make(multi_label).explain(noise(90, 70))
+    total = sum(part.contribution for part in explanation.parts) + explanation.constant
+    assert total == pytest.approx(explanation.logit, abs=1e-4)
+    assert sum(part.attention for part in explanation.parts) == pytest.approx(1, abs=1e-5)
+    assert explanation.top_k[0] == (explanation.label, explanation.probability)
+    assert [name for name, _ in explanation.top_k] == sorted(
+        ("wren", "robin", "jay"), key=lambda name: -dict(explanation.top_k)[name]
+    )
+    if not multi_label:
+        assert sum(probability for _, probability in explanation.top_k) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (40, 200), (333, 77), (1, 1), (1, 30), (2000, 16), (7, 5)])
+@pytest.mark.parametrize("view", ["whole", "crop"])
+def test_any_size_comes_back_at_its_size(explainer, size, view):
+    explanation = explainer.explain(noise(*size), view=view)
+    width, height = size
+    assert explanation.image.shape == (height, width, 3)
+    assert explanation.attribution.shape == (height, width)
+    assert all(part.mask.shape == (height, width) for part in explanation.parts)
+    x0, y0, x1, y1 = (round(value) for value in explanation.window)
+    seen = np.zeros((height, width), bool)
+    seen[y0:y1, x0:x1] = True
+    # Inside the window every pixel belongs to one part; outside to none, and nothing is attributed to it.
+    covered = np.sum([part.mask for part in explanation.parts], axis=0)
+    assert np.array_equal(covered, seen.astype(int))
+    assert (explanation.attribution[~seen] == 0).all()
+    if view == "whole" and max(size) <= 4 * min(size):
+        assert seen.all()
+    for part in explanation.parts:
+        assert x0 <= part.center[0] <= x1
+        assert y0 <= part.center[1] <= y1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "I;16", "LA"])
+def test_any_mode_is_explained(explainer, mode):
+    image = (
+        Image.fromarray(np.arange(80 * 80, dtype=np.uint16).reshape(80, 80)) if mode == "I;16" else noise(80, 80, mode)
+    )
+    assert explainer.explain(image).image.shape == (80, 80, 3)
+
+
+def test_exif_rotation_is_applied(explainer):
+    image = noise(80, 40)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    explanation = explainer.explain(Image.open(buffer))
+    assert explanation.image.shape == (80, 40, 3)
+
+
+def test_a_list_is_explained_in_order_and_in_batches(explainer):
+    images = [noise(64, 64).rotate(90 * turn) for turn in range(4)] + [noise(128, 64), noise(64, 64)]
+    alone = [explainer.explain(image) for image in images]
+    together = explainer.explain(images, batch_size=3)
+    for one, other in zip(alone, together, strict=True):
+        assert one.label == other.label
+        np.testing.assert_allclose(one.attribution, other.attribution, atol=1e-4)
+
+
+def test_crop_is_what_the_loader_shows_the_model(explainer, small_birds):
+    """The explained logits are those of evaluation, up to the rounding of the two resizing filters."""
+    loader = Loader(small_birds, "val", Geometry(64, 64), 24)
+    (batch,) = list(loader)
+    with torch.no_grad():
+        expected = explainer.model(batch.images).logits
+    images = [Image.open(io.BytesIO(s.jpeg)) for s in shards.read(small_birds, "val", batch.keys)]
+    for logits, explanation in zip(expected, explainer.explain(images, view="crop"), strict=True):
+        assert explanation.logit == pytest.approx(logits.max().item(), abs=1e-3)
+
+
+def test_attribution_is_attention_times_assignment(explainer):
+    image = noise(64, 64)
+    explanation = explainer.explain(image)
+    with torch.no_grad():
+        output = explainer.model(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
+    maps = torch.einsum("k,khw->hw", output.attention[0], output.assign[0])
+    expected = torch.nn.functional.interpolate(maps[None, None], (64, 64), mode="bilinear", align_corners=False)[0, 0]
+    np.testing.assert_allclose(explanation.attribution, expected.numpy(), atol=1e-5)
+
+
+def test_resized_maps_keep_their_sum():
+    assign = torch.softmax(torch.randn(3, 4, 6), 0)
+    resized = resize_to(assign, (2, 1, 14, 9), (12, 16))
+    np.testing.assert_allclose(resized[:, 1:9, 2:14].sum(0), 1, atol=1e-6)
+    assert resized.sum() == pytest.approx(12 * 8, rel=1e-6)
+
+
+def test_save_and_to_dict(explainer, tmp_path):
+    explanation = explainer.explain(noise(100, 80))
+    explanation.save(tmp_path / "a.json")
+    explanation.save(tmp_path / "a.png")
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content == json.loads(json.dumps(explanation.to_dict()))
+    assert sum(part["area"] for part in content["parts"]) == pytest.approx(1)
+    assert Image.open(tmp_path / "a.png").format == "PNG"
+    with pytest.raises(ValueError, match=r"\.png or \.json"):
+        explanation.save(tmp_path / "a.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments,match",
+    [({"view": "half"}, "whole, crop"), ({"top_k": 0}, "at least 1"), ({"batch_size": 0}, "at least 1")],
+)
+def test_bad_arguments(explainer, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        explainer.explain(noise(64, 64), **arguments)
+
+
+def test_bad_files_are_named(explainer, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ValueError, match=r"empty\.jpg: not an image"):
+        explainer.explain(tmp_path / "empty.jpg")
+
+
+def test_device_that_is_not_there():
+    with pytest.raises(ValueError, match="device"):
+        pick_device("cuda:77")
+    with pytest.raises(ValueError, match="device"):
+        pick_device("abacus")
+
+
+def test_explain_files(explainer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Explainer, "load", lambda *_: explainer)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        noise(64, 48).save(tmp_path / folder / "bird.jpg")
+    (tmp_path / "b" / "broken.png").write_text("no image")
+    (tmp_path / "b" / "notes.txt").write_text("not looked at")
+    out = tmp_path / "out"
+    with caplog.at_level("INFO"):
+        explain_files(tmp_path, [tmp_path / "a", tmp_path / "b"], out, "whole", 2, "cpu")
+    assert sorted(path.name for path in out.iterdir()) == ["b-bird.json", "b-bird.png", "bird.json", "bird.png"]
+    assert "broken.png" in caplog.text
+    assert "2 images explained" in caplog.text
+    assert "1 left out" in caplog.text
+    with pytest.raises(ValueError, match="no such file or folder"):
+        explain_files(tmp_path, [tmp_path / "c"], out, "whole", 2, "cpu")
+    with pytest.raises(ValueError, match="none of 1 images"):
+        explain_files(tmp_path, [tmp_path / "b" / "broken.png"], out, "whole", 2, "cpu")

@@ -1,0 +1,473 @@
+"""The report: one page that needs nothing but itself, says what was measured, and lets no text of the data act."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import beta
+
+import rg
+from pipelines import shards
+from pipelines.birds import Birds, BirdsConfig
+from pipelines.manifest import Schema
+from pipelines.samples import Sample
+from rg import checkpoint
+from rg import report as module
+from rg.checkpoint import Classes
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
+from rg.losses import prior_quantiles
+from rg.model import RegionGroupingModel
+from rg.report import report
+
+SCRIPT = "<script>alert(1)</script>"
+NAMES = (SCRIPT, '"><img src="https://example.org/x" onerror=alert(2)>', "{{ 7 * 7 }} & 鷦鷯", "wren-" * 60)
+K = 4
+STATES = ("in use", "dead", "duplicate of 0", "everywhere")
+CONFIG = RunConfig(
+    model=ModelConfig(
+        BackboneConfig(name="resnet18", weights="none"),
+        GroupingConfig(num_parts=K, smoothing_padding="same"),
+        HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
+    ),
+    input=InputConfig(short_side=64, crop=64),
+)
+VOID = {"meta", "link", "img"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes:
+    """Birds whose species is told in two attributes instead of a class."""
+
+    birds: Birds
+
+    def __len__(self) -> int:
+        return len(self.birds)
+
+    def source(self, index: int) -> str:
+        return self.birds.source(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.birds[index]
+        assert isinstance(sample.label, int)
+        return dataclasses.replace(sample, label=(sample.label % 2, sample.label // 2), super_category=None)
+
+
+def make_run(folder: Path, multi_label: bool = False) -> Path:
+    """Shards and the files of an evaluated run with random weights; what evaluate measures is made up."""
+    birds = Birds(BirdsConfig(species=4, size=64), "test", 6)
+    classes = Classes(NAMES[:2] if multi_label else NAMES, multi_label)
+    schema = Schema(
+        classes=classes.names,
+        super_categories=() if multi_label else tuple(birds.super_categories),
+        landmarks=tuple(birds.landmark_names),
+        parts=tuple(birds.part_names),
+        multi_label=multi_label,
+    )
+    data, run = folder / "data", folder / "run"
+    source = Attributes(birds) if multi_label else birds
+    shards.write(data, SCRIPT, {"test": source}, schema=schema, options={"size": 64})
+    run.mkdir()
+    torch.manual_seed(0)
+    model = RegionGroupingModel(CONFIG.model, len(classes.names), multi_label)
+    checkpoint.save_config(run, CONFIG, classes)
+    checkpoint.save_weights(run, model)
+    record = {
+        "command": f"python -m rg train {SCRIPT}",
+        "data": {"folder": str(data), "dataset": SCRIPT, "options": {"size": 64, "raw": SCRIPT}, "shards": ["0" * 64]},
+        "ranks": 2,
+        "device": SCRIPT,
+        "environment": checkpoint.environment(),
+    }
+    checkpoint.write_json(run / "run.json", record)
+    line = {"loss": 2.0, "classification_loss": 1.5, "prior_loss": 1.0, "accuracy": 0.25, "lr": 0.01}
+    history = [{"kind": "train", "step": step, **line} for step in (10, 20, 30)]
+    history[1]["loss"] = float("nan")
+    history.append({"kind": "validation", "step": 30, "accuracy": 0.5, "classification_loss": 1.0})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in history))
+
+    samples = list(shards.read(data, "test"))
+    images = [Image.open(io.BytesIO(sample.jpeg)) for sample in samples]
+    explanations = rg.load(run, "cpu").explain(images, view="crop", top_k=len(classes.names))
+    predictions = []
+    for sample, explained in zip(samples, explanations, strict=True):
+        attributes = [int(dict(explained.top_k)[name] > 0.5) for name in classes.names]
+        predictions.append(
+            {
+                "key": sample.key,
+                "label": list(sample.label) if isinstance(sample.label, tuple) else sample.label,
+                "predicted": attributes if multi_label else classes.names.index(explained.label),
+                "probability": explained.probability,
+                "occurrence": [part.occurrence for part in explained.parts],
+                "attention": [part.attention for part in explained.parts],
+                "landmark_error": None,
+                "pointing": None,
+            }
+        )
+    (run / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in predictions))
+    parts = [
+        {
+            "part": k,
+            "occurrence": 0.5,
+            "on": 0.75,
+            "prior_distance": 0.5,
+            "area": 0.25,
+            "background": k == 1,
+            "attention": 1 / K,
+            "state": STATES[k],
+        }
+        for k in range(K)
+    ]
+    right = np.mean([np.mean(np.equal(one["label"], one["predicted"])) for one in predictions])
+    metrics = {
+        "data": str(data),
+        "dataset": SCRIPT,
+        "split": "test",
+        "samples": len(predictions),
+        "accuracy": float(right),
+        "mean_class_accuracy": float(right),
+        "landmark_error": 0.1234,
+        "mean_shape_error": 0.2345,
+        "landmark_errors": {SCRIPT: 0.2, "eye": 0.1, "tail": None},
+        "pointing_error": 0.125,
+        "nmi": 0.3,
+        "ari": 0.2,
+        "part_map_nmi": 0.4,
+        "part_map_ari": 0.1,
+        "occurrence": [0.5] * K,
+        "prior_loss": 0.5,
+        "parts_in_use": 1,
+        "parts": parts,
+    }
+    checkpoint.write_json(run / "metrics.json", metrics)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("classes"))
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return report(run).read_text()
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A run folder to spoil; the data stays where it is."""
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, visible text, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text, self.wrong = [], [], "", []
+        self.feed(text)
+        self.wrong += self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        else:
+            self.wrong.append(tag)
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def count(self, tag, name=None):
+        named = [attributes.get("class", "").split() for found, attributes in self.tags if found == tag]
+        return sum(name is None or name in names for names in named)
+
+    def section(self, title):
+        """Text from a heading to the next of the page."""
+        headings = ("How to read this page", "Gallery", "The parts", "Mistakes", "Curves", "Metrics", "What ran")
+        start = self.text.index(f"\n{title}\n")
+        later = [found for heading in headings if (found := self.text.find(f"\n{heading}\n", start + 1)) > 0]
+        return self.text[start : min(later, default=None)]
+
+
+def edit(path, **changes):
+    checkpoint.write_json(path, json.loads(path.read_text()) | changes)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_page_is_well_formed_and_complete(run, page):
+    reader = Reader(page)
+    assert reader.wrong == []
+    predictions = lines(run / "predictions.jsonl")
+    right = [one for one in predictions if one["label"] == one["predicted"]]
+    assert 0 < len(right) < 12 < len(predictions) - len(right)  # so that both galleries are put to the test
+    assert reader.count("article", "right") == len(right)
+    assert reader.count("article", "mistake") == 12
+    assert reader.count("article", "part") == K
+    assert reader.count("svg") == K + 4
+    ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
+    assert ids == ["legend", "gallery", "parts", "mistakes", "curves", "metrics", "run"]
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_nothing_of_the_page_is_elsewhere(page):
+    reader = Reader(page)
+    for tag, attributes in reader.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base", "form")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    style = re.search("<style>(.*)</style>", page, re.DOTALL).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = next(attributes["content"] for tag, attributes in reader.tags if "http-equiv" in attributes)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_text_of_the_data_does_not_act(page):
+    reader = Reader(page)
+    assert SCRIPT not in page
+    assert reader.text.count(SCRIPT) >= 6  # class, data set, command, device, option, landmark
+    assert NAMES[1] in reader.text
+    assert NAMES[2] in reader.text
+    assert not [attributes for tag, attributes in reader.tags if tag == "img" and "onerror" in attributes]
+
+
+def test_pictures_are_in_the_page(page):
+    reader = Reader(page)
+    sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
+    cards = reader.count("article", "card")
+    sizes = []
+    for source in sources:
+        head, content = source.split(",")
+        assert head == "data:image/webp;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            image.load()
+            sizes.append(image.size)
+    assert sizes.count((module.CARD_SIDE,) * 2) == 3 * cards
+    assert sizes.count((module.STRIP_SIDE,) * 2) == len(sources) - 3 * cards == 3 * 6  # none for the dead part
+    assert all(attributes["alt"] for tag, attributes in reader.tags if tag == "img")
+
+
+def test_numbers_are_those_that_were_measured(run, page):
+    reader = Reader(page)
+    text = reader.text.replace("\N{NO-BREAK SPACE}", " ")
+    accuracy = json.loads((run / "metrics.json").read_text())["accuracy"]
+    for number in (f"{accuracy:.2%}".replace("%", " %"), "12.34 %", "23.45 %", "12.50 %", "87.5 %", "1 of 4", "0.5000"):
+        assert number in text
+    assert "never visible" in text
+    assert "not measured" not in text
+    assert "model.backbone.nameresnet18" in text
+    assert "2 ranks" in text
+    wrong = sum(one["label"] != one["predicted"] for one in lines(run / "predictions.jsonl"))
+    assert f"{wrong} of 24 images have a wrong label" in text
+
+
+def test_mistakes_name_the_truth_and_its_probability(run, page):
+    explainer, predictions = rg.load(run, "cpu"), lines(run / "predictions.jsonl")
+    mistakes = re.sub(r"\s+", " ", Reader(page).section("Mistakes"))
+    surest = max((one for one in predictions if one["label"] != one["predicted"]), key=lambda one: one["probability"])
+    data = json.loads((run / "metrics.json").read_text())["data"]
+    sample = next(iter(shards.read(data, "test", [surest["key"]])))
+    explained = explainer.explain(Image.open(io.BytesIO(sample.jpeg)), view="crop", top_k=4)
+    truth = NAMES[surest["label"]]
+    said = f"{explained.label}{explained.probability:.1%} In truth: {truth}{dict(explained.top_k)[truth]:.1%}"
+    assert said.replace("%", " %") in mistakes
+    best = max(explained.parts, key=lambda part: part.contribution)
+    assert f"Most of what spoke for it: part {best.index} (+{best.contribution:.2f})" in mistakes
+
+
+def test_parts_that_do_not_work_come_with_advice(page):
+    parts = Reader(page).section("The parts")
+    assert "No image shows this part." in parts
+    for text in ("Part 1 is dead.", "Part 2 is a duplicate of 0.", "Part 3 is everywhere."):
+        assert text in parts
+    assert "Part 0 is" not in parts
+    assert parts.count("model.grouping.init=kmeans") == 3
+
+
+def test_what_the_data_cannot_tell_is_said(copy):
+    absent = ("landmark_error", "mean_shape_error", "landmark_errors", "pointing_error", "nmi", "ari")
+    edit(copy / "metrics.json", **dict.fromkeys((*absent, "part_map_nmi", "part_map_ari")))
+    text = Reader(report(copy).read_text()).text
+    for what in ("landmarks", "boxes", "part maps"):
+        assert f"not measured (no {what} in this data set)" in text
+    assert "None" not in text
+
+
+def test_nothing_but_right_answers(copy):
+    predictions = [one | {"predicted": one["label"]} for one in lines(copy / "predictions.jsonl")]
+    (copy / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in predictions))
+    reader = Reader(report(copy).read_text())
+    assert "None: every answer on the 24 images is right." in reader.text
+    assert reader.count("article", "mistake") == 0
+
+
+def test_attributes(tmp_path):
+    run = make_run(tmp_path, multi_label=True)
+    reader = Reader(report(run).read_text())
+    assert reader.wrong == []
+    assert "of 2 attributes right" in reader.text
+    assert reader.count("article", "right") == 12
+    wrong = [one for one in lines(run / "predictions.jsonl") if one["label"] != one["predicted"]]
+    assert reader.count("article", "mistake") == min(12, len(wrong))
+    assert "of 2 attributes are right. " in reader.section("Mistakes")
+
+
+def test_the_page_is_the_same_every_time_and_alone(run, page, tmp_path):
+    again = report(run, out=tmp_path / "new" / "page.html")
+    assert again.read_text() == page
+    assert [path.name for path in again.parent.iterdir()] == ["page.html"]
+
+
+def test_a_failure_leaves_the_old_page(copy, monkeypatch):
+    (copy / "report.html").write_text("old")
+    monkeypatch.setattr("os.replace", _no_space)
+    with pytest.raises(OSError, match="No space left"):
+        report(copy)
+    assert (copy / "report.html").read_text() == "old"
+    assert not list(copy.glob("*.tmp"))
+
+
+def _no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_it_refuses_what_it_cannot_report(copy, tmp_path):
+    with pytest.raises(ValueError, match="no such run folder"):
+        report(tmp_path / "none")
+    edit(copy / "metrics.json", data=str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match=r"^--data: the shards are no longer in .*gone; say where they are$"):
+        report(copy)
+    other = tmp_path / "other"
+    birds = Birds(BirdsConfig(species=2, size=64), "test", 1)
+    schema = Schema(
+        tuple(birds.class_names), tuple(birds.super_categories), tuple(birds.landmark_names), tuple(birds.part_names)
+    )
+    shards.write(other, "birds", {"test": birds}, schema=schema, options={})
+    with pytest.raises(ValueError, match=r"^--data: .*other has not the 4 classes of"):
+        report(copy, other)
+    (copy / "predictions.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"predictions.jsonl: expected one JSON value per line"):
+        report(copy)
+    (copy / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"has no metrics.json; run `python -m rg evaluate` first"):
+        report(copy)
+
+
+def test_data_may_move(run, copy, page):
+    data = json.loads((run / "metrics.json").read_text())["data"]
+    edit(copy / "metrics.json", data="/nowhere")
+    assert Reader(report(copy, Path(data)).read_text()).count("img") == Reader(page).count("img")
+
+
+def test_curves_end_where_the_values_do(page):
+    paths = re.findall(r'class="curve" d="([^"]+)"', page)
+    assert len(paths) == 7
+    loss, *_, accuracy, validation, rate = (
+        np.array([point.split() for point in path[1:].split("L")], float) for path in paths
+    )
+    width, height = module.CHART_WIDTH, module.CHART_HEIGHT
+    assert loss.tolist() == [[173.3, 0], [520, 0]]  # 2 of 2, and the nan is left out
+    assert accuracy[-1].tolist() == [width, 0.75 * height]
+    assert validation.tolist() == [[width, 0.5 * height]]
+    assert rate[:, 0].tolist() == pytest.approx([width / 3, 2 * width / 3, width], abs=0.1)
+
+
+@pytest.mark.parametrize("highest", [1e-7, 0.00312, 0.1, 0.3, 1, 1.01, 7.9, 8, 99, 12345, 4e9])
+def test_ticks_are_round_and_enough(highest):
+    ticks = module.ticks(highest)
+    assert ticks[0] == 0
+    assert ticks[-2] < highest <= ticks[-1]
+    assert 3 <= len(ticks) <= 6
+    digits = f"{ticks[1]:.10e}".split("e")[0].rstrip("0").rstrip(".")
+    assert digits in ("1", "2", "2.5", "5")
+    assert np.diff(ticks) == pytest.approx(ticks[1])
+
+
+def test_many_points_are_thinned_to_their_means():
+    points = [(step, step % 2) for step in range(1, 30_001)]
+    thin = module.thinned(points)
+    assert len(thin) == module.CURVE_POINTS
+    assert np.mean(thin, axis=0) == pytest.approx(np.mean(points, axis=0))
+    assert module.thinned(points[:5]) == points[:5]
+
+
+def test_histograms_count_and_the_prior_is_that_of_scipy(run, page):
+    shares = module._shares(prior_quantiles(1000, 2.0, 0.5))
+    expected = np.diff(beta.cdf(np.linspace(0, 1, module.BINS + 1), 2.0, 0.5))
+    assert shares == pytest.approx(expected, abs=1e-3)  # a quantile more or less at either end of a bin
+    occurrence = np.array([one["occurrence"] for one in lines(run / "predictions.jsonl")])
+    heights = [float(height) / 60 for height in re.findall(r'<rect [^>]*height="([\d.]+)"', page)]
+    counted = np.array(heights).reshape(K, module.BINS)
+    for k in range(K):
+        assert counted[k] == pytest.approx(
+            np.histogram(occurrence[:, k], module.BINS, (0, 1))[0] / 24, abs=0.05 / 60 + 1e-9
+        )
+
+
+def test_groups_take_turns():
+    items = [{"label": label, "n": n} for n, label in enumerate("aabacb")]
+    turns = module._take_turns(items, lambda item: item["label"])
+    assert [item["n"] for item in turns] == [0, 2, 4, 1, 5, 3]
+
+
+@pytest.mark.parametrize(
+    "value,text",
+    [(None, "\N{EN DASH}"), (0, "0.0 %"), (1, "100.0 %"), (0.1234, "12.3 %"), (1e-9, "< 0.1 %"), (0.99999, "> 99.9 %")],
+)
+def test_percentages_do_not_claim_certainty(value, text):
+    assert module.percent(value).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+)
+
+
+def browse(page, profile):
+    """What a browser has to say about a file, and a picture of it."""
+    picture = profile.with_suffix(".png")
+    files = [f"--user-data-dir={profile}", f"--screenshot={picture}", page.as_uri()]
+    command = [BROWSER, *FLAGS.split(), "--disable-sync", "--enable-logging=stderr", "--window-size=1000,3000", *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line], Image.open(picture).convert("RGB")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_shows_it_without_errors_and_fetches_nothing(page, tmp_path):
+    good, bad = tmp_path / "good.html", tmp_path / "bad.html"
+    good.write_text(page)
+    # Whatever the page might fetch, its own policy refuses and reports on the console.
+    bad.write_text(page.replace("<main>", '<main><img src="https://example.org/x.png" alt="">'))
+    console, picture = browse(good, tmp_path / "one")
+    assert console == []
+    assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 10_000  # photos and not an empty page
+    console, _ = browse(bad, tmp_path / "two")
+    assert "Content Security Policy" in console[0]
