@@ -210,10 +210,10 @@ def _measure(
     labels, logits = torch.cat(seen.labels), torch.cat(seen.logits)
     occurrence = torch.cat(seen.occurrence)
     if classes.multi_label:
-        correct = ((logits > 0) == labels.bool()).float()
+        correct = ((logits > 0) == labels.bool()).double()
         accuracy, mean_class_accuracy = correct.mean().item(), correct.mean(0).mean().item()
     else:
-        correct = (logits.argmax(1) == labels).float()
+        correct = (logits.argmax(1) == labels).double()
         accuracy = correct.mean().item()
         mean_class_accuracy = torch.stack([correct[labels == label].mean() for label in labels.unique()]).mean().item()
     result: dict[str, Any] = {

@@ -234,9 +234,7 @@ class Explainer:
         background = self.model.dictionary.background.cpu().numpy()
         centers = part_centers(output.assign).cpu().numpy()
         for n, (pixels, _, window, source) in enumerate(waiting):
-            assign = resize_to(output.assign[n], window, pixels.shape[:2])
-            strongest = assign.argmax(0)
-            seen = assign.sum(0) > 0
+            strongest, attribution = at_image_size(output.assign[n], attention[n], window, pixels.shape[:2])
             x0, y0, x1, y1 = window
             yield Explanation(
                 label=self.classes.names[winner[n, 0]],
@@ -247,18 +245,18 @@ class Explainer:
                     (self.classes.names[index], float(value))
                     for index, value in zip(best.indices[n].tolist(), best.values[n].tolist(), strict=True)
                 ],
-                attribution=np.tensordot(attention[n].cpu().numpy(), assign, axes=1).astype(np.float32),
+                attribution=attribution,
                 parts=[
                     PartExplanation(
                         index=k,
-                        mask=(strongest == k) & seen,
-                        center=(x0 + centers[n, k, 0] * (x1 - x0), y0 + centers[n, k, 1] * (y1 - y0)),
+                        mask=strongest == k,
+                        center=(float(x0 + centers[n, k, 0] * (x1 - x0)), float(y0 + centers[n, k, 1] * (y1 - y0))),
                         occurrence=float(output.occurrence[n, k]),
                         attention=float(attention[n, k]),
                         contribution=float(contributions[n, 0, k]),
                         background=bool(background[k]),
                     )
-                    for k in range(len(assign))
+                    for k in range(output.assign.shape[1])
                 ],
                 image=pixels,
                 window=window,
@@ -266,13 +264,34 @@ class Explainer:
             )
 
 
-def resize_to(assign: Tensor, window: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
-    """Assignment maps [K, h, w] of a window -> float32 [K, H, W] of the image, zero outside the window."""
+def at_image_size(
+    assign: Tensor, attention: Tensor, window: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest part and the attribution of every pixel, after bilinear up-sampling.
+
+    One part at a time, so that a large photograph does not need K maps of its size.
+
+    Args:
+        assign: Of one image [K, h, w].
+        attention: [K].
+        window: x0, y0, x1, y1: what the maps cover of the image, in whole pixels.
+        size: H, W of the image.
+
+    Returns:
+        strongest: int8 [H, W], -1 outside the window.
+        attribution: Q^T a, float32 [H, W], 0 outside the window.
+    """
     x0, y0, x1, y1 = (round(value) for value in window)
-    up = F.interpolate(assign[None].float(), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)[0]
-    out = np.zeros((len(assign), *size), dtype=np.float32)
-    out[:, y0:y1, x0:x1] = up.cpu().numpy()
-    return out
+    inside = (slice(y0, y1), slice(x0, x1))
+    strongest, attribution = np.full(size, -1, dtype=np.int8), np.zeros(size, dtype=np.float32)
+    largest = np.zeros((y1 - y0, x1 - x0), dtype=np.float32)
+    for k, weight in enumerate(attention.tolist()):
+        up = F.interpolate(assign[None, None, k].float(), largest.shape, mode="bilinear", align_corners=False)
+        values = up[0, 0].cpu().numpy()
+        attribution[inside] += weight * values
+        strongest[inside][values > largest] = k
+        np.maximum(largest, values, out=largest)
+    return strongest, attribution
 
 
 def pick_device(device: str) -> torch.device:

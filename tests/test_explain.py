@@ -12,7 +12,7 @@ from pipelines import shards
 from pipelines.loader import Geometry, Loader
 from rg.checkpoint import Classes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
-from rg.explain import Explainer, explain_files, pick_device, resize_to
+from rg.explain import Explainer, at_image_size, explain_files, pick_device
 from rg.model import RegionGroupingModel
 
 
@@ -125,11 +125,13 @@ def test_attribution_is_attention_times_assignment(explainer):
     np.testing.assert_allclose(explanation.attribution, expected.numpy(), atol=1e-5)
 
 
-def test_resized_maps_keep_their_sum():
-    assign = torch.softmax(torch.randn(3, 4, 6), 0)
-    resized = resize_to(assign, (2, 1, 14, 9), (12, 16))
-    np.testing.assert_allclose(resized[:, 1:9, 2:14].sum(0), 1, atol=1e-6)
-    assert resized.sum() == pytest.approx(12 * 8, rel=1e-6)
+def test_maps_at_image_size_are_those_of_all_parts_at_once():
+    assign, attention = torch.softmax(3 * torch.randn(3, 4, 6), 0), torch.tensor([0.2, 0.5, 0.3])
+    strongest, attribution = at_image_size(assign, attention, (2, 1, 14, 9), (12, 16))
+    up = torch.nn.functional.interpolate(assign[None], (8, 12), mode="bilinear", align_corners=False)[0]
+    assert np.array_equal(strongest[1:9, 2:14], up.argmax(0).numpy())
+    np.testing.assert_allclose(attribution[1:9, 2:14], torch.einsum("k,khw->hw", attention, up).numpy(), atol=1e-6)
+    assert (strongest == -1).sum() == (attribution == 0).sum() == 12 * 16 - 8 * 12
 
 
 def test_save_and_to_dict(explainer, tmp_path):
