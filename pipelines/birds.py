@@ -227,15 +227,15 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
 
 def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Bends, turns, mirrors, scales and places a puppet: its points in image pixels, and the bird's extent."""
-    tilt = bird.stance + rng.uniform(-24, 24)
-    flying = rng.random() < 0.3
-    raised = rng.uniform(25, 85) if flying else rng.uniform(-6, 14)
+    tilt = bird.stance + rng.uniform(-12, 12)
+    flying = rng.random() < 0.2
+    raised = rng.uniform(25, 70) if flying else rng.uniform(-6, 14)
     turns = {
         "body": 0.0,
-        "head": -0.6 * tilt + rng.uniform(-22, 22),
+        "head": -0.6 * tilt + rng.uniform(-14, 14),
         "wing": raised,
         "far wing": raised * rng.uniform(0.9, 1.3),
-        "tail": rng.uniform(-16, 16),
+        "tail": rng.uniform(-10, 10),
         "legs": -0.8 * tilt + rng.uniform(-8, 8) + (40 if flying else 0),
     }
     squeeze, mirror = rng.uniform(0.86, 1.0), rng.choice((-1.0, 1.0))

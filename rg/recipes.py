@@ -27,13 +27,13 @@ def birds_lite0() -> RunConfig:
     return RunConfig(
         model=ModelConfig(
             backbone=BackboneConfig(name="tf_efficientnet_lite0"),
-            grouping=GroupingConfig(num_parts=8, init="kmeans", standardize=True),
+            grouping=GroupingConfig(num_parts=8, init="kmeans", standardize=True, smoothing_padding="same"),
             head=HeadConfig(region_channels=256, region_width=64, region_blocks=2, attention_width=32),
         ),
         loss=LossConfig(prior_weight=0.5),
-        optimizer=OptimizerConfig(lr=0.02, new_layer_lr_scale=5.0, weight_decay=1e-4, warmup_epochs=0.5),
+        optimizer=OptimizerConfig(lr=0.02, new_layer_lr_scale=2.0, weight_decay=1e-4, warmup_epochs=0.5),
         input=InputConfig(short_side=144, crop=128, test_short_side=128),
-        train=TrainConfig(epochs=8, global_batch=32),
+        train=TrainConfig(epochs=6, global_batch=32),
     )
 
 

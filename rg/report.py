@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import io
 import json
-import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,8 @@ import rg
 from pipelines import shards
 from pipelines.manifest import NAME as MANIFEST
 from pipelines.manifest import Manifest, atomic_write
-from rg import checkpoint, pictures
+from rg import charts, checkpoint, pictures
+from rg.charts import percent
 from rg.config import flatten
 from rg.explain import Explanation
 from rg.losses import prior_quantiles
@@ -32,8 +32,6 @@ PAGE, METRICS, PREDICTIONS, HISTORY = "report.html", "metrics.json", "prediction
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
 BINS = 10
-CHART_WIDTH, CHART_HEIGHT = 520, 220
-CURVE_POINTS, DOTS = 300, 40
 MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data set
     ("Accuracy", "accuracy", "Share of right answers.", None),
     ("Mean class accuracy", "mean_class_accuracy", "The same, every class counted once.", None),
@@ -50,16 +48,6 @@ MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data se
     ("NMI on part maps", "part_map_nmi", "Mutual information of parts and true parts of all pixels.", "part maps"),
     ("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", "part maps"),
 )
-CURVES = {  # title -> name, kind of line in metrics.jsonl, value
-    "Loss": (
-        ("train, total", "train", "loss"),
-        ("train, classification", "train", "classification_loss"),
-        ("validation, classification", "validation", "classification_loss"),
-    ),
-    "Occurrence prior loss": (("prior loss", "train", "prior_loss"),),
-    "Accuracy": (("train", "train", "accuracy"), ("validation", "validation", "accuracy")),
-    "Learning rate of the backbone": (("learning rate", "train", "lr"),),
-}
 ADVICE = {
     "dead": "It is the strongest part in less than 1 % of the images. Start from k-means centres "
     "(model.grouping.init=kmeans), train longer, or ask for fewer parts (model.grouping.num_parts).",
@@ -96,26 +84,6 @@ class Card:
     parts: str
     attribution: str
     bars: list[pictures.Bar]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart: name, SVG path, dots where there are few points, last value."""
-
-    name: str
-    path: str
-    dots: list[tuple[float, float]]
-    last: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Curves over the steps of a run; ticks are (position in the SVG, text)."""
-
-    title: str
-    curves: list[Curve]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
 
 
 def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path:
@@ -161,8 +129,8 @@ def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
         colors=[_css(color) for color in colors],
         inks=[_css(pictures.ink_on(color)) for color in colors],
-        charts=_charts(history),
-        chart_size=(CHART_WIDTH, CHART_HEIGHT),
+        charts=charts.charts(history),
+        chart_size=(charts.WIDTH, charts.HEIGHT),
         settings=_plain(flatten(dataclasses.asdict(config))),
         data=_plain(
             {"data set": record["data"]["dataset"], "training shards": len(record["data"]["shards"])}
@@ -371,72 +339,6 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _absent(needs: str | None) -> str:
     return f"not measured (no {needs} in this data set)"
-
-
-def _charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    charts = []
-    for title, lines in CURVES.items():
-        points = {
-            name: [(line["step"], line[key]) for line in history if line["kind"] == kind and math.isfinite(line[key])]
-            for name, kind, key in lines
-        }
-        points = {name: values for name, values in points.items() if values}
-        if points:
-            charts.append(_chart(title, points, shares=title == "Accuracy"))
-    return charts
-
-
-def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], shares: bool) -> Chart:
-    last_step = max(step for points in lines.values() for step, _ in points)
-    x_ticks = ticks(last_step)
-    y_ticks = ticks(1.0 if shares else max(value for points in lines.values() for _, value in points))
-    x_scale = CHART_WIDTH / last_step
-    y_scale = CHART_HEIGHT / y_ticks[-1]
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        return round(step * x_scale, 1), round(CHART_HEIGHT - value * y_scale, 1)
-
-    curves = []
-    for name, points in lines.items():
-        placed = [place(*point) for point in thinned(points)]
-        path = "M" + "L".join(f"{x} {y}" for x, y in placed)
-        last = points[-1][1]
-        curves.append(
-            Curve(name, path, placed if len(placed) <= DOTS else [], percent(last) if shares else f"{last:.3g}")
-        )
-    return Chart(
-        title,
-        curves,
-        [(round(tick * x_scale, 1), f"{tick:g}") for tick in x_ticks if tick <= last_step],
-        [(round(CHART_HEIGHT - tick * y_scale, 1), percent(tick, 0) if shares else f"{tick:g}") for tick in y_ticks],
-    )
-
-
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most ``CURVE_POINTS`` points: means of neighbours."""
-    chunks = np.array_split(np.array(points, dtype=float), min(len(points), CURVE_POINTS))
-    return [(float(x), float(y)) for x, y in (chunk.mean(0) for chunk in chunks)]
-
-
-def ticks(highest: float) -> list[float]:
-    """Round numbers from 0 to at least ``highest``, 3 to 6 of them."""
-    if highest <= 0:
-        return [0.0, 1.0]
-    rough = highest / 4
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    return [round(number * step, 12) for number in range(math.ceil(highest / step - 1e-9) + 1)]
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.5 -> 50.0 %; a dash for None; nothing but 0 and 1 is rounded to 0 % and 100 %."""
-    if value is None:
-        return "\N{EN DASH}"
-    least = 0.1**digits
-    text = f"{100 * value:.{digits}f}"
-    if 0 < value < 1 and float(text) in (0, 100):
-        text = f"< {least:.{digits}f}" if value < 0.5 else f"> {100 - least:.{digits}f}"
-    return f"{text}\u00a0%"
 
 
 def signed(value: float) -> str:

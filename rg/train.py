@@ -8,7 +8,6 @@ metrics.jsonl tensorboard/ train.log  what happened
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import signal
@@ -22,22 +21,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pipelines import plan
 from pipelines.loader import Geometry, Loader
-from pipelines.manifest import Manifest, atomic_write
+from pipelines.manifest import Manifest
 from rg import checkpoint
 from rg.checkpoint import Classes
 from rg.config import RunConfig, differences
 from rg.engine import LATEST, Engine, Ranks, connect
+from rg.history import History, Meter
 from rg.losses import classification_loss, occurrence_prior_loss
 from rg.model import RegionGroupingModel
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, METRICS, LOG, TENSORBOARD = "checkpoints", "metrics.jsonl", "train.log", "tensorboard"
+CHECKPOINTS, LOG = "checkpoints", "train.log"
 DICTIONARY_IMAGES = 256
 
 
@@ -193,12 +192,12 @@ class _Run:
             torch.set_rng_state(rank_state["rng"])
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state(rank_state["cuda_rng"])
-        self.meter = _Meter(rank_state.get("meter"))
+        self.meter = Meter(rank_state.get("meter"))
 
     def run(self) -> int:
         config = self.config.train
         stream = iter(self.loader)
-        with _signals() as received, self._log(), _Metrics(self.out, self.step, self.is_main) as metrics:
+        with _signals() as received, self._log(), History(self.out, self.step, self.is_main) as history:
             logger.info(
                 "%s %d of %d steps (%d epochs of %d) on %s, global batch %d over %d ranks",
                 "continue at" if self.step else "train",
@@ -217,15 +216,15 @@ class _Run:
                     bar.update()
                     epoch, rest = divmod(self.step, self.steps_per_epoch)
                     if self.step % config.log_steps == 0 or rest == 0:
-                        record = self.meter.read(self.engine, config.global_batch)
-                        metrics.write("train", self.step, self.step / self.steps_per_epoch, record)
+                        record = self.meter.read(self.engine)
+                        history.write("train", self.step, self.step / self.steps_per_epoch, record)
                         self._show(bar, record)
                     if (
                         rest == 0
                         and self.validates
                         and (epoch % config.validate_epochs == 0 or self.step == self.total)
                     ):
-                        self._validate(metrics)
+                        self._validate(history)
                     stop = self.engine.any(bool(received))
                     if stop or self.step == self.total or (rest == 0 and epoch % config.checkpoint_epochs == 0):
                         self._save()
@@ -257,7 +256,7 @@ class _Run:
                 self.meter.add(torch.stack([loss, classification, prior, correct]).detach(), waited)
 
     @torch.no_grad()
-    def _validate(self, metrics: _Metrics) -> None:
+    def _validate(self, history: History) -> None:
         """Accuracy and losses over the validation split, every sample counted once over all ranks."""
         model, ranks = self.engine.model, self.engine.ranks
         model.eval()
@@ -270,7 +269,7 @@ class _Run:
             sums += len(labels) * torch.stack([correct, loss, torch.ones_like(loss)]).double()
         accuracy, loss, count = self.engine.sum(sums).tolist()
         record = {"accuracy": accuracy / count, "classification_loss": loss / count}
-        metrics.write("validation", self.step, self.step / self.steps_per_epoch, record)
+        history.write("validation", self.step, self.step / self.steps_per_epoch, record)
         logger.info("epoch %d: validation accuracy %.4f", self.step // self.steps_per_epoch, record["accuracy"])
 
     def _save(self) -> None:
@@ -317,72 +316,6 @@ class _Run:
         finally:
             logging.getLogger("rg").removeHandler(handler)
             handler.close()
-
-
-class _Meter:
-    """Means since the last reading, kept on the device until they are read."""
-
-    def __init__(self, sums: Tensor | None) -> None:
-        self.sums = torch.zeros(5) if sums is None else sums
-        self._start_clock()
-
-    def add(self, values: Tensor, waited: float) -> None:
-        """Loss, classification loss, prior loss and accuracy of one micro batch, and the seconds waited for it."""
-        self.sums = self.sums.to(values.device) + torch.cat([values.float(), values.new_ones(1)])
-        self.waited += waited
-        self.batches += 1
-
-    def read(self, engine: Engine, global_batch: int) -> dict[str, float]:
-        """Means over ranks and micro batches; starts anew."""
-        *sums, count = engine.sum(self.sums.double()).tolist()
-        seconds = time.perf_counter() - self.began
-        images = self.batches * engine.micro_batch * engine.ranks.world_size
-        record = dict(
-            zip(("loss", "classification_loss", "prior_loss", "accuracy"), (s / count for s in sums), strict=True)
-        )
-        record |= {
-            "lr": engine.lr(),
-            "images_per_second": images / seconds,
-            "data_wait": self.waited / seconds,
-            "global_batch": global_batch,
-        }
-        self.sums = torch.zeros(5)
-        self._start_clock()
-        return record
-
-    def _start_clock(self) -> None:
-        self.began, self.waited, self.batches = time.perf_counter(), 0.0, 0
-
-
-class _Metrics:
-    """metrics.jsonl and TensorBoard; after a resume, records later than the checkpoint are dropped."""
-
-    def __init__(self, out: Path, step: int, enabled: bool) -> None:
-        self.path, self.step, self.enabled = out / METRICS, step, enabled
-
-    def __enter__(self) -> _Metrics:
-        if self.enabled:
-            kept = []
-            if self.step and self.path.exists():
-                kept = [
-                    line for line in self.path.read_text().splitlines(True) if json.loads(line)["step"] <= self.step
-                ]
-            with atomic_write(self.path) as file:
-                file.write("".join(kept).encode())
-            self.board = SummaryWriter(str(self.path.parent / TENSORBOARD), purge_step=self.step + 1)
-        return self
-
-    def write(self, kind: str, step: int, epoch: float, record: dict[str, float]) -> None:
-        if not self.enabled:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **record}) + "\n")
-        for name, value in record.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
-
-    def __exit__(self, *_: object) -> None:
-        if self.enabled:
-            self.board.close()
 
 
 def _correct(logits: Tensor, labels: Tensor) -> Tensor:

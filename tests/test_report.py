@@ -21,7 +21,7 @@ from pipelines import shards
 from pipelines.birds import Birds, BirdsConfig
 from pipelines.manifest import Schema
 from pipelines.samples import Sample
-from rg import checkpoint
+from rg import charts, checkpoint
 from rg import report as module
 from rg.checkpoint import Classes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
@@ -388,7 +388,7 @@ def test_curves_end_where_the_values_do(page):
     loss, *_, accuracy, validation, rate = (
         np.array([point.split() for point in path[1:].split("L")], float) for path in paths
     )
-    width, height = module.CHART_WIDTH, module.CHART_HEIGHT
+    width, height = charts.WIDTH, charts.HEIGHT
     assert loss.tolist() == [[173.3, 0], [520, 0]]  # 2 of 2, and the nan is left out
     assert accuracy[-1].tolist() == [width, 0.75 * height]
     assert validation.tolist() == [[width, 0.5 * height]]
@@ -397,7 +397,7 @@ def test_curves_end_where_the_values_do(page):
 
 @pytest.mark.parametrize("highest", [1e-7, 0.00312, 0.1, 0.3, 1, 1.01, 7.9, 8, 99, 12345, 4e9])
 def test_ticks_are_round_and_enough(highest):
-    ticks = module.ticks(highest)
+    ticks = charts.ticks(highest)
     assert ticks[0] == 0
     assert ticks[-2] < highest <= ticks[-1]
     assert 3 <= len(ticks) <= 6
@@ -408,10 +408,10 @@ def test_ticks_are_round_and_enough(highest):
 
 def test_many_points_are_thinned_to_their_means():
     points = [(step, step % 2) for step in range(1, 30_001)]
-    thin = module.thinned(points)
-    assert len(thin) == module.CURVE_POINTS
+    thin = charts.thinned(points)
+    assert len(thin) == charts.CURVE_POINTS
     assert np.mean(thin, axis=0) == pytest.approx(np.mean(points, axis=0))
-    assert module.thinned(points[:5]) == points[:5]
+    assert charts.thinned(points[:5]) == points[:5]
 
 
 def test_histograms_count_and_the_prior_is_that_of_scipy(run, page):
@@ -438,7 +438,7 @@ def test_groups_take_turns():
     [(None, "\N{EN DASH}"), (0, "0.0 %"), (1, "100.0 %"), (0.1234, "12.3 %"), (1e-9, "< 0.1 %"), (0.99999, "> 99.9 %")],
 )
 def test_percentages_do_not_claim_certainty(value, text):
-    assert module.percent(value).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert charts.percent(value).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 BROWSER = next(

@@ -1,0 +1,110 @@
+"""Curves over the steps of a run as SVG: positions and ticks, ready for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+WIDTH, HEIGHT = 520, 220
+CURVE_POINTS, DOTS = 300, 40
+CURVES = {  # title -> name, kind of line in metrics.jsonl, value
+    "Loss": (
+        ("train, total", "train", "loss"),
+        ("train, classification", "train", "classification_loss"),
+        ("validation, classification", "validation", "classification_loss"),
+    ),
+    "Occurrence prior loss": (("prior loss", "train", "prior_loss"),),
+    "Accuracy": (("train", "train", "accuracy"), ("validation", "validation", "accuracy")),
+    "Learning rate of the backbone": (("learning rate", "train", "lr"),),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: name, SVG path, dots where there are few points, last value."""
+
+    name: str
+    path: str
+    dots: list[tuple[float, float]]
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over the steps of a run; ticks are (position in the SVG, text)."""
+
+    title: str
+    curves: list[Curve]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+def charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """The charts that the lines of metrics.jsonl have points for."""
+    found = []
+    for title, lines in CURVES.items():
+        points = {
+            name: [(line["step"], line[key]) for line in history if line["kind"] == kind and math.isfinite(line[key])]
+            for name, kind, key in lines
+        }
+        points = {name: values for name, values in points.items() if values}
+        if points:
+            found.append(_chart(title, points, shares=title == "Accuracy"))
+    return found
+
+
+def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], shares: bool) -> Chart:
+    last_step = max(step for points in lines.values() for step, _ in points)
+    x_ticks = ticks(last_step)
+    y_ticks = ticks(1.0 if shares else max(value for points in lines.values() for _, value in points))
+    x_scale = WIDTH / last_step
+    y_scale = HEIGHT / y_ticks[-1]
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        return round(step * x_scale, 1), round(HEIGHT - value * y_scale, 1)
+
+    curves = []
+    for name, points in lines.items():
+        placed = [place(*point) for point in thinned(points)]
+        path = "M" + "L".join(f"{x} {y}" for x, y in placed)
+        last = points[-1][1]
+        curves.append(
+            Curve(name, path, placed if len(placed) <= DOTS else [], percent(last) if shares else f"{last:.3g}")
+        )
+    return Chart(
+        title,
+        curves,
+        [(round(tick * x_scale, 1), f"{tick:g}") for tick in x_ticks if tick <= last_step],
+        [(round(HEIGHT - tick * y_scale, 1), percent(tick, 0) if shares else f"{tick:g}") for tick in y_ticks],
+    )
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most ``CURVE_POINTS`` points: means of neighbours."""
+    chunks = np.array_split(np.array(points, dtype=float), min(len(points), CURVE_POINTS))
+    return [(float(x), float(y)) for x, y in (chunk.mean(0) for chunk in chunks)]
+
+
+def ticks(highest: float) -> list[float]:
+    """Round numbers from 0 to at least ``highest``, 3 to 6 of them."""
+    if highest <= 0:
+        return [0.0, 1.0]
+    rough = highest / 4
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    return [round(number * step, 12) for number in range(math.ceil(highest / step - 1e-9) + 1)]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.5 -> 50.0 %; a dash for None; nothing but 0 and 1 is rounded to 0 % and 100 %."""
+    if value is None:
+        return "\N{EN DASH}"
+    least = 0.1**digits
+    text = f"{100 * value:.{digits}f}"
+    if 0 < value < 1 and float(text) in (0, 100):
+        text = f"< {least:.{digits}f}" if value < 0.5 else f"> {100 - least:.{digits}f}"
+    return f"{text}\u00a0%"
