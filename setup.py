@@ -24,7 +24,6 @@ EXTRAS = {
         "ruff>=0.9",
         "mypy>=1.14",
         "import-linter>=2.1",
-        "types-PyYAML",
         "scipy-stubs>=1.15.2",
     ],
 }

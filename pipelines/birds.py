@@ -228,7 +228,7 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
 def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Bends, turns, mirrors, scales and places a puppet: its points in image pixels, and the bird's extent."""
     tilt = bird.stance + rng.uniform(-12, 12)
-    flying = rng.random() < 0.2
+    flying = rng.random() < 0.15
     raised = rng.uniform(25, 70) if flying else rng.uniform(-6, 14)
     turns = {
         "body": 0.0,
@@ -244,7 +244,7 @@ def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray
     shifts = bird.pivots - np.einsum("jab,jb->ja", joints, bird.pivots)
     posed = np.einsum("nab,nb->na", (whole @ joints)[bird.joints], bird.points) + (shifts @ whole.T)[bird.joints]
     low, high = posed[bird.frame].min(axis=0), posed[bird.frame].max(axis=0)
-    extent = size * rng.uniform(0.5, 0.9)
+    extent = size * rng.uniform(0.6, 0.92)
     scale = extent / (high - low).max()
     box = (high - low) * scale
     corner = -0.02 * box + rng.random(2) * (size - 0.96 * box)

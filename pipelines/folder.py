@@ -1,15 +1,18 @@
 """Anyone's images in class folders.
 
-Either without splits, from which a validation split is taken, or with them:
+Either without splits or with them:
 
     raw/<class>/**/*.jpg        raw/train/<class>/**/*.jpg    raw/val/<class>/**/*.jpg    raw/test/<class>/**/*.jpg
 
-``valid`` is read as ``val``. Hidden files and folders are left out, and links to folders below a class folder are not
-followed.
+Without a val folder, validation images are drawn from the others (from those of the train folder if there is one).
+Split folders may be called train or training, val, valid or validation, test or testing, in upper or lower case.
+A train folder without a val or test folder is a class if images lie directly in it. Hidden files and folders are left
+out, and links to folders below a class folder are not followed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -20,8 +23,8 @@ from pipelines import images
 from pipelines.samples import Sample
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-LAYOUT = "expected raw/<class>/*.jpg, or raw/train/<class>/*.jpg and raw/val/<class>/*.jpg"
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+LAYOUT = "expected raw/<class>/*.jpg, or raw/train/<class>/*.jpg with or without raw/val/<class>/*.jpg"
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +32,15 @@ logger = logging.getLogger(__name__)
 class Folder:
     """One split of a folder of images.
 
-    Classes are the folders (of the training split) that hold images, sorted by name. Without split folders, a share of
-    every class is drawn for validation; of each class at least one image stays for training, and one goes to
+    Classes are the folders (of the training split) that hold images, sorted by name. Without a val folder, a share
+    of every class is drawn for validation; of each class at least one image stays for training, and one goes to
     validation if there are two.
 
     Args:
         raw: The folder.
         split: One of ``splits(raw)``.
         seed: Decides which images go to validation.
-        val_fraction: Share of validation images in (0, 1), where the folder has no splits of its own.
+        val_fraction: Share of validation images in (0, 1), where there is no val folder.
 
     Attributes:
         class_names: Name of every class, in the order of the labels.
@@ -59,13 +62,17 @@ class Folder:
         self.class_names = tuple(files)
         if len(files) < 2:
             raise ValueError(f"{raw}: expected images of at least 2 classes, found {len(files)}; {LAYOUT}")
-        if not folders:
+        if split != "test" and "val" not in folders:
             files = {name: _share(paths, split, f"{seed}/{name}", val_fraction) for name, paths in files.items()}
         elif split != "train":
             files = _class_files(folders[split])
             unknown = sorted(set(files) - set(self.class_names))
             if unknown:
                 raise ValueError(f"{folders[split]}: classes without training images: {', '.join(unknown)}")
+        if folders and split == "train":
+            for folder in _subfolders(self.raw):
+                if folder not in folders.values() and any(_images_below(folder)):
+                    logger.warning("%s: left out, it is in no split folder", folder)
         labels = {name: label for label, name in enumerate(self.class_names)}
         self._samples = [
             (path.relative_to(self.raw).as_posix(), labels[name]) for name, paths in files.items() for path in paths
@@ -94,24 +101,52 @@ class Folder:
         """Path of an image below the raw folder."""
         return self._samples[index][0]
 
+    def digest(self) -> str:
+        """SHA-256 of the sorted paths (below the raw folder) and sizes of all images, the same on every machine.
+
+        A file whose size cannot be read counts as empty.
+        """
+        digest = hashlib.sha256()
+        for source, _ in sorted(self._samples):
+            try:
+                size = (self.raw / source).stat().st_size
+            except OSError:
+                size = 0
+            digest.update(f"{size} {source}\0".encode(errors="surrogatepass"))
+        return digest.hexdigest()
+
 
 def splits(raw: str | os.PathLike) -> tuple[str, ...]:
-    """The splits of a folder: its own, or train and val.
+    """The splits of a folder: train, val, and test if it has a folder for that.
 
     Raises:
-        ValueError: the folder is missing or holds both ``val`` and ``valid``.
+        ValueError: the folder is missing or holds two folders for one split, such as ``val`` and ``valid``.
+        OSError: a folder cannot be read.
     """
-    return tuple(_split_folders(Path(raw))) or ("train", "val")
+    return ("train", "val", "test") if "test" in _split_folders(Path(raw)) else ("train", "val")
 
 
 def _split_folders(raw: Path) -> dict[str, Path]:
     """Split -> folder; empty if the class folders lie in the raw folder itself."""
     if not raw.is_dir():
         raise ValueError(f"{raw}: no such folder; {LAYOUT}")
-    if (raw / "val").is_dir() and (raw / "valid").is_dir():
-        raise ValueError(f"{raw}: has both val and valid; remove or rename one")
-    found = {split: raw / name for split, names in SPLIT_FOLDERS.items() for name in names if (raw / name).is_dir()}
-    return found if "train" in found and len(found) > 1 else {}
+    found: dict[str, Path] = {}
+    for folder in _subfolders(raw):
+        for split, names in SPLIT_FOLDERS.items():
+            if folder.name.lower() in names:
+                if split in found:
+                    raise ValueError(f"{raw}: has both {found[split].name} and {folder.name}; remove or rename one")
+                found[split] = folder
+    return found if "train" in found and (len(found) > 1 or _holds_classes(found["train"])) else {}
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether there are images in the folders of a folder, and none directly in it."""
+    return not any(map(_is_image, folder.iterdir())) and any(any(_images_below(path)) for path in _subfolders(folder))
+
+
+def _subfolders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _class_files(parent: Path) -> dict[str, list[Path]]:
@@ -120,7 +155,7 @@ def _class_files(parent: Path) -> dict[str, list[Path]]:
     if loose:
         raise ValueError(f"{parent}: holds images that are in no class folder, such as {loose[0]}; {LAYOUT}")
     classes = {}
-    for folder in sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for folder in _subfolders(parent):
         paths = sorted(_images_below(folder))
         if paths:
             classes[folder.name] = paths

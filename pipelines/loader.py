@@ -12,7 +12,7 @@ image was flipped; landmarks, boxes and part maps follow.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Loader:
         self.part_maps = annotations and PART_MAP in self.manifest.fields
         self.device = torch.device("cuda", local_rank) if decoder == "mixed" else torch.device("cpu")
         self.range = plan.shard_range(content.samples, rank, world_size)
-        self.pipeline = _graph(
+        graph = _graph(
             tars=[str(folder / shard.tar) for shard in content.shards],
             indexes=[str(folder / shard.index) for shard in content.shards],
             geometry=geometry,
@@ -141,7 +141,8 @@ class Loader:
             seed=seed + 7919 * rank + 1,
             checkpoint=state,
         )
-        self.pipeline.build()
+        self.pipeline = graph
+        self._guarded(graph.build)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.geometry.training:
@@ -154,17 +155,20 @@ class Loader:
         """The position of the stream, shuffling and augmentation included, after the last delivered batch."""
         return self.pipeline.checkpoint()
 
-    def _read(self, size: int) -> Batch:
-        """The next batch, of which the first ``size`` samples are real."""
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        """DALI's errors are many lines; this makes them one that says what to do."""
         try:
-            outputs: Any = self.pipeline.run()
+            return call()
         except RuntimeError as error:
             reason = next((line for line in str(error).splitlines() if "rror" in line), str(error).splitlines()[0])
             raise ValueError(
                 f"{self.folder}: split {self.split} cannot be read ({reason.strip()}); "
-                "find the bad sample with `python -m rg verify`"
+                "find what is wrong with `python -m rg verify`"
             ) from None
-        jpegs, images, labels, annotations, windows, *part_maps = outputs
+
+    def _read(self, size: int) -> Batch:
+        """The next batch, of which the first ``size`` samples are real."""
+        jpegs, images, labels, annotations, windows, *part_maps = self._guarded(self.pipeline.run)
         keys = [_key(jpegs[index].source_info()) for index in range(size)]
         batch = Batch(
             images=_to_torch(images, self.device)[:size].permute(0, 3, 1, 2),
@@ -211,6 +215,17 @@ class Loader:
         moved = np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
         moved = moved.clip(0, self.geometry.crop)
         return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])].astype(np.float32)
+
+
+def pick_decoder(setting: str, device: torch.device) -> str:
+    """cpu or mixed, for a setting of cpu, mixed or auto (mixed where the model is on a GPU).
+
+    Raises:
+        ValueError: mixed without a GPU.
+    """
+    if setting == "mixed" and device.type != "cuda":
+        raise ValueError(f"input.decoder: mixed needs a GPU, but the device is {device}; use auto or cpu")
+    return ("mixed" if device.type == "cuda" else "cpu") if setting == "auto" else setting
 
 
 @pipeline_def(enable_checkpointing=True)

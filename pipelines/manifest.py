@@ -59,8 +59,9 @@ class Schema:
         elif self.super_categories and sample.super_category != self.super_categories[sample.label]:
             expected = self.super_categories[sample.label]
             found.append(f"super-category {sample.super_category!r}, expected {expected!r}")
-        if sample.landmarks is not None and len(sample.landmarks) != len(self.landmarks):
-            found.append(f"{len(sample.landmarks)} landmarks, expected {len(self.landmarks)}")
+        landmarks = 0 if sample.landmarks is None else len(sample.landmarks)
+        if landmarks != len(self.landmarks):
+            found.append(f"{landmarks} landmarks, expected {len(self.landmarks)}")
         for x0, y0, x1, y1 in sample.boxes.tolist() if sample.boxes is not None else ():
             if not (0 <= x0 <= x1 <= sample.width and 0 <= y0 <= y1 <= sample.height):
                 found.append(f"box {x0, y0, x1, y1} is not inside the {sample.width}x{sample.height} image")
@@ -197,7 +198,7 @@ class Manifest(Schema):
         """How the making of two folders of shards differed, one line for each setting; empty if in nothing."""
         ours, theirs = self._recipe(), other._recipe()
         return [
-            f"{name} {_short(ours.get(name))} instead of {_short(theirs.get(name))}"
+            _difference(name, ours.get(name), theirs.get(name))
             for name in sorted(set(ours) | set(theirs))
             if ours.get(name) != theirs.get(name)
         ]
@@ -268,6 +269,12 @@ def _split(content: dict[str, Any]) -> Split:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _difference(name: str, ours: object, theirs: object) -> str:
+    if isinstance(ours, dict) or isinstance(theirs, dict):
+        return f"{name} differ"
+    return f"{name} {_short(ours)} instead of {_short(theirs)}"
 
 
 def _short(value: object) -> str:

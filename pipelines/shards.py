@@ -19,6 +19,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,8 @@ def write(
     Raises:
         ValueError: an argument is wrong, ``out`` holds foreign files or shards that were made differently, no sample of
             a split can be used, or only some samples of a split have a part map.
-        OSError: the folder cannot be written to. No manifest is left behind, nor any incomplete shard.
+        OSError: the folder cannot be written to, or a worker process died. No manifest is left behind, nor any
+            incomplete shard.
     """
     if samples_per_shard < 1 or jobs < 1:
         raise ValueError(f"samples_per_shard, jobs: expected at least 1, got {samples_per_shard}, {jobs}")
@@ -231,6 +233,9 @@ def run(
     """Calls a function for every task, in up to ``jobs`` processes, and yields the results as they come.
 
     ``function`` is pickled once for every process. Closing the iterator waits for the tasks in progress.
+
+    Raises:
+        OSError: a process died.
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
@@ -243,6 +248,8 @@ def run(
         futures = {pool.submit(_call, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise OSError("a worker process died (killed, or out of memory?); try fewer --jobs") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,7 +106,8 @@ def prepare_folder(arguments: Arguments) -> None:
     args = parser.parse_args(arguments)
     sources = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
     schema = Schema(classes=tuple(sources["train"].class_names))
-    _write_shards(args, "folder", sources, schema, {"val_fraction": args.val_fraction}, args.seed)
+    files = {split: source.digest() for split, source in sources.items()}
+    _write_shards(args, "folder", sources, schema, {"val_fraction": args.val_fraction, "files": files}, args.seed)
 
 
 def verify(arguments: Arguments) -> int:
@@ -127,6 +129,8 @@ def train(arguments: Arguments) -> int:
     """Train a recipe on shards."""
     if not arguments or arguments[0] in ("-h", "--help"):
         arguments = ["birds_lite0", "--help"]
+    if arguments[0].startswith("-"):
+        raise ValueError(f"train: expected a recipe first, got {arguments[0]} (python -m rg recipes)")
     recipe = recipes.get(arguments[0])
     parser = _parser("train", train)
     parser.add_argument("recipe", help="see python -m rg recipes")
@@ -140,7 +144,8 @@ def train(arguments: Arguments) -> int:
         parser.add_argument(f"--{name}", type=hint, default=getattr(recipe, name))
     args = parser.instantiate(parser.parse_args(arguments))
     config = RunConfig(**{field.name: args[field.name] for field in dataclasses.fields(RunConfig)})
-    return importlib.import_module("rg.train").train(config, args.data, args.out, args.resume)
+    command = shlex.join(["python", "-m", "rg", "train", *arguments])
+    return importlib.import_module("rg.train").train(config, args.data, args.out, args.resume, command)
 
 
 def evaluate(arguments: Arguments) -> None:

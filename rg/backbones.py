@@ -105,7 +105,11 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
         near = difflib.get_close_matches(config.name, {*RESNETS, *timm.list_models()}, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"model.backbone.name: neither {', '.join(RESNETS)} nor a timm model: {config.name!r}{hint}")
-    size = {"dynamic_img_size": True} if config.name.startswith("vit_") else {}
+    size = {"dynamic_img_size": True}  # most transformers take it, and then images of any size
+    try:
+        info = timm.create_model(config.name, features_only=True, **size).feature_info
+    except TypeError:
+        size = {}
     try:
         info = timm.create_model(config.name, features_only=True, **size).feature_info
     except (RuntimeError, AttributeError) as error:
@@ -177,7 +181,7 @@ def _check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 def _download(fetch: Callable[[], T], name: str) -> T:
     try:
         return fetch()
-    except OSError as error:  # requests, urllib and huggingface_hub all raise subclasses of it
+    except (OSError, RuntimeError) as error:  # no network: subclasses of OSError; timm without weights: RuntimeError
         raise ValueError(
             f"model.backbone.weights: the ImageNet weights of {name} could not be downloaded ({error}); "
             "give the path of a file instead, or none"

@@ -54,7 +54,7 @@ class Classes:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, all or nothing."""
     with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

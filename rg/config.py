@@ -178,6 +178,11 @@ class InputConfig:
     decoder: Literal["auto", "cpu", "mixed"] = "auto"
     threads: int = 0
 
+    @property
+    def test_side(self) -> int:
+        """Short side for testing in pixels."""
+        return self.test_short_side or self.short_side
+
     def __post_init__(self) -> None:
         _require(self.crop >= 16, "input.crop", "at least 16 pixels", self.crop)
         _require(
@@ -201,7 +206,8 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training set.
         global_batch: Images of one optimiser step, over all ranks and accumulated micro batches.
-        accumulation: Micro batches whose gradients are added up before a step.
+        accumulation: Micro batches whose gradients are added up before a step. The occurrence prior and batch norm see
+            one micro batch at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
         checkpoint_epochs: Epochs between two checkpoints.
         keep_checkpoints: Newest checkpoints kept.

@@ -1,7 +1,7 @@
 """The training engine: the only file that knows DeepSpeed.
 
-It turns a model and a ``RunConfig`` into optimiser steps that do not depend on how the batch is split over ranks, and
-into checkpoints that are published whole or not at all.
+It turns a model and a ``RunConfig`` into optimiser steps and into checkpoints that are published whole or not at all.
+The occurrence prior sees the images of all ranks; batch norm sees those of its own rank.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ def connect() -> Ranks:
 
     Returns:
         The place of this process.
+
+    Raises:
+        ValueError: some of the variables are missing.
     """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -60,8 +63,15 @@ def connect() -> Ranks:
             port = probe.getsockname()[1]
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
+    if missing:
+        raise ValueError(f"RANK is set in the environment but not {', '.join(missing)}; start with a launcher")
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    ranks = Ranks(rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
+    local_world_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
+    ranks = Ranks(rank, world_size, local_rank, int(local_world_size))
+    if rank:
+        logging.getLogger("rg").setLevel(logging.WARNING)
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if not dist.is_initialized():
@@ -141,6 +151,14 @@ class Engine:
         """Whether the flag is set on any rank."""
         return bool(self.sum(torch.tensor(float(flag), device=self.ranks.device)).item())
 
+    def average_buffers(self) -> None:
+        """Give all ranks the mean of their batch-norm and border statistics, which each keeps for its own images."""
+        if self.ranks.world_size > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.ranks.world_size
+
     def save(self, folder: Path, step: int, rank_state: dict[str, Any], keep: int) -> None:
         """Publish a checkpoint: written beside the others, renamed when complete, then named in ``latest``.
 
@@ -158,8 +176,11 @@ class Engine:
             self.engine.save_checkpoint(str(folder), tag=partial, client_state={"step": step}, save_latest=False)
             torch.save(rank_state, folder / partial / f"rank-{self.ranks.rank}.pt")
             self._barrier()
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder / partial, ignore_errors=True)
+            if isinstance(error, RuntimeError):  # what torch.save makes of a full disk
+                reason = str(error).splitlines()[0]
+                raise OSError(f"{folder}: the checkpoint cannot be written, is the disk full? ({reason})") from None
             raise
         if self.ranks.rank == 0:
             shutil.rmtree(folder / tag, ignore_errors=True)
@@ -214,7 +235,7 @@ def micro_batch(config: RunConfig, ranks: Ranks) -> int:
     """Images that one rank sees at once.
 
     Raises:
-        ValueError: the global batch cannot be divided.
+        ValueError: the global batch cannot be divided into micro batches of at least 2.
     """
     pieces = ranks.world_size * config.train.accumulation
     if config.train.global_batch % pieces:
@@ -222,7 +243,13 @@ def micro_batch(config: RunConfig, ranks: Ranks) -> int:
             f"train.global_batch: {config.train.global_batch} images cannot be split over {ranks.world_size} ranks x "
             f"{config.train.accumulation} micro batches"
         )
-    return config.train.global_batch // pieces
+    size = config.train.global_batch // pieces
+    if size < 2:
+        raise ValueError(
+            f"train.global_batch: {config.train.global_batch} images leave {size} for each of {ranks.world_size} ranks "
+            f"x {config.train.accumulation} micro batches; batch norm needs at least 2"
+        )
+    return size
 
 
 def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:

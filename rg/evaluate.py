@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.loader import Batch, Geometry, Loader
-from pipelines.manifest import Manifest, atomic_write
+from pipelines.loader import Batch, Geometry, Loader, pick_decoder
+from pipelines.manifest import Manifest, atomic_write, sha256
 from rg import checkpoint, metrics
 from rg.checkpoint import Classes
 from rg.config import RunConfig
@@ -69,6 +69,7 @@ def evaluate(
     result, landmark_errors = _measure(seen, fit, config, classes, model.dictionary.background.cpu().tolist())
     result = {"data": str(data.resolve()), "dataset": manifest.dataset, "split": split} | result
 
+    result["weights"] = sha256(run / checkpoint.WEIGHTS)
     checkpoint.write_json(run / METRICS, result)
     with atomic_write(run / PREDICTIONS) as file:
         for line in seen.predictions(landmark_errors):
@@ -109,8 +110,8 @@ def _forward(
     model: RegionGroupingModel, config: RunConfig, data: Path, split: str, batch_size: int
 ) -> Iterator[tuple[Batch, ModelOutput]]:
     device = next(model.parameters()).device
-    geometry = Geometry(config.input.test_short_side or config.input.short_side, config.input.crop)
-    decoder = {"auto": "mixed" if device.type == "cuda" else "cpu"}.get(config.input.decoder, config.input.decoder)
+    geometry = Geometry(config.input.test_side, config.input.crop)
+    decoder = pick_decoder("auto" if device.type == "cpu" else config.input.decoder, device)
     loader = Loader(data, split, geometry, batch_size, annotations=True, decoder=decoder, threads=config.input.threads)
     total = loader.manifest.split(split).samples
     model.to(memory_format=torch.channels_last)
@@ -233,15 +234,12 @@ def _measure(
     if fit is not None and seen.landmarks:
         arguments = [array for split in (fit, seen) for array in _relative(split)]
         errors, mean_shape_errors = metrics.landmark_errors(*arguments)
-        result["landmark_error"] = float(np.nanmean(errors))
-        result["mean_shape_error"] = float(np.nanmean(mean_shape_errors))
-        result["landmark_errors"] = {
-            name: float(np.nanmean(errors[:, p])) if not np.isnan(errors[:, p]).all() else None
-            for p, name in enumerate(seen.manifest.landmarks)
-        }
+        result["landmark_error"], result["mean_shape_error"] = _mean(errors), _mean(mean_shape_errors)
+        result["landmark_errors"] = {name: _mean(errors[:, p]) for p, name in enumerate(seen.manifest.landmarks)}
+    if np.sum(seen.landmark_table) >= 2:
         result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
-    if isinstance(seen.part_map_table, np.ndarray):
-        result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(seen.part_map_table)
+    if np.sum(seen.part_map_table) >= 2:
+        result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(np.asarray(seen.part_map_table))
     pointing = [hit for hit in seen.pointing if hit is not None]
     if pointing:
         result["pointing_error"] = 1 - sum(pointing) / len(pointing)
@@ -265,6 +263,11 @@ def _measure(
         for k, state in enumerate(states)
     ]
     return result, errors
+
+
+def _mean(errors: np.ndarray) -> float | None:
+    """Mean over what was measured, None if nothing was."""
+    return None if np.isnan(errors).all() else float(np.nanmean(errors))
 
 
 def _relative(split: _Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

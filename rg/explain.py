@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.folder import SUFFIXES
 from pipelines.images import open_rgb
 from pipelines.manifest import atomic_write
 from rg import checkpoint, pictures
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 VIEWS = ("whole", "crop")
 MAX_ASPECT = 4
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 ImageLike = str | os.PathLike | Image.Image
 
 
@@ -183,9 +183,19 @@ class Explainer:
         return found[0] if single else found
 
     def stream(
-        self, images: Iterable[ImageLike], *, view: str = "whole", top_k: int = 5, batch_size: int = 16
+        self,
+        images: Iterable[ImageLike],
+        *,
+        view: str = "whole",
+        top_k: int = 5,
+        batch_size: int = 16,
+        failed: Callable[[str], None] | None = None,
     ) -> Iterator[Explanation]:
-        """Like ``explain``, one explanation after the other, holding one batch of images at a time."""
+        """Like ``explain``, one explanation after the other, holding one batch of images at a time.
+
+        ``failed`` is called with one line for an image that cannot be read, which is then left out; without it, that is
+        an error.
+        """
         if view not in VIEWS:
             raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
         if top_k < 1 or batch_size < 1:
@@ -193,7 +203,13 @@ class Explainer:
         waiting: list[tuple[np.ndarray, Tensor, tuple[float, float, float, float], str | None]] = []
         for image in images:
             source = None if isinstance(image, Image.Image) else os.fspath(image)
-            pixels = open_rgb(image)
+            try:
+                pixels = open_rgb(image)
+            except (ValueError, OSError) as error:
+                if failed is None:
+                    raise
+                failed(str(error))
+                continue
             seen, window = self._view(pixels, view)
             if waiting and (len(waiting) == batch_size or waiting[0][1].shape != seen.shape):
                 yield from self._explain(waiting, top_k)
@@ -204,7 +220,7 @@ class Explainer:
 
     def _view(self, image: Image.Image, view: str) -> tuple[Tensor, tuple[float, float, float, float]]:
         """uint8 [3, h, w] for the model, and the box of the image that it shows."""
-        short_side = self.config.input.test_short_side or self.config.input.short_side
+        short_side = self.config.input.test_side
         width, height = image.size
         short, stride = min(width, height), self.model.backbone.stride
         if view == "crop":
@@ -319,46 +335,39 @@ def explain_files(run: Path, paths: Sequence[Path], out: Path, view: str, batch_
         ValueError: a path does not exist, or no image could be explained.
     """
     files = _image_files(paths)
+    names = _output_names(files)
     explainer = Explainer.load(run, device)
     out.mkdir(parents=True, exist_ok=True)
-    names = _output_names(files)
-    failed = 0
+    left_out: list[str] = []
 
-    def readable() -> Iterator[Path]:
-        nonlocal failed
-        for file in files:
-            try:
-                open_rgb(file)
-            except ValueError as error:
-                logger.warning("left out: %s", error)
-                failed += 1
-            else:
-                yield file
+    def leave_out(reason: str) -> None:
+        logger.warning("left out: %s", reason)
+        left_out.append(reason)
 
     with tqdm(total=len(files), unit="image", disable=not sys.stderr.isatty()) as bar:
-        for explanation in explainer.stream(readable(), view=view, batch_size=batch_size):
+        for explanation in explainer.stream(files, view=view, batch_size=batch_size, failed=leave_out):
             assert explanation.source is not None
             name = names[Path(explanation.source)]
             explanation.save(out / f"{name}.json")
             explanation.save(out / f"{name}.png")
             bar.update()
             logger.info("%s: %s (%.1f %%)", explanation.source, explanation.label, 100 * explanation.probability)
-    if failed == len(files):
+    if len(left_out) == len(files):
         raise ValueError(f"none of {len(files)} images could be decoded")
-    logger.info("%d images explained in %s, %d left out", len(files) - failed, out, failed)
+    logger.info("%d images explained in %s, %d left out", len(files) - len(left_out), out, len(left_out))
 
 
 def _image_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         elif path.is_file():
             files.append(path)
         else:
             raise ValueError(f"{path}: no such file or folder")
     if not files:
-        raise ValueError(f"no images ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
     return list(dict.fromkeys(files))
 
 

@@ -214,6 +214,9 @@ class GroupedLinear(nn.Module):
         return torch.einsum("mli,lio->mlo", x, self.weight)
 
 
+MAX_SHAPLEY_PARTS = 12
+
+
 class MultiLabelClassifier(nn.Module):
     """One binary classifier per attribute: a batch norm for all, then a bottleneck and a linear layer for each."""
 
@@ -234,12 +237,8 @@ class MultiLabelClassifier(nn.Module):
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
         """Features f_z(Z) [N, K, D], attention [N, L, K] -> logits [N, L]."""
-        return self._classify(torch.einsum("nlk,nkd->nld", attention, features))
-
-    def _classify(self, attended: Tensor) -> Tensor:
-        """[N, L, D] -> [N, L]."""
-        shape = attended.shape
-        shared = self.norm(attended.flatten(0, 1)).view(shape)
+        attended = torch.einsum("nlk,nkd->nld", attention, features)
+        shared = self.norm(attended.flatten(0, 1)).view(attended.shape)
         out = shared
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             out = norm(layer(out).flatten(1)).unflatten(1, (self.num_labels, -1))
@@ -261,17 +260,14 @@ class MultiLabelClassifier(nn.Module):
         Returns:
             contributions: [N, J, K].
             constant: [N, J]; the sum of both over K is the logit.
-
-        Raises:
-            ValueError: K is above 12 (4,096 sets).
         """
         N, K, _ = features.shape
-        if K > 12:
-            raise ValueError(f"contributions: exact Shapley values are computed for at most 12 parts, got {K}")
         sets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * K).view(-1, K).to(features)
         values = torch.stack(
             [
-                self._classify(torch.einsum("sk,lk,kd->sld", sets, attention[n], features[n])).T[classes[n]]
+                torch.stack(
+                    [self._logit(sets * attention[n, label] @ features[n], label) for label in classes[n].tolist()]
+                )
                 for n in range(N)
             ]
         )  # [N, J, 2^K]
@@ -286,3 +282,23 @@ class MultiLabelClassifier(nn.Module):
             gain = values[:, :, with_part] - values[:, :, without]
             shares.append((gain * weight[without]).sum(2))
         return torch.stack(shares, dim=2), values[:, :, 0]
+
+    def _logit(self, attended: Tensor, label: int) -> Tensor:
+        """Attended sums [M, D] -> logits of one attribute [M], in evaluation mode."""
+        shared = _affine(self.norm, slice(None), attended)
+        out = shared
+        for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            assert isinstance(layer, GroupedLinear)
+            assert isinstance(norm, nn.BatchNorm1d)
+            width = layer.weight.shape[2]
+            out = _affine(norm, slice(label * width, (label + 1) * width), out @ layer.weight[label])
+            out = F.relu(out + shared if index == 2 else out)
+        return out @ self.weight[label] + self.bias[label]
+
+
+def _affine(norm: nn.BatchNorm1d, channels: slice, x: Tensor) -> Tensor:
+    """Some channels of a batch norm in evaluation mode: [M, channels] -> [M, channels]."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    statistics = norm.running_mean[channels], norm.running_var[channels]
+    return F.batch_norm(x, *statistics, norm.weight[channels], norm.bias[channels], eps=norm.eps)

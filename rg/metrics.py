@@ -120,9 +120,14 @@ def clustering_scores(table: np.ndarray) -> tuple[float, float]:
     """NMI (arithmetic mean) and adjusted Rand index of a contingency table.
 
     Counts instead of labels, so that every pixel of a large test set fits.
+
+    Raises:
+        ValueError: fewer than two counts, for which neither is defined.
     """
     table = table.astype(np.float64)
     n = table.sum()
+    if n < 2:
+        raise ValueError(f"table: expected at least two counts, got {n:g}")
     rows, columns = table.sum(1), table.sum(0)
     nonzero = table[table > 0]
     information = (nonzero / n * np.log(nonzero * n / np.outer(rows, columns)[table > 0])).sum()
@@ -150,7 +155,7 @@ def part_states(wins: np.ndarray, overlap: np.ndarray) -> list[str]:
         j``, an earlier part whose maps have a cosine similarity above 0.8 with its own; ``everywhere``, strongest at
         more than half of all positions in more than half of the images.
     """
-    norm = np.sqrt(np.diag(overlap))
+    norm = np.sqrt(np.diag(overlap)).clip(min=np.finfo(overlap.dtype).tiny)
     similarity = overlap / np.outer(norm, norm)
     states = []
     for k in range(wins.shape[1]):

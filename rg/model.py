@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rg.backbones import build_backbone
 from rg.config import ModelConfig
 from rg.layers import (
+    MAX_SHAPLEY_PARTS,
     Attention,
     Classifier,
     FeatureStandardization,
@@ -47,12 +48,20 @@ class RegionGroupingModel(nn.Module):
         num_classes: Number of classes, or of attributes.
         multi_label: Attributes (one sigmoid each) instead of classes (one softmax).
         pretrained: Load the backbone's weights; False when a checkpoint follows.
+
+    Raises:
+        ValueError: the backbone cannot be built, or more than 12 parts with attributes.
     """
 
     def __init__(
         self, config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True
     ) -> None:
         super().__init__()
+        if multi_label and config.grouping.num_parts > MAX_SHAPLEY_PARTS:
+            raise ValueError(
+                f"model.grouping.num_parts: expected at most {MAX_SHAPLEY_PARTS} parts for attributes, whose "
+                f"contributions are computed over all sets of parts, got {config.grouping.num_parts}"
+            )
         self.config = config
         self.backbone = build_backbone(config.backbone, pretrained)
         channels = self.backbone.channels

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import rg
 from pipelines import shards
 from pipelines.manifest import NAME as MANIFEST
-from pipelines.manifest import Manifest, atomic_write
+from pipelines.manifest import Manifest, atomic_write, sha256
 from rg import charts, checkpoint, pictures
 from rg.charts import percent
 from rg.config import flatten
@@ -104,7 +104,10 @@ def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = checkpoint.read_json(run / METRICS), checkpoint.read_json(run / checkpoint.RECORD)
-    predictions, history = _read_lines(run / PREDICTIONS), _read_lines(run / HISTORY)
+    if metrics["weights"] != sha256(run / checkpoint.WEIGHTS):
+        raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
+    predictions = _read_lines(run / PREDICTIONS, "evaluate")
+    history = _read_lines(run / HISTORY, "train")
     manifest = _find_data(metrics, data)
     if manifest.classes != classes.names:
         raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
@@ -171,11 +174,11 @@ def _pictures(
     return cards, spots
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, verb: str) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_bytes().splitlines()]
     except FileNotFoundError:
-        raise ValueError(f"{path.parent}: has no {path.name}; run `python -m rg evaluate` first") from None
+        raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
     except ValueError as error:
         raise ValueError(f"{path}: expected one JSON value per line ({error})") from None
 

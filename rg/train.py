@@ -9,7 +9,6 @@ metrics.jsonl tensorboard/ train.log  what happened
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
 import sys
 import time
@@ -24,12 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines import plan
-from pipelines.loader import Geometry, Loader
-from pipelines.manifest import Manifest
+from pipelines.loader import Geometry, Loader, pick_decoder
+from pipelines.manifest import Manifest, check_files
 from rg import checkpoint
 from rg.checkpoint import Classes
 from rg.config import RunConfig, differences
-from rg.engine import LATEST, Engine, Ranks, connect
+from rg.engine import LATEST, Engine, Ranks, connect, micro_batch
 from rg.history import History, Meter
 from rg.losses import classification_loss, occurrence_prior_loss
 from rg.model import RegionGroupingModel
@@ -40,7 +39,7 @@ CHECKPOINTS, LOG = "checkpoints", "train.log"
 DICTIONARY_IMAGES = 256
 
 
-def train(config: RunConfig, data: Path, out: Path, resume: bool = False) -> int:
+def train(config: RunConfig, data: Path, out: Path, resume: bool = False, command: str | None = None) -> int:
     """Train one model.
 
     Args:
@@ -48,6 +47,7 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False) -> int
         data: Folder of shards with a ``train`` split, and a ``val`` split if validation is on.
         out: Run folder; must not hold another run.
         resume: Continue the run in ``out`` from its newest checkpoint, exactly as if it had not stopped.
+        command: What started the run, for the record.
 
     Returns:
         Exit code: 0 when trained to the end, 128 + n when signal n stopped the run after a checkpoint.
@@ -59,11 +59,17 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False) -> int
     classes = Classes(manifest.classes, manifest.multi_label)
     steps = plan.steps_per_epoch(manifest.split("train").samples, config.train.global_batch)
     _check_run_folder(out, config, classes, manifest, resume)
-
     ranks = connect()
+    validates = "val" in manifest.splits and config.train.validate_epochs > 0
+    for split in ("train", "val") if validates else ("train",):
+        check_files(data, manifest, split)
+        plan.shard_range(manifest.split(split).samples, ranks.rank, ranks.world_size)
+    decoder = pick_decoder(config.input.decoder, ranks.device)
+    micro_batch(config, ranks)
+
     torch.manual_seed(config.seed)
     model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=not resume)
-    _check_map(config, model.backbone.stride)
+    _check_map(config, model)
     if not resume and config.model.grouping.init == "kmeans":
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
     engine = Engine(model, config, ranks, steps)
@@ -71,10 +77,12 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False) -> int
 
     if ranks.rank == 0:
         (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        checkpoint.save_config(out, config, classes)
-        checkpoint.write_json(out / checkpoint.RECORD, _record(data, manifest, ranks))
-    run = _Run(config, data, out, engine, steps, step, rank_state, "val" in manifest.splits)
-    return run.run()
+        if resume:
+            checkpoint.save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
+        else:
+            checkpoint.save_config(out, config, classes)
+            checkpoint.write_json(out / checkpoint.RECORD, _record(command, data, manifest, ranks))
+    return _Run(config, data, out, engine, steps, step, rank_state, validates, decoder).run()
 
 
 def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: Manifest, resume: bool) -> None:
@@ -100,13 +108,22 @@ def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: 
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
 
 
-def _check_map(config: RunConfig, stride: int) -> None:
-    grouping = config.model.grouping
-    side, window = config.input.crop // stride, 2 * grouping.smoothing_radius + 1
-    if grouping.smoothing_padding == "valid" and side < window:
+def _check_map(config: RunConfig, model: RegionGroupingModel) -> None:
+    """Refuse a crop that the backbone does not take, or whose map the smoothing window does not fit into."""
+    crop, grouping = config.input.crop, config.model.grouping
+    model.eval()
+    try:
+        with torch.no_grad():
+            height, width = model.backbone(torch.zeros(1, 3, crop, crop)).shape[2:]
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"input.crop: {config.model.backbone.name} takes no {crop}x{crop} images ({reason})") from None
+    model.train()
+    window = 2 * grouping.smoothing_radius + 1
+    if grouping.smoothing_padding == "valid" and min(height, width) < window:
         raise ValueError(
-            f"input.crop: {config.input.crop} pixels make a {side}x{side} map, smaller than the {window}x{window} "
-            "smoothing window; use a larger crop or model.grouping.smoothing_padding = same"
+            f"input.crop: {crop} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
+            "window; use a larger crop or model.grouping.smoothing_padding = same"
         )
 
 
@@ -114,9 +131,9 @@ def _shard_sums(manifest: Manifest) -> list[str]:
     return [shard.sha256 for shard in manifest.split("train").shards]
 
 
-def _record(data: Path, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
+def _record(command: str | None, data: Path, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
     return {
-        "command": shlex.join(["python", "-m", "rg", *sys.argv[1:]]),
+        "command": command,
         "data": {
             "folder": str(data.resolve()),
             "dataset": manifest.dataset,
@@ -132,32 +149,8 @@ def _record(data: Path, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
 def _first_images(config: RunConfig, data: Path, manifest: Manifest) -> Tensor:
     """The same first training images on every rank, uint8 [N, 3, C, C]."""
     count = min(DICTIONARY_IMAGES, manifest.split("train").samples)
-    geometry = Geometry(config.input.test_short_side or config.input.short_side, config.input.crop)
+    geometry = Geometry(config.input.test_side, config.input.crop)
     return next(iter(Loader(data, "train", geometry, count, threads=config.input.threads))).images
-
-
-def make_loader(
-    config: RunConfig, data: Path, split: str, batch_size: int, ranks: Ranks, *, training: bool, state: bytes | None
-) -> Loader:
-    """The loader that a run trains or validates with."""
-    side = config.input.short_side if training else config.input.test_short_side or config.input.short_side
-    decoder = config.input.decoder
-    if decoder == "auto":
-        decoder = "mixed" if ranks.device.type == "cuda" else "cpu"
-    return Loader(
-        data,
-        split,
-        Geometry(side, config.input.crop, training, config.input.flip, config.input.jitter),
-        batch_size,
-        decoder=decoder,
-        threads=config.input.threads,
-        seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        local_rank=ranks.local_rank,
-        local_world_size=ranks.local_world_size,
-        state=state,
-    )
 
 
 class _Run:
@@ -172,29 +165,43 @@ class _Run:
         steps_per_epoch: int,
         step: int,
         rank_state: dict[str, Any],
-        has_validation: bool,
+        validates: bool,
+        decoder: str,
     ) -> None:
         self.config, self.data, self.out, self.engine = config, data, out, engine
         self.steps_per_epoch, self.step = steps_per_epoch, step
         self.total = config.train.epochs * steps_per_epoch
-        self.validates = has_validation and config.train.validate_epochs > 0
+        self.validates, self.decoder = validates, decoder
         self.is_main = engine.ranks.rank == 0
-        self.loader = make_loader(
-            config,
-            data,
-            "train",
-            engine.micro_batch,
-            engine.ranks,
-            training=True,
-            state=bytes(rank_state["loader"].numpy()) if rank_state else None,
-        )
+        size = config.input
+        train_geometry = Geometry(size.short_side, size.crop, training=True, flip=size.flip, jitter=size.jitter)
+        state = bytes(rank_state["loader"].numpy()) if rank_state else None
+        self.loader = self._make_loader("train", train_geometry, state)
         if rank_state:
             torch.set_rng_state(rank_state["rng"])
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state(rank_state["cuda_rng"])
         self.meter = Meter(rank_state.get("meter"))
 
+    def _make_loader(self, split: str, geometry: Geometry, state: bytes | None = None) -> Loader:
+        ranks = self.engine.ranks
+        return Loader(
+            self.data,
+            split,
+            geometry,
+            self.engine.micro_batch,
+            decoder=self.decoder,
+            threads=self.config.input.threads,
+            seed=self.config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            local_rank=ranks.local_rank,
+            local_world_size=ranks.local_world_size,
+            state=state,
+        )
+
     def run(self) -> int:
+        """Train to the end or to a signal; returns the exit code."""
         config = self.config.train
         stream = iter(self.loader)
         with _signals() as received, self._log(), History(self.out, self.step, self.is_main) as history:
@@ -219,13 +226,12 @@ class _Run:
                         record = self.meter.read(self.engine)
                         history.write("train", self.step, self.step / self.steps_per_epoch, record)
                         self._show(bar, record)
-                    if (
-                        rest == 0
-                        and self.validates
-                        and (epoch % config.validate_epochs == 0 or self.step == self.total)
-                    ):
-                        self._validate(history)
                     stop = self.engine.any(bool(received))
+                    if stop or rest == 0:
+                        self.engine.average_buffers()
+                    due = self.step == self.total or (rest == 0 and epoch % max(1, config.validate_epochs) == 0)
+                    if self.validates and due:
+                        self._validate(history)
                     if stop or self.step == self.total or (rest == 0 and epoch % config.checkpoint_epochs == 0):
                         self._save()
                     if stop:
@@ -260,7 +266,8 @@ class _Run:
         """Accuracy and losses over the validation split, every sample counted once over all ranks."""
         model, ranks = self.engine.model, self.engine.ranks
         model.eval()
-        loader = make_loader(self.config, self.data, "val", self.engine.micro_batch, ranks, training=False, state=None)
+        size = self.config.input
+        loader = self._make_loader("val", Geometry(size.test_side, size.crop))
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for batch in loader:
             output = model(batch.images.to(ranks.device))

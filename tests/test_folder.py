@@ -1,5 +1,6 @@
 """Class folders -> samples: what is found, how it is split, what is refused."""
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -98,16 +99,19 @@ def test_odd_names_suffixes_and_nesting(tmp_path: Path) -> None:
 def test_name_that_is_no_unicode(tmp_path: Path) -> None:
     tree(tmp_path, {"a": 1, "b": 1})
     source = picture(tmp_path / "a" / "x.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))
-    assert source.relative_to(tmp_path).as_posix() in sources(Folder(tmp_path, "train")) + sources(
-        Folder(tmp_path, "val")
-    )
+    folders = [Folder(tmp_path, split) for split in splits(tmp_path)]
+    assert source.relative_to(tmp_path).as_posix() in sources(folders[0]) + sources(folders[1])
+    assert [len(folder.digest()) for folder in folders] == [64, 64]
 
 
-@pytest.mark.parametrize("validation", ["val", "valid"])
-def test_own_splits(tmp_path: Path, validation: str) -> None:
-    tree(tmp_path / "train", {"a": 3, "b": 2, "c": 1})
+@pytest.mark.parametrize(
+    ("training", "validation", "testing"),
+    [("train", "val", "test"), ("Training", "VALID", "Testing"), ("TRAIN", "Validation", "Test")],
+)
+def test_own_splits(tmp_path: Path, training: str, validation: str, testing: str) -> None:
+    tree(tmp_path / training, {"a": 3, "b": 2, "c": 1})
     tree(tmp_path / validation, {"b": 2})
-    tree(tmp_path / "test", {"c": 4})
+    tree(tmp_path / testing, {"c": 4})
     assert splits(tmp_path) == ("train", "val", "test")
     assert [len(Folder(tmp_path, split)) for split in splits(tmp_path)] == [6, 2, 4]
     val = Folder(tmp_path, "val")
@@ -117,10 +121,64 @@ def test_own_splits(tmp_path: Path, validation: str) -> None:
     assert Folder(tmp_path, "test").class_names == ("a", "b", "c")
 
 
-def test_class_called_train_is_no_split(tmp_path: Path) -> None:
-    tree(tmp_path, {"bus": 4, "train": 4})
+@pytest.mark.parametrize("others", [(), ("Test",)])
+def test_validation_is_drawn_from_training_images(tmp_path: Path, others: tuple[str, ...]) -> None:
+    tree(tmp_path / "Train", {"a": 10, "b": 20})
+    for name in others:
+        tree(tmp_path / name, {"a": 3})
+    assert splits(tmp_path) == ("train", "val", *(name.lower() for name in others))
+    train, val = Folder(tmp_path, "train"), Folder(tmp_path, "val")
+    everything = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("Train/*/*.png"))
+    assert sorted(sources(train) + sources(val)) == everything
+    assert [sum(source.startswith(f"Train/{name}/") for source in sources(val)) for name in "ab"] == [2, 4]
+    assert train.class_names == val.class_names == ("a", "b")
+    half = sources(Folder(tmp_path, "val", val_fraction=0.5))
+    assert [sum(source.startswith(f"Train/{name}/") for source in half) for name in "ab"] == [5, 10]
+    if others:
+        assert sources(Folder(tmp_path, "test")) == [f"Test/a/{number}.png" for number in range(3)]
+
+
+def test_linked_classes_of_a_lone_train_folder(tmp_path: Path) -> None:
+    tree(tmp_path / "elsewhere", {"a": 2, "b": 2})
+    (tmp_path / "raw" / "train").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "raw" / "train" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert Folder(tmp_path / "raw", "train").class_names == ("a", "b")
+
+
+def test_folder_beside_the_splits_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path / "train", {"a": 2, "b": 2})
+    tree(tmp_path / "more", {"a": 1})
+    (tmp_path / "notes").mkdir()
+    for split in splits(tmp_path):
+        assert all(source.startswith("train/") for source in sources(Folder(tmp_path, split)))
+    assert caplog.messages == [f"{tmp_path / 'more'}: left out, it is in no split folder"]
+
+
+@pytest.mark.parametrize("nested", [{}, {"train/old": 2}])
+def test_class_called_train_is_no_split(tmp_path: Path, nested: dict[str, int]) -> None:
+    tree(tmp_path, {"bus": 4, "train": 4} | nested)
     assert splits(tmp_path) == ("train", "val")
     assert Folder(tmp_path, "train").class_names == ("bus", "train")
+
+
+def test_digest_tells_which_images_there_are(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for raw in (first, second):
+        for name in ("train/a/z.jpg", "train/a b/ü.jpg", "val/a/1.jpg"):
+            (raw / name).parent.mkdir(parents=True, exist_ok=True)
+            (raw / name).write_bytes(b"12345")
+        (raw / "train/a/gone.jpg").symlink_to("nowhere.jpg")
+    expected = hashlib.sha256("5 train/a b/ü.jpg\0000 train/a/gone.jpg\0005 train/a/z.jpg\0".encode()).hexdigest()
+    assert Folder(first, "train").digest() == Folder(second, "train").digest() == expected
+    assert Folder(first, "val").digest() != expected
+    (second / "train/a/z.jpg").write_bytes(b"123456")
+    resized = Folder(second, "train").digest()
+    (second / "train/a/z.jpg").write_bytes(b"12345")
+    (second / "train/a/z.jpg").rename(second / "train/a/y.jpg")
+    renamed = Folder(second, "train").digest()
+    assert len({expected, resized, renamed}) == 3
+    assert Folder(first, "val").digest() == Folder(second, "val").digest()
 
 
 def test_classes_unknown_to_training(tmp_path: Path) -> None:
@@ -157,6 +215,13 @@ def test_wrong_layouts_are_explained(tmp_path: Path) -> None:
         tree(tmp_path / "both" / name, {"a": 1})
     with pytest.raises(ValueError, match="both val and valid"):
         splits(tmp_path / "both")
+    for name in ("Train", "training"):
+        tree(tmp_path / "twice" / name, {"a": 1, "b": 1})
+    with pytest.raises(ValueError, match="both Train and training"):
+        Folder(tmp_path / "twice", "train")
+    tree(tmp_path, {"flat/train": 2, "flat/val": 2})
+    with pytest.raises(ValueError, match=rf"train: holds images that are in no class folder, such as 0\.png; {LAYOUT}"):
+        Folder(tmp_path / "flat", "train")
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:

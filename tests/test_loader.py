@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipelines import plan, shards
-from pipelines.loader import Geometry, Loader
+from pipelines.loader import Geometry, Loader, pick_decoder
 from pipelines.manifest import Manifest, Schema
 from pipelines.samples import Sample
 
@@ -61,6 +61,8 @@ def test_ranks_and_seeds_augment_differently(small_birds):
     again, same, other = draw(seed=1), draw(seed=1), draw(seed=2)
     assert torch.equal(again.images, same.images)
     assert again.keys != other.keys
+    views = [dict(zip(batch.keys, batch.images, strict=True)) for batch in (again, other)]
+    assert sum(torch.equal(views[0][key], views[1][key]) for key in views[0]) == 0
     ranks = [batches(Loader(small_birds, "train", TRAIN, 16, rank=rank, world_size=2), 1)[0] for rank in (0, 1)]
     assert not set(ranks[0].keys) & set(ranks[1].keys)
 
@@ -200,6 +202,23 @@ def test_missing_split_and_files_are_named(small_birds, tmp_path):
         Loader(tmp_path / "nothing", "train", TEST, 4)
     with pytest.raises(ValueError, match="40 samples cannot be shared by 41 ranks"):
         Loader(small_birds, "test", TEST, 4, world_size=41)
+
+
+def test_a_damaged_index_of_the_right_size_is_one_line(small_birds, tmp_path):
+    for path in small_birds.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    index = tmp_path / "test-00000.idx"
+    index.write_bytes(b"x" * index.stat().st_size)
+    with pytest.raises(ValueError, match=r"split test cannot be read .*rg verify"):
+        list(Loader(tmp_path, "test", TEST, 4))
+
+
+def test_the_decoder_follows_the_device():
+    assert pick_decoder("auto", torch.device("cpu")) == "cpu"
+    assert pick_decoder("auto", torch.device("cuda")) == "mixed"
+    assert pick_decoder("cpu", torch.device("cuda")) == "cpu"
+    with pytest.raises(ValueError, match="mixed needs a GPU"):
+        pick_decoder("mixed", torch.device("cpu"))
 
 
 def test_a_jpeg_that_broke_after_packing_is_one_line(small_birds, tmp_path):

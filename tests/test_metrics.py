@@ -33,6 +33,8 @@ def test_clustering_scores_at_the_ends():
     assert metrics.clustering_scores(np.diag([3, 4, 5])) == pytest.approx((1, 1))
     assert metrics.clustering_scores(np.array([[5, 0], [5, 0]])) == pytest.approx((0, 0))
     assert metrics.clustering_scores(np.array([[7]])) == pytest.approx((1, 1))
+    with pytest.raises(ValueError, match="two counts"):
+        metrics.clustering_scores(np.array([[1, 0]]))
 
 
 def test_landmarks_that_are_linear_in_the_centers_have_no_error():
@@ -103,4 +105,5 @@ def test_states_of_parts():
     overlap = np.eye(5)
     overlap[1, 4] = overlap[4, 1] = 0.9
     wins[:, 4] = 0.2
+    overlap[2, 2] = 0
     assert metrics.part_states(wins, overlap) == ["everywhere", "in use", "dead", "in use", "duplicate of 1"]

@@ -19,7 +19,7 @@ from scipy.stats import beta
 import rg
 from pipelines import shards
 from pipelines.birds import Birds, BirdsConfig
-from pipelines.manifest import Schema
+from pipelines.manifest import Schema, sha256
 from pipelines.samples import Sample
 from rg import charts, checkpoint
 from rg import report as module
@@ -148,6 +148,7 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
         "parts_in_use": 1,
         "parts": parts,
     }
+    metrics["weights"] = sha256(run / checkpoint.WEIGHTS)
     checkpoint.write_json(run / "metrics.json", metrics)
     return run
 

@@ -268,6 +268,7 @@ def change(**values: object) -> Callable[[dict], None]:
         (change(super_category="z"), "super-category 'z', expected 'x'"),
         (change(boxes=np.array([[0, 0, 24, 16]], np.float32)), "not inside the 23x16 image"),
         (change(landmarks=np.zeros((3, 2), np.float32), visibility=np.ones(3, bool)), "3 landmarks, expected 2"),
+        (change(landmarks=None, visibility=None), "0 landmarks, expected 2"),
         (change(part_map=np.full((16, 23), 3, np.uint8)), "part index 3, expected 0 to 2"),
         (raises(ValueError("two\nlines")), "two lines"),
         (raises(PermissionError(errno.EACCES, "Permission denied", "/secret/place")), "Permission denied"),
@@ -324,6 +325,7 @@ def test_complete_folder_is_left_alone(tmp_path: Path, caplog: pytest.LogCapture
     [
         ({"options": {"size": 17}}, "options.size 16 instead of 17"),
         ({"options": {"size": 16, "new": 1}}, "options.new None instead of 1"),
+        ({"options": {"size": 16, "files": {"train": "0" * 64}}}, "made differently: options.files differ"),
         ({"seed": 3}, "seed 0 instead of 3"),
         ({"samples_per_shard": 6}, "samples_per_shard 5 instead of 6"),
         ({"count": 22}, "raw samples {'train': 23, 'val': 4} instead of {'train': 22, 'val': 4}"),
@@ -410,6 +412,24 @@ def test_failing_progress_stops_the_workers(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_from_folder(tmp_path / "out", raw, jobs=2, progress=stop)
     assert all(name.endswith((".tar", ".idx", "unfinished")) for name in content(tmp_path / "out"))
+
+
+def test_killed_worker_is_an_error_of_one_line() -> None:
+    with pytest.raises(OSError, match=r"^a worker process died \(killed, or out of memory\?\); try fewer --jobs$"):
+        list(shards.run(os._exit, [1, 1], jobs=2))
+
+
+def test_other_photos_of_equal_names_and_number_are_refused(raw: Path, tmp_path: Path) -> None:
+    def prepare() -> None:
+        sources = {split: Folder(raw, split) for split in ("train", "val")}
+        options = {"files": {split: source.digest() for split, source in sources.items()}}
+        write(tmp_path / "out", "pets", sources, schema=Schema(sources["train"].class_names), options=options)
+
+    prepare()
+    prepare()
+    (raw / "cat" / "5.jpg").write_bytes(jpeg(48, 32, 7))
+    with pytest.raises(ValueError, match=r"made differently: options\.files differ$"):
+        prepare()
 
 
 KILLED = """

@@ -1,7 +1,11 @@
 """Training through the command line: what it writes, that it resumes exactly, and what it refuses."""
 
+import importlib.metadata
+import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
 
-import rg
+from pipelines import shards
+from pipelines.manifest import Schema
+from pipelines.samples import Sample
 from rg.config import OptimizerConfig
+from rg.evaluate import evaluate
 
 OPTIONS = {
     "input.short_side": 72,
@@ -77,19 +84,29 @@ def test_a_run_leaves_what_the_readme_lists(finished):
     assert (finished / "checkpoints" / "latest").read_text() == "step-00000012"
     assert sorted(path.name for path in (finished / "checkpoints").glob("step-*")) == ["step-00000008", "step-00000012"]
     record = json.loads((finished / "run.json").read_text())
-    assert record["environment"]["torch"] == torch.__version__.split("+")[0] or "torch" in record["environment"]
+    assert record["environment"]["torch"] == importlib.metadata.version("torch")
+    assert record["command"].startswith("python -m rg train birds_lite0 --data ")
     assert record["data"]["options"] == {"made": "by the tests"}
     kinds = [(line["kind"], line["step"]) for line in metrics(finished)]
     assert [step for kind, step in kinds if kind == "train"] == [2, 4, 6, 8, 10, 12]
     assert [step for kind, step in kinds if kind == "validation"] == [4, 8, 12]
 
 
-def test_the_model_loads_without_the_engine(finished):
-    explainer = rg.load(finished)
-    assert len(explainer.classes.names) == 4
-    state = load_file(finished / "model.safetensors")
-    for name, value in explainer.model.state_dict().items():
-        assert torch.equal(value, state[name])
+WITHOUT = """
+import sys
+for name in ("nvidia.dali", "deepspeed", "tensorboard"):
+    sys.modules[name] = None
+import rg
+from PIL import Image
+explanation = rg.load(sys.argv[1]).explain(Image.new("RGB", (90, 70), "teal"))
+total = sum(part.contribution for part in explanation.parts) + explanation.constant
+assert abs(total - explanation.logit) < 1e-4 and explanation.attribution.shape == (70, 90)
+"""
+
+
+def test_the_model_explains_without_dali_and_deepspeed(finished):
+    result = subprocess.run([sys.executable, "-c", WITHOUT, finished], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -141,6 +158,107 @@ def test_a_map_smaller_than_the_smoothing_window_is_refused(small_birds, tmp_pat
     assert result.returncode == 2
     assert "input.crop: 64 pixels make a 4x4 map, smaller than the 5x5 smoothing window" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_validated_is_found_before_training(small_birds, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(small_birds, data)
+    with (data / "val-00000.tar").open("r+b") as file:
+        file.truncate(5000)
+    result = run(data, tmp_path / "run")
+    assert result.returncode == 2
+    assert "val-00000.tar: expected" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changed,message",
+    [
+        ({"input__decoder": "mixed"}, "input.decoder: mixed needs a GPU"),
+        ({"train__global_batch": 2, "train__accumulation": 2}, "leave 1 for each of 1 ranks x 2 micro batches"),
+        (
+            {"model__backbone__name": "swin_tiny_patch4_window7_224", "model__backbone__weights": "none"},
+            "takes no 64x64",
+        ),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_is_written(small_birds, tmp_path, changed, message):
+    if "input__decoder" in changed and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = run(small_birds, tmp_path / "run", **changed)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(small_birds, tmp_path):
+    """A limit on the size of files stands for a disk that is full when the checkpoint is written."""
+    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); "
+    code += "from rg.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    arguments = [sys.executable, "-c", code, *command(small_birds, tmp_path / "run", train__epochs=1)[3:]]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 2
+    assert "the checkpoint cannot be written, is the disk full?" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    # Nothing was finished there, so the folder may be used again.
+    assert run(small_birds, tmp_path / "run", train__epochs=1).returncode == 0
+
+
+def test_resuming_mends_the_weights_and_keeps_the_record(small_birds, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "model.safetensors").unlink()
+    assert run(small_birds, out, "--resume").returncode == 0
+    for name in ("model.safetensors", "run.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_settings_of_precision_accumulation_and_clipping(small_birds, tmp_path):
+    changed = {"train__precision": "bf16", "train__accumulation": 2, "optimizer__clip_norm": 1, "train__epochs": 2}
+    schedule = {"optimizer__schedule": "step", "optimizer__milestones": "[1]", "optimizer__warmup_epochs": 0}
+    result = run(small_birds, tmp_path / "run", **changed, **schedule)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert lines[-1]["lr"] == pytest.approx(lines[0]["lr"] / 10)
+
+
+class Attributes:
+    """Two attributes of a plain image: is it red, is it bright."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def source(self, index: int) -> str:
+        return str(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        red, bright = index % 2, index // 2 % 2
+        level = 230 if bright else 90
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), (level, 0 if red else level, 0 if red else level)).save(buffer, "JPEG")
+        return Sample(f"a-{index}", buffer.getvalue(), (red, bright), 64, 64, str(index))
+
+
+def test_attributes_are_trained_and_evaluated(tmp_path):
+    sources = {"train": Attributes(32), "val": Attributes(8)}
+    schema = Schema(("red", "bright"), multi_label=True)
+    shards.write(tmp_path / "data", "attributes", sources, schema=schema, options={})
+    out = tmp_path / "run"
+    result = run(tmp_path / "data", out, train__epochs=8, optimizer__warmup_epochs=0)
+    assert result.returncode == 0, result.stderr
+    found = evaluate(out, tmp_path / "data", device="cpu")
+    assert found["accuracy"] > 0.9
+    assert found["landmark_error"] is found["pointing_error"] is found["nmi"] is None
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines[:1]] in ([[0, 0]], [[0, 1]], [[1, 0]], [[1, 1]])
+    assert len(lines) == 8
 
 
 def test_nothing_to_resume(small_birds, tmp_path):
