@@ -22,7 +22,7 @@ $(READY): setup.py
 
 demo: $(READY)
 	rm -rf data/birds runs/demo
-	$(BIN)/python -m rg prepare birds --out data/birds --birds.seed $(SEED)
+	$(BIN)/python -m rg prepare birds --out data/birds --birds.size 160 --birds.seed $(SEED)
 	$(BIN)/python -m rg train birds_lite0 --data data/birds --out runs/demo --seed $(SEED)
 	$(BIN)/python -m rg evaluate runs/demo --data data/birds
 	$(BIN)/python -m rg report runs/demo

@@ -40,6 +40,7 @@ def verify(
 
     Raises:
         ValueError: there is no manifest, or it cannot be understood.
+        OSError: a worker process died.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)

@@ -177,7 +177,7 @@ def test_what_cannot_be_validated_is_found_before_training(small_birds, tmp_path
         ({"input__decoder": "mixed"}, "input.decoder: mixed needs a GPU"),
         ({"train__global_batch": 2, "train__accumulation": 2}, "leave 1 for each of 1 ranks x 2 micro batches"),
         (
-            {"model__backbone__name": "swin_tiny_patch4_window7_224", "model__backbone__weights": "none"},
+            {"model__backbone__name": "mixer_s16_224", "model__backbone__weights": "none"},
             "takes no 64x64",
         ),
     ],
