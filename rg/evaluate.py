@@ -66,7 +66,7 @@ def evaluate(
         fit = _Seen(config, manifest)
         for batch, output in _forward(model, config, data, "train", batch_size):
             fit.add(batch, output)
-    result, landmark_errors = _measure(seen, fit, config, classes, model.dictionary.background.cpu().tolist())
+    result, landmark_errors = _measure(seen, fit, config, classes, model.background.cpu().tolist())
     result = {"data": str(data.resolve()), "dataset": manifest.dataset, "split": split} | result
 
     result["weights"] = sha256(run / checkpoint.WEIGHTS)

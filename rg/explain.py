@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines.folder import SUFFIXES
 from pipelines.images import open_rgb
@@ -247,7 +248,7 @@ class Explainer:
         attention = output.attention
         if self.classes.multi_label:
             attention = attention[torch.arange(len(waiting)), winner[:, 0]]
-        background = self.model.dictionary.background.cpu().numpy()
+        background = self.model.background.cpu().numpy()
         centers = part_centers(output.assign).cpu().numpy()
         for n, (pixels, _, window, source) in enumerate(waiting):
             strongest, attribution = at_image_size(output.assign[n], attention[n], window, pixels.shape[:2])
@@ -344,7 +345,8 @@ def explain_files(run: Path, paths: Sequence[Path], out: Path, view: str, batch_
         logger.warning("left out: %s", reason)
         left_out.append(reason)
 
-    with tqdm(total=len(files), unit="image", disable=not sys.stderr.isatty()) as bar:
+    hidden = not sys.stderr.isatty()
+    with logging_redirect_tqdm(), tqdm(total=len(files), unit="image", disable=hidden) as bar:
         for explanation in explainer.stream(files, view=view, batch_size=batch_size, failed=leave_out):
             assert explanation.source is not None
             name = names[Path(explanation.source)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import kernels
 from rg.config import GroupingConfig, HeadConfig
 
-BORDER_MOMENTUM = 0.02
+RUNNING_MOMENTUM = 0.02
 
 
 class FeatureStandardization(nn.Module):
@@ -38,7 +38,7 @@ class PartDictionary(nn.Module):
     Attributes:
         centers: Part dictionary D [K, C].
         raw_sigma: [K]; ``2 sigma^2 = sigmoid(raw_sigma)``, so sigma lies in (0, 0.71) and starts at 0.5.
-        border: [2, K] running mean assignment at the border and in the interior of the map; see ``background``.
+        border: [2, K] running mean assignment at the border and in the interior of the map.
     """
 
     def __init__(self, config: GroupingConfig, channels: int) -> None:
@@ -55,14 +55,6 @@ class PartDictionary(nn.Module):
     def sigma(self) -> Tensor:
         """Bandwidth of every part [K], in (0, 0.71)."""
         return torch.sqrt(torch.sigmoid(self.raw_sigma) / 2)
-
-    @property
-    def background(self) -> Tensor:
-        """bool [K]: parts that the training images show more densely at the border than inside.
-
-        Photographers put the object in the middle; what gathers at the border is what surrounds it.
-        """
-        return self.border[0] > self.border[1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C], occurrence [N, K]."""
@@ -83,7 +75,7 @@ class PartDictionary(nn.Module):
         inside = assign.mean(0)[:, 1:-1, 1:-1].flatten(1).sum(1)
         interior = (height - 2) * (width - 2)
         density = torch.stack([(total - inside) / (height * width - interior), inside / interior])
-        self.border.lerp_(density.to(self.border.dtype), BORDER_MOMENTUM)
+        self.border.lerp_(density.to(self.border.dtype), RUNNING_MOMENTUM)
 
 
 class Bottleneck(nn.Module):

@@ -12,6 +12,7 @@ from rg.backbones import build_backbone
 from rg.config import ModelConfig
 from rg.layers import (
     MAX_SHAPLEY_PARTS,
+    RUNNING_MOMENTUM,
     Attention,
     Classifier,
     FeatureStandardization,
@@ -49,6 +50,9 @@ class RegionGroupingModel(nn.Module):
         multi_label: Attributes (one sigmoid each) instead of classes (one softmax).
         pretrained: Load the backbone's weights; False when a checkpoint follows.
 
+    Attributes:
+        attention_share: [K] running mean attention of every part over the training images.
+
     Raises:
         ValueError: the backbone cannot be built, or more than 12 parts with attributes.
     """
@@ -81,12 +85,28 @@ class RegionGroupingModel(nn.Module):
             self.classifier = Classifier(config.head.region_channels, num_classes)
         self.num_classes = num_classes
         self.multi_label = multi_label
+        K = config.grouping.num_parts
+        self.register_buffer("attention_share", torch.full((K,), 1 / K))
+        self.attention_share: Tensor
+
+    @property
+    def background(self) -> Tensor:
+        """bool [K]: parts that are surroundings rather than object, as seen over the training images.
+
+        Photographers put the object in the middle, so what gathers at the border of the images surrounds it; and what
+        gets less than half of an even share of the attention is nothing that the classifier looks at.
+        """
+        border, interior = self.dictionary.border
+        return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Images [N, 3, H, W], uint8 or float in 0..255."""
         x = self.standardization(self.backbone(images))
         assign, regions, occurrence = self.dictionary(x)
         attention = self.attend(regions)
+        if self.training:
+            share = attention.detach().flatten(0, -2).mean(0)
+            self.attention_share.lerp_(share.to(self.attention_share.dtype), RUNNING_MOMENTUM)
         logits = self.classifier(self.region_transform(regions), attention)
         return ModelOutput(logits, assign, attention, occurrence, regions)
 

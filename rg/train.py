@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines import plan
 from pipelines.loader import Geometry, Loader, pick_decoder
@@ -216,7 +217,7 @@ class _Run:
                 config.global_batch,
                 self.engine.ranks.world_size,
             )
-            with self._bar() as bar:
+            with logging_redirect_tqdm(), self._bar() as bar:
                 while self.step < self.total:
                     self._train_step(stream)
                     self.step += 1

@@ -126,19 +126,39 @@ def test_kmeans_needs_as_many_positions_as_parts():
         model.initialize_dictionary(images(1, 16), seed=0)
 
 
-def test_background_is_what_gathers_at_the_border():
+def test_the_border_of_the_map_is_tracked_in_training_alone():
     dictionary = PartDictionary(GroupingConfig(num_parts=2, smoothing_padding="same"), 2).train()
     with torch.no_grad():
         dictionary.centers.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     x = torch.zeros(1, 2, 6, 6)
     x[:, 0] = 1
     x[:, :, 2:4, 2:4] = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
-    for _ in range(200):
+    for _ in range(400):
         dictionary(x)
-    assert dictionary.background.tolist() == [True, False]
+    # Both parts get sigmoid(+-4) where they are, (|x - d_1|^2 - |x - d_2|^2) / (2 sigma^2) = 2 / 0.5.
+    near, far = torch.tensor([4.0, -4.0]).sigmoid()
+    inside = torch.stack([4 * far + 12 * near, 4 * near + 12 * far]) / 16
+    torch.testing.assert_close(dictionary.border, torch.stack([torch.stack([near, far]), inside]), rtol=1e-3, atol=1e-3)
     frozen = dictionary.eval().border.clone()
     dictionary(x.flip(1))
     assert torch.equal(dictionary.border, frozen)
+
+
+def test_background_gathers_at_the_border_or_is_not_looked_at():
+    model = build()
+    model.dictionary.border.copy_(torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.2, 0.3, 0.3, 0.2]]))
+    model.attention_share.copy_(torch.tensor([0.3, 0.12, 0.4, 0.18]))
+    assert model.background.tolist() == [True, True, False, False]
+
+
+def test_the_share_of_attention_is_tracked_in_training_alone():
+    model = build().train()
+    for _ in range(300):
+        output = model(images())
+    torch.testing.assert_close(model.attention_share, output.attention.mean(0), atol=1e-3, rtol=0)
+    frozen = model.eval().attention_share.clone()
+    model(images())
+    assert torch.equal(model.attention_share, frozen)
 
 
 def test_parameter_groups_are_disjoint_and_complete():
