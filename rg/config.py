@@ -164,6 +164,7 @@ class InputConfig:
         short_side: The short side of the image is resized to this many pixels.
         crop: Then a square of this many pixels is cut: at random for training, from the centre for testing.
         test_short_side: Short side for testing; 0 takes short_side.
+        test_crop: Side of the central square for testing; 0 takes crop. Larger than crop, it gives a finer map.
         flip: Probability of a horizontal flip in training.
         jitter: Brightness, contrast and saturation vary by up to this fraction in training.
         decoder: Where JPEGs are decoded: cpu, mixed (GPU), or auto (mixed where there is a GPU).
@@ -173,27 +174,25 @@ class InputConfig:
     short_side: int = 256
     crop: int = 224
     test_short_side: int = 0
+    test_crop: int = 0
     flip: float = 0.5
     jitter: float = 0.1
     decoder: Literal["auto", "cpu", "mixed"] = "auto"
     threads: int = 0
 
     @property
-    def test_side(self) -> int:
-        """Short side for testing in pixels."""
-        return self.test_short_side or self.short_side
+    def test_size(self) -> tuple[int, int]:
+        """Short side and crop for testing in pixels."""
+        return self.test_short_side or self.short_side, self.test_crop or self.crop
 
     def __post_init__(self) -> None:
         _require(self.crop >= 16, "input.crop", "at least 16 pixels", self.crop)
         _require(
             self.short_side >= self.crop, "input.short_side", f"at least input.crop = {self.crop}", self.short_side
         )
-        _require(
-            self.test_short_side == 0 or self.test_short_side >= self.crop,
-            "input.test_short_side",
-            f"0 or at least input.crop = {self.crop}",
-            self.test_short_side,
-        )
+        _require(self.test_crop == 0 or self.test_crop >= 16, "input.test_crop", "0 or 16 or more", self.test_crop)
+        side, crop = self.test_size
+        _require(side >= crop, "input.test_short_side", f"at least the crop for testing = {crop}", side)
         _require(0 <= self.flip <= 1, "input.flip", "a probability", self.flip)
         _require(0 <= self.jitter < 1, "input.jitter", "a fraction below 1", self.jitter)
         _require(self.threads >= 0, "input.threads", "0 or more", self.threads)

@@ -110,7 +110,7 @@ def _forward(
     model: RegionGroupingModel, config: RunConfig, data: Path, split: str, batch_size: int
 ) -> Iterator[tuple[Batch, ModelOutput]]:
     device = next(model.parameters()).device
-    geometry = Geometry(config.input.test_side, config.input.crop)
+    geometry = Geometry(*config.input.test_size)
     decoder = pick_decoder("auto" if device.type == "cpu" else config.input.decoder, device)
     loader = Loader(data, split, geometry, batch_size, annotations=True, decoder=decoder, threads=config.input.threads)
     total = loader.manifest.split(split).samples
@@ -146,7 +146,7 @@ class _Seen:
 
     def add(self, batch: Batch, output: ModelOutput) -> None:
         """Take note of one batch."""
-        size, K = self.config.input.crop, output.assign.shape[1]
+        size, K = self.config.input.test_size[1], output.assign.shape[1]
         attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
         self.keys += batch.keys
         self.labels.append(batch.labels)

@@ -221,12 +221,12 @@ class Explainer:
 
     def _view(self, image: Image.Image, view: str) -> tuple[Tensor, tuple[float, float, float, float]]:
         """uint8 [3, h, w] for the model, and the box of the image that it shows."""
-        short_side = self.config.input.test_side
+        short_side, crop = self.config.input.test_size
         width, height = image.size
         short, stride = min(width, height), self.model.backbone.stride
         if view == "crop":
-            side = max(1, round(short * self.config.input.crop / short_side))
-            size = (self.config.input.crop,) * 2
+            side = max(1, round(short * crop / short_side))
+            size = (crop, crop)
             extent = (side, side)
         else:
             # Whole positions of the feature map; a panorama is cut to its middle before it fills the memory.

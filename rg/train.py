@@ -150,7 +150,7 @@ def _record(command: str | None, data: Path, manifest: Manifest, ranks: Ranks) -
 def _first_images(config: RunConfig, data: Path, manifest: Manifest) -> Tensor:
     """The same first training images on every rank, uint8 [N, 3, C, C]."""
     count = min(DICTIONARY_IMAGES, manifest.split("train").samples)
-    geometry = Geometry(config.input.test_side, config.input.crop)
+    geometry = Geometry(config.input.short_side, config.input.crop)
     return next(iter(Loader(data, "train", geometry, count, threads=config.input.threads))).images
 
 
@@ -268,7 +268,7 @@ class _Run:
         model, ranks = self.engine.model, self.engine.ranks
         model.eval()
         size = self.config.input
-        loader = self._make_loader("val", Geometry(size.test_side, size.crop))
+        loader = self._make_loader("val", Geometry(*size.test_size))
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for batch in loader:
             output = model(batch.images.to(ranks.device))
