@@ -227,24 +227,24 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
 
 def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Bends, turns, mirrors, scales and places a puppet: its points in image pixels, and the bird's extent."""
-    tilt = bird.stance + rng.uniform(-9, 9)
-    flying = rng.random() < 0.1
+    tilt = bird.stance + rng.uniform(-12, 12)
+    flying = rng.random() < 0.15
     raised = rng.uniform(25, 70) if flying else rng.uniform(-6, 14)
     turns = {
         "body": 0.0,
-        "head": -0.6 * tilt + rng.uniform(-9, 9),
+        "head": -0.6 * tilt + rng.uniform(-14, 14),
         "wing": raised,
         "far wing": raised * rng.uniform(0.9, 1.3),
-        "tail": rng.uniform(-7, 7),
+        "tail": rng.uniform(-10, 10),
         "legs": -0.8 * tilt + rng.uniform(-8, 8) + (40 if flying else 0),
     }
-    squeeze, mirror = rng.uniform(0.9, 1.0), rng.choice((-1.0, 1.0))
+    squeeze, mirror = rng.uniform(0.86, 1.0), rng.choice((-1.0, 1.0))
     whole = np.diag([mirror, 1.0]) @ rotation(tilt) @ np.diag([squeeze, 1.0])
     joints = np.stack([rotation(turns[joint]) for joint in JOINTS])
     shifts = bird.pivots - np.einsum("jab,jb->ja", joints, bird.pivots)
     posed = np.einsum("nab,nb->na", (whole @ joints)[bird.joints], bird.points) + (shifts @ whole.T)[bird.joints]
     low, high = posed[bird.frame].min(axis=0), posed[bird.frame].max(axis=0)
-    extent = size * rng.uniform(0.68, 0.95)
+    extent = size * rng.uniform(0.6, 0.92)
     scale = extent / (high - low).max()
     box = (high - low) * scale
     corner = -0.02 * box + rng.random(2) * (size - 0.96 * box)

@@ -78,7 +78,7 @@ def prepare_birds(arguments: Arguments) -> None:
 
     parser = _shard_parser("prepare birds", prepare_birds)
     parser.add_class_arguments(BirdsConfig, "birds")
-    for split, count in (("train", 44), ("val", 4), ("test", 10)):
+    for split, count in (("train", 50), ("val", 4), ("test", 10)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"{split} images of a species")
     args = parser.parse_args(arguments)
     config = BirdsConfig(**vars(args.birds))

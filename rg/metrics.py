@@ -74,7 +74,10 @@ def relative_to_box(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def peaks(attribution: Tensor, size: int) -> Tensor:
-    """Position of the largest value of an attribution map after bilinear up-sampling.
+    """Position of the largest value of an attribution map after bicubic up-sampling.
+
+    Bilinear interpolation can have its maximum nowhere but at the centre of a position of the map, up to half a stride
+    from the peak between positions; on an 8 x 8 map that alone misses tight boxes.
 
     Args:
         attribution: [N, H, W].
@@ -83,7 +86,7 @@ def peaks(attribution: Tensor, size: int) -> Tensor:
     Returns:
         [N, 2]: x, y, the centre of the peak pixel.
     """
-    up = F.interpolate(attribution[:, None], (size, size), mode="bilinear", align_corners=False)
+    up = F.interpolate(attribution[:, None].float(), (size, size), mode="bicubic", align_corners=False)
     index = up.flatten(1).argmax(1)
     return torch.stack([index % size, index // size], dim=1) + 0.5
 

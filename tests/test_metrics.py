@@ -92,6 +92,16 @@ def test_peak_of_one_hot_position():
     assert abs(y - 2.5 * 16) <= 1
 
 
+def test_peak_between_two_positions():
+    """Of a blob sampled on a coarse map, the peak lies nearer to the blob than the nearest position does."""
+    centers = (torch.arange(8) + 0.5) * 16
+    true = torch.tensor([70.0, 47.0])
+    attribution = torch.exp(-((centers[None, :] - true[0]) ** 2 + (centers[:, None] - true[1]) ** 2) / (2 * 20.0**2))
+    found = metrics.peaks(attribution[None], 128)[0]
+    assert (found - true).abs().max() < 2
+    assert (torch.tensor([72.0, 40.0]) - true).abs().max() > 2 * (found - true).abs().max()
+
+
 def test_in_any_box():
     boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
     assert metrics.in_any_box(np.array([25.5, 20.0]), boxes)
