@@ -210,7 +210,7 @@ DATASETS: dict[str, Callable[[Arguments], None]] = {"birds": prepare_birds, "fol
 
 
 def _parser(name: str, function: Callable[..., Any]) -> Parser:
-    return Parser(prog=f"rg {name}", description=function.__doc__)
+    return Parser(prog=f"rg {name}", description=function.__doc__, allow_abbrev=False)
 
 
 def _shard_parser(name: str, function: Callable[..., Any]) -> Parser:

@@ -29,6 +29,10 @@ from rg.__main__ import VERBS, main
             ["--model.groping.num_parts", "did you mean --model.grouping.num_parts"],
         ),
         (
+            ["train", "birds_lite0", "--data", "x", "--out", "y", "--train.epoch", "3"],
+            ["--train.epoch", "did you mean --train.epochs"],
+        ),
+        (
             ["train", "birds_lite0", "--data", "x", "--out", "y", "--model.grouping.num_parts", "100"],
             ["model.grouping.num_parts: expected 1 to 64 parts, got 100"],
         ),
