@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,26 +56,28 @@ def connect() -> Ranks:
     Raises:
         ValueError: some of the variables are missing.
     """
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = Ranks(0, 1, 0, 1) if "RANK" not in os.environ else _launched_ranks()
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    if "RANK" not in os.environ and not dist.is_initialized():
+        # A store in memory takes no port. DeepSpeed wants LOCAL_RANK even then.
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    if ranks.rank:
+        logging.getLogger("rg").setLevel(logging.WARNING)
+    return ranks
+
+
+def _launched_ranks() -> Ranks:
     missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
     if missing:
         raise ValueError(f"RANK is set in the environment but not {', '.join(missing)}; start with a launcher")
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
     local_world_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
-    ranks = Ranks(rank, world_size, local_rank, int(local_world_size))
-    if rank:
-        logging.getLogger("rg").setLevel(logging.WARNING)
-    if ranks.device.type == "cuda":
-        torch.cuda.set_device(ranks.device)
-    if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
-    return ranks
+    return Ranks(rank, world_size, local_rank, int(local_world_size))
 
 
 class Engine:

@@ -27,7 +27,7 @@ def birds_lite0() -> RunConfig:
     return RunConfig(
         model=ModelConfig(
             backbone=BackboneConfig(name="tf_efficientnet_lite0"),
-            grouping=GroupingConfig(num_parts=8, init="kmeans", standardize=True, smoothing_padding="same"),
+            grouping=GroupingConfig(num_parts=12, init="kmeans", standardize=True, smoothing_padding="same"),
             head=HeadConfig(region_channels=256, region_width=64, region_blocks=2, attention_width=32),
         ),
         loss=LossConfig(prior_weight=0.5),
