@@ -23,7 +23,11 @@ from rg.config import (
 
 
 def birds_lite0() -> RunConfig:
-    """The embedded birds at 128 px on EfficientNet-Lite0: the demo, minutes on two CPU cores."""
+    """The embedded birds on EfficientNet-Lite0, crops of 128 px: the demo, minutes on two CPU cores.
+
+    Tested on the whole image at the scale of training (short side 144), which the network, fully convolutional up to
+    the pooling, takes as it comes; at 128 px accuracy and pointing game are both worse.
+    """
     return RunConfig(
         model=ModelConfig(
             backbone=BackboneConfig(name="tf_efficientnet_lite0"),
@@ -32,7 +36,7 @@ def birds_lite0() -> RunConfig:
         ),
         loss=LossConfig(prior_weight=0.5),
         optimizer=OptimizerConfig(lr=0.02, new_layer_lr_scale=2.0, weight_decay=1e-4, warmup_epochs=0.5),
-        input=InputConfig(short_side=144, crop=128, test_short_side=128),
+        input=InputConfig(short_side=144, crop=128, test_crop=144),
         train=TrainConfig(epochs=6, global_batch=32),
     )
 

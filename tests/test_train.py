@@ -25,6 +25,7 @@ OPTIONS = {
     "input.short_side": 72,
     "input.crop": 64,
     "input.test_short_side": 64,
+    "input.test_crop": 64,
     "model.grouping.num_parts": 3,
     "model.grouping.smoothing_padding": "same",
     "train.epochs": 3,
@@ -247,11 +248,11 @@ class Attributes:
 
 
 def test_attributes_are_trained_and_evaluated(tmp_path):
-    sources = {"train": Attributes(32), "val": Attributes(8)}
+    sources = {"train": Attributes(64), "val": Attributes(8)}
     schema = Schema(("red", "bright"), multi_label=True)
     shards.write(tmp_path / "data", "attributes", sources, schema=schema, options={})
     out = tmp_path / "run"
-    result = run(tmp_path / "data", out, train__epochs=8, optimizer__warmup_epochs=0)
+    result = run(tmp_path / "data", out, train__epochs=12, optimizer__warmup_epochs=0)
     assert result.returncode == 0, result.stderr
     found = evaluate(out, tmp_path / "data", device="cpu")
     assert found["accuracy"] > 0.9
