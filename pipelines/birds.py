@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -40,7 +41,9 @@ class BirdsConfig:
         species: Number of classes, 2 to 500.
         size: Side of the square images in pixels, 64 to 1024.
         seed: Chooses the species and, with the split and the index, each image.
-        absent: Probability that a part of ``OPTIONAL`` is not drawn, independently per part and image.
+        absent: Probability that the crest, wing, tail or legs of a bird are not drawn, independently per part and
+            image. A part that tells the species from a near-duplicate is always drawn: the tail wherever a genus is
+            full, that is always if ``species`` is a multiple of 8. The manifest records what this makes of each part.
         occlusion: Probability that a leaf, a reed or a twig covers a bit of the bird.
         clutter: Density of everything that distracts from the bird, 0 to 4.
     """
@@ -94,7 +97,7 @@ class Birds:
     """A split of the bird data set; index i is image ``i // len(class_names)`` of species ``i % len(class_names)``.
 
     The parts that tell a species from its near-duplicates are always drawn, or the label could not be decided; all
-    other optional parts are absent with the configured probability.
+    other parts of ``OPTIONAL`` are absent with the configured probability.
 
     Attributes:
         class_names: One per class.
@@ -104,6 +107,7 @@ class Birds:
         near_duplicates: Pairs of classes with the only part in which they differ.
         species: The part variants, one tuple per class.
         telling: The parts that tell a class from its near-duplicates, one set per class.
+        absence: Exact probability that an image of the split lacks a part, one per part.
     """
 
     def __init__(self, config: BirdsConfig, split: str, per_species: int) -> None:
@@ -129,6 +133,8 @@ class Birds:
         for a, b, part in self.near_duplicates:
             self.telling[a].add(part)
             self.telling[b].add(part)
+        rates = [absence(config, always) for always in self.telling]  # every class has equally many images
+        self.absence = [statistics.mean(rate.get(part, 0.0) for rate in rates) for part in PARTS]
 
     def __len__(self) -> int:
         return self.per_species * self.config.species
@@ -145,13 +151,18 @@ class Birds:
             label=label,
             width=size,
             height=size,
-            source=f"birds seed={self.config.seed} split={self.split} index={index}",
+            source=self.source(index),
             super_category=self.super_categories[label],
             landmarks=drawing.landmarks,
             visibility=drawing.visibility,
             boxes=drawing.box(),
             part_map=drawing.part_map,
+            absent=drawing.absent,
         )
+
+    def source(self, index: int) -> str:
+        """What image ``index`` is drawn from."""
+        return f"birds seed={self.config.seed} split={self.split} index={index}"
 
     def drawing(self, index: int) -> Drawing:
         """Image ``index`` before it is encoded.
@@ -166,6 +177,11 @@ class Birds:
         return draw(self.species[label], self.config, rng, always=self.telling[label])
 
 
+def absence(config: BirdsConfig, always: Collection[str] = ()) -> dict[str, float]:
+    """The probability that a part is not drawn, for each of ``OPTIONAL``; 0 for those in ``always``."""
+    return {part: 0.0 if part in always else config.absent for part in OPTIONAL}
+
+
 def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always: Collection[str] = ()) -> Drawing:
     """Draws one image of a species.
 
@@ -178,11 +194,8 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
         rng: Decides everything else.
         always: Parts that are never absent.
     """
-    skipped = tuple(
-        part
-        for part, u in zip(OPTIONAL, rng.random(len(OPTIONAL)), strict=True)
-        if u < config.absent and part not in always
-    )
+    rates = absence(config, always)
+    skipped = tuple(part for (part, rate), u in zip(rates.items(), rng.random(len(rates)), strict=True) if u < rate)
     absent = {PARTS.index(part) + 1 for part in skipped}
     bird = puppet(species)
     points, extent = _pose(bird, config.size, rng)

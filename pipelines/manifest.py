@@ -26,6 +26,7 @@ class Schema:
         super_categories: Coarse category of every class; empty if there are none.
         landmarks: Name of every landmark.
         parts: Name of every part; ``parts[p - 1]`` has index p in the part maps.
+        absence: Probability that a sample lacks a part, averaged over the classes, for every part; empty if not known.
         multi_label: Whether a label is one 0/1 value per class instead of a class index.
     """
 
@@ -33,6 +34,7 @@ class Schema:
     super_categories: tuple[str, ...] = ()
     landmarks: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    absence: tuple[float, ...] = ()
     multi_label: bool = False
 
     def __post_init__(self) -> None:
@@ -43,6 +45,10 @@ class Schema:
                 f"super_categories: expected one for each of {len(self.classes)} classes, "
                 f"got {len(self.super_categories)}"
             )
+        if self.absence and len(self.absence) != len(self.parts):
+            raise ValueError(f"absence: expected one for each of {len(self.parts)} parts, got {len(self.absence)}")
+        if not all(0 <= probability <= 1 for probability in self.absence):
+            raise ValueError(f"absence: expected probabilities, got {', '.join(map(str, self.absence))}")
 
     def violations(self, sample: Sample) -> list[str]:
         """In which ways a sample contradicts the schema; empty if in none."""
@@ -67,6 +73,21 @@ class Schema:
                 found.append(f"box {x0, y0, x1, y1} is not inside the {sample.width}x{sample.height} image")
         if sample.part_map is not None and sample.part_map.max() > len(self.parts):
             found.append(f"part index {sample.part_map.max()}, expected 0 to {len(self.parts)}")
+        return found + self._absence_violations(sample)
+
+    def _absence_violations(self, sample: Sample) -> list[str]:
+        if sample.absent is None:
+            return ["no list of absent parts"] if self.absence else []
+        found = []
+        for part in sample.absent:
+            if part not in self.parts:
+                found.append(f"absent part {part!r}, expected one of {', '.join(self.parts) or 'no parts'}")
+                continue
+            index = self.parts.index(part)
+            if self.absence and not self.absence[index]:
+                found.append(f"absent part {part!r}, expected to be in every sample")
+            if sample.part_map is not None and (sample.part_map == index + 1).any():
+                found.append(f"absent part {part!r} is in the part map")
         return found
 
 

@@ -7,7 +7,7 @@ files that share a key:
 ``<key>.jpg``         RGB or grey-scale JPEG, baseline or progressive, upright (no EXIF rotation left)
 ``<key>.cls``         ASCII: the class index, or for multi-label data the 0/1 attributes separated by spaces
 ``<key>.json``        ``width``, ``height``, ``source``, and where known ``super_category``, ``landmarks``,
-                      ``visibility``, ``boxes``
+                      ``visibility``, ``boxes``, ``absent``
 ``<key>.parts.png``   optional 8-bit part map of the size of the image: 0 is background, p is part p of the manifest
 ====================  =========================================================================================
 
@@ -46,6 +46,7 @@ class Sample:
         visibility: bool [L]; the position of an invisible landmark means nothing. None without landmarks.
         boxes: float32 [B, 4], x0, y0, x1, y1 in pixels of the stored image, or None.
         part_map: uint8 [height, width], 0 is background, or None.
+        absent: Names of the parts that the object lacks, so that they cannot be merely hidden; None if not known.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Sample:
     visibility: np.ndarray | None = None
     boxes: np.ndarray | None = None
     part_map: np.ndarray | None = None
+    absent: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not KEY_PATTERN.fullmatch(self.key):
@@ -80,6 +82,8 @@ class Sample:
             raise ValueError(
                 f"{self.key}: part map is {list(self.part_map.shape)}, the image {[self.height, self.width]}"
             )
+        if self.absent is not None and len(set(self.absent)) < len(self.absent):
+            raise ValueError(f"{self.key}: expected every absent part once, got {', '.join(self.absent)}")
 
 
 def encode(sample: Sample) -> dict[str, bytes]:
@@ -93,6 +97,8 @@ def encode(sample: Sample) -> dict[str, bytes]:
         annotation["visibility"] = sample.visibility.astype(int).tolist()
     if sample.boxes is not None:
         annotation["boxes"] = np.round(sample.boxes.astype(float), 2).tolist()
+    if sample.absent is not None:
+        annotation["absent"] = sample.absent
     fields = {
         JPEG: sample.jpeg,
         LABEL: " ".join(map(str, labels)).encode(),
@@ -133,6 +139,7 @@ def decode(key: str, fields: dict[str, bytes]) -> Sample:
         visibility=_array(annotation, "visibility", bool),
         boxes=_array(annotation, "boxes", np.float32),
         part_map=part_map,
+        absent=_names(annotation, "absent", key),
     )
 
 
@@ -164,3 +171,12 @@ def _array(annotation: dict, name: str, dtype: type) -> np.ndarray | None:
         return None
     array: np.ndarray = np.asarray(annotation[name], dtype=dtype)
     return array.reshape(-1, {"landmarks": 2, "boxes": 4}[name]) if name != "visibility" else array
+
+
+def _names(annotation: dict, name: str, key: str) -> tuple[str, ...] | None:
+    if name not in annotation:
+        return None
+    value = annotation[name]
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"{key}: {name}: expected a list of names, got {value!r}")
+    return tuple(value)

@@ -11,9 +11,12 @@ from PIL import Image
 from pipelines.bird_shapes import puppet
 from pipelines.bird_species import LANDMARKS, PARTS, draw_species, shapes
 from pipelines.birds import OPTIONAL, Birds, BirdsConfig, draw
+from pipelines.manifest import Manifest, Schema
 from pipelines.samples import decode, encode
+from pipelines.shards import read, write
+from pipelines.verify import verify
 
-FIELDS = ("key", "jpeg", "label", "width", "height", "source", "super_category")
+FIELDS = ("key", "jpeg", "label", "width", "height", "source", "super_category", "absent")
 ARRAYS = ("landmarks", "visibility", "boxes", "part_map")
 
 
@@ -72,7 +75,7 @@ def test_a_sample_keeps_the_contract_and_survives_a_shard(birds, samples):
         assert sample.visibility.dtype == bool
         assert sample.part_map.dtype == np.uint8
         again = decode(sample.key, encode(sample))
-        assert (again.jpeg, again.label) == (sample.jpeg, sample.label)
+        assert (again.jpeg, again.label, again.absent) == (sample.jpeg, sample.label, sample.absent)
         assert np.array_equal(again.part_map, sample.part_map)
         # The annotation is written with two decimals.
         np.testing.assert_allclose(again.landmarks, sample.landmarks, atol=0.0051)
@@ -157,6 +160,32 @@ def test_parts_are_absent_as_often_as_configured():
         assert (shown | absent).mean() > 0.95  # present but out of the image or behind the bird is rare
     never = Birds(BirdsConfig(absent=0), "train", per_species=1)
     assert all(never.drawing(index).absent == () for index in range(len(never)))
+    assert never.absence == [0] * len(PARTS)
+
+
+def test_shards_say_which_parts_are_absent_and_how_often_they_are(tmp_path):
+    """The bound is that of the binomial above; the sum over species of unequal chances varies less. In the first two
+    genera, which are full, the tail tells; in the third, of four species, it does not."""
+    config = BirdsConfig(species=20, size=64, absent=0.3, clutter=0)
+    birds = Birds(config, "train", per_species=25)
+    schema = Schema(
+        classes=birds.class_names,
+        super_categories=birds.super_categories,
+        landmarks=birds.landmark_names,
+        parts=birds.part_names,
+        absence=birds.absence,
+    )
+    write(tmp_path, "birds", {"train": birds}, schema=schema, options={})
+    manifest = Manifest.load(tmp_path)
+    recorded = dict(zip(manifest.parts, manifest.absence, strict=True))
+    assert recorded["legs"] == 0.3
+    assert recorded["tail"] == pytest.approx(0.3 * 4 / 20)
+    assert {part for part in recorded if not recorded[part]} == set(PARTS) - set(OPTIONAL)
+    samples = list(read(tmp_path, "train"))
+    for part, rate in recorded.items():
+        count = sum(part in sample.absent for sample in samples)
+        assert abs(count - 500 * rate) <= 5 * math.sqrt(500 * rate * (1 - rate)), part
+    assert verify(tmp_path) == []
 
 
 def test_occluders_are_small_and_as_rare_as_configured():

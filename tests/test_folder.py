@@ -169,15 +169,20 @@ def test_digest_tells_which_images_there_are(tmp_path: Path) -> None:
             (raw / name).parent.mkdir(parents=True, exist_ok=True)
             (raw / name).write_bytes(b"12345")
         (raw / "train/a/gone.jpg").symlink_to("nowhere.jpg")
-    expected = hashlib.sha256("5 train/a b/ü.jpg\0000 train/a/gone.jpg\0005 train/a/z.jpg\0".encode()).hexdigest()
+    content = hashlib.sha256(b"12345").hexdigest()
+    lines = f"{content} train/a b/ü.jpg\0unreadable train/a/gone.jpg\0{content} train/a/z.jpg\0"
+    expected = hashlib.sha256(lines.encode()).hexdigest()
+    os.utime(second / "train/a/z.jpg", ns=(0, 0))
     assert Folder(first, "train").digest() == Folder(second, "train").digest() == expected
     assert Folder(first, "val").digest() != expected
-    (second / "train/a/z.jpg").write_bytes(b"123456")
-    resized = Folder(second, "train").digest()
+    before = (second / "train/a/z.jpg").stat()
+    (second / "train/a/z.jpg").write_bytes(b"12354")
+    os.utime(second / "train/a/z.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
+    edited = Folder(second, "train").digest()
     (second / "train/a/z.jpg").write_bytes(b"12345")
     (second / "train/a/z.jpg").rename(second / "train/a/y.jpg")
     renamed = Folder(second, "train").digest()
-    assert len({expected, resized, renamed}) == 3
+    assert len({expected, edited, renamed}) == 3
     assert Folder(first, "val").digest() == Folder(second, "val").digest()
 
 

@@ -12,7 +12,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,11 @@ from pipelines.shards import read, write
 from pipelines.verify import verify
 
 SCHEMA = Schema(
-    classes=("a", "b", "c"), super_categories=("x", "x", "y"), landmarks=("eye", "tail"), parts=("head", "body")
+    classes=("a", "b", "c"),
+    super_categories=("x", "x", "y"),
+    landmarks=("eye", "tail"),
+    parts=("head", "body"),
+    absence=(1 / 3, 0),
 )
 
 
@@ -66,6 +70,7 @@ class Made:
             "visibility": np.array([True, index % 2 == 0]),
             "boxes": np.array([[0, 0, width, height]], np.float32),
             "part_map": np.full((height, width), index % 3, np.uint8) if self.part_maps else None,
+            "absent": ("head",) if index % 3 == 2 else (),
         }
         self.change.get(index, lambda _: None)(content)
         return Sample(**content)
@@ -159,6 +164,7 @@ def test_webdataset_reads_the_same_samples(folder: Path) -> None:
         assert record["jpg"] == expected.jpeg
         assert int(record["cls"]) == expected.label
         assert json.loads(record["json"])["landmarks"] == expected.landmarks.tolist()
+        assert json.loads(record["json"])["absent"] == list(expected.absent)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["parts.png"]))), expected.part_map)
 
 
@@ -195,6 +201,7 @@ def test_manifest_records_what_is_there(folder: Path) -> None:
     assert record["options"] == {"size": 16}
     assert record["classes"] == ["a", "b", "c"]
     assert record["super_categories"] == ["x", "x", "y"]
+    assert record["absence"] == [1 / 3, 0]
     assert record["fields"] == ["jpg", "cls", "json", "parts.png"]
     train = record["splits"]["train"]
     assert train["samples"] == 23
@@ -205,6 +212,31 @@ def test_manifest_records_what_is_there(folder: Path) -> None:
             assert len(data) == shard[size]
             assert hashlib.sha256(data).hexdigest() == shard[digest]
     assert str(folder) not in (folder / "manifest.json").read_text()
+
+
+def test_absent_parts_need_no_chances_but_names(tmp_path: Path) -> None:
+    """What is not known is not written, and shards from before absence was recorded stay good."""
+    without = replace(SCHEMA, absence=())
+    unknown = Made("train", 3, change=dict.fromkeys(range(3), change(absent=None)))
+    make(tmp_path / "unknown", sources={"train": unknown}, schema=without)
+    assert all(b"absent" not in data for _, data in members(tmp_path / "unknown" / "train-00000.tar"))
+    assert {sample.absent for sample in read(tmp_path / "unknown", "train")} == {None}
+    record = json.loads((tmp_path / "unknown" / "manifest.json").read_text())
+    del record["absence"]
+    (tmp_path / "unknown" / "manifest.json").write_text(json.dumps(record))
+    assert verify(tmp_path / "unknown") == []
+    make(tmp_path / "known", sources={"train": Made("train", 3)}, schema=without)
+    assert {sample.absent for sample in read(tmp_path / "known", "train")} == {(), ("head",)}
+    assert verify(tmp_path / "known") == []
+
+
+@pytest.mark.parametrize(
+    ("absence", "message"),
+    [((0.5,), "one for each of 2 parts, got 1"), ((0.5, 1.5), r"expected probabilities, got 0\.5, 1\.5")],
+)
+def test_chances_that_fit_no_parts_are_refused(absence: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^absence: .*{message}$"):
+        replace(SCHEMA, absence=absence)
 
 
 def test_bytes_depend_on_the_seed_only(raw: Path, tmp_path: Path) -> None:
@@ -270,6 +302,11 @@ def change(**values: object) -> Callable[[dict], None]:
         (change(landmarks=np.zeros((3, 2), np.float32), visibility=np.ones(3, bool)), "3 landmarks, expected 2"),
         (change(landmarks=None, visibility=None), "0 landmarks, expected 2"),
         (change(part_map=np.full((16, 23), 3, np.uint8)), "part index 3, expected 0 to 2"),
+        (change(absent=None), "no list of absent parts"),
+        (change(absent=("wheel",)), "absent part 'wheel', expected one of head, body"),
+        (change(absent=("body",)), "absent part 'body', expected to be in every sample"),
+        (change(absent=("head",), part_map=np.eye(16, 23, dtype=np.uint8)), "absent part 'head' is in the part map"),
+        (change(absent=("head", "head")), "expected every absent part once, got head, head"),
         (raises(ValueError("two\nlines")), "two lines"),
         (raises(PermissionError(errno.EACCES, "Permission denied", "/secret/place")), "Permission denied"),
     ],
@@ -419,17 +456,22 @@ def test_killed_worker_is_an_error_of_one_line() -> None:
         list(shards.run(os._exit, [1, 1], jobs=2))
 
 
-def test_other_photos_of_equal_names_and_number_are_refused(raw: Path, tmp_path: Path) -> None:
-    def prepare() -> None:
+def test_other_photos_of_equal_names_and_sizes_are_refused(raw: Path, tmp_path: Path) -> None:
+    def prepare(raw: Path) -> None:
         sources = {split: Folder(raw, split) for split in ("train", "val")}
         options = {"files": {split: source.digest() for split, source in sources.items()}}
         write(tmp_path / "out", "pets", sources, schema=Schema(sources["train"].class_names), options=options)
 
-    prepare()
-    prepare()
-    (raw / "cat" / "5.jpg").write_bytes(jpeg(48, 32, 7))
+    prepare(raw)
+    before = content(tmp_path / "out")
+    copied = shutil.copytree(raw, tmp_path / "copied", symlinks=True, copy_function=shutil.copyfile)
+    prepare(copied)
+    photo = copied / "cat" / "5.jpg"
+    pixels = photo.read_bytes()
+    photo.write_bytes(pixels[:-10] + bytes([pixels[-10] ^ 1]) + pixels[-9:])
     with pytest.raises(ValueError, match=r"made differently: options\.files differ$"):
-        prepare()
+        prepare(copied)
+    assert content(tmp_path / "out") == before
 
 
 KILLED = """
@@ -640,6 +682,8 @@ def test_foreign_shard(copy: Path) -> None:
         (b'"boxes":[[0.0,0.0,20.0,16.0]]', b'"boxes":[[0.0,0.0,20.0,17.0]]', "not inside the 20x16 image"),
         (b'"landmarks":[[0.0,2.5],[3.0,4.0]]', b'"landmarks":[0.00,2.50,3.0000000]', "cannot reshape"),
         (b'"super_category":"x"', b'"super_category":"y"', "super-category 'y', expected 'x'"),
+        (b'"absent":[]', b'"absent":""', "absent: expected a list of names, got ''"),
+        (b'"absent":[],"boxes":', b'"absend":[],"boxes":', "no list of absent parts"),
         (b'"width":20}', b'"width":20]', "field .json is no JSON"),
         (b"\xff\xda", b"\xff\x00", "not an image that can be decoded"),
         (b"\x89PNG", b"\x89PNX", "field .parts.png is no image"),
@@ -663,7 +707,7 @@ def test_wrong_size_is_named(tmp_path: Path) -> None:
 
 
 def test_labels_and_parts_beyond_the_schema(copy: Path) -> None:
-    reseal(copy, classes=["a", "b"], super_categories=["x", "x"], parts=["head"], landmarks=["eye"])
+    reseal(copy, classes=["a", "b"], super_categories=["x", "x"], parts=["head"], absence=[1 / 3], landmarks=["eye"])
     problems = verify(copy)
     assert sum("label 2, expected 0 to 1" in problem for problem in problems) == 7 + 1
     assert sum("part index 2, expected 0 to 1" in problem for problem in problems) == 7 + 1
