@@ -25,29 +25,11 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
 from pipelines import plan
+from pipelines.geometry import Geometry, central_start
 from pipelines.manifest import Manifest, check_files
 from pipelines.samples import ANNOTATION, JPEG, LABEL, PART_MAP, decode_annotation, decode_label
 
 SHUFFLE_BUFFER = 8192
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an image becomes a square input.
-
-    Attributes:
-        short_side: S, the short side of the resized image in pixels.
-        crop: C, the side of the square that is cut from it in pixels.
-        training: Random window, flip and jitter instead of the central window.
-        flip: Probability of a horizontal flip (training only).
-        jitter: Largest relative change of brightness, contrast and saturation (training only).
-    """
-
-    short_side: int
-    crop: int
-    training: bool = False
-    flip: float = 0.5
-    jitter: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -126,7 +108,7 @@ class Loader:
         self.part_maps = annotations and PART_MAP in self.manifest.fields
         self.device = torch.device("cuda", local_rank) if decoder == "mixed" else torch.device("cpu")
         self.range = plan.shard_range(content.samples, rank, world_size)
-        graph = _graph(
+        graph = pipeline_def(_graph, enable_checkpointing=True)(
             tars=[str(folder / shard.tar) for shard in content.shards],
             indexes=[str(folder / shard.index) for shard in content.shards],
             geometry=geometry,
@@ -228,7 +210,6 @@ def pick_decoder(setting: str, device: torch.device) -> str:
     return ("mixed" if device.type == "cuda" else "cpu") if setting == "auto" else setting
 
 
-@pipeline_def(enable_checkpointing=True)
 def _graph(
     tars: list[str],
     indexes: list[str],
@@ -255,12 +236,15 @@ def _graph(
         name="reader",
     )
     jpeg, label, annotation, *part_png = fields
-    extent = fn.cast(fn.peek_image_shape(jpeg)[0:2], dtype=types.FLOAT)
-    short = fn.reductions.min(extent)
-    side = dali_math.max(dali_math.floor(short * (crop / geometry.short_side) + 0.5), 1.0)
-    # Uniform over the extent - side + 1 whole positions; 0.5 is the central one.
-    where = fn.random.uniform(range=[0.0, 1.0], shape=[2]) if training else 0.5
-    start = dali_math.min(dali_math.floor((extent - side + 1) * where), extent - side)
+    extent = fn.peek_image_shape(jpeg)[0:2]
+    side = geometry.side(fn.reductions.min(extent))
+    if training:
+        # Uniform over the extent - side + 1 whole positions.
+        where = fn.random.uniform(range=[0.0, 1.0], shape=[2])
+        start = dali_math.min(dali_math.floor((extent - side + 1) * where), extent - side)
+    else:
+        start = central_start(extent, side)
+    start, side = fn.cast(start, dtype=types.FLOAT), fn.cast(side, dtype=types.FLOAT)
     flipped = fn.random.coin_flip(probability=geometry.flip, dtype=types.INT32) if training else types.Constant(0)
     square = fn.stack(side, side)
 

@@ -10,7 +10,7 @@ import difflib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -105,15 +105,8 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
         near = difflib.get_close_matches(config.name, {*RESNETS, *timm.list_models()}, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"model.backbone.name: neither {', '.join(RESNETS)} nor a timm model: {config.name!r}{hint}")
-    size = {"dynamic_img_size": True}  # most transformers take it, and then images of any size
-    try:
-        info = timm.create_model(config.name, features_only=True, **size).feature_info
-    except TypeError:
-        size = {}
-    try:
-        info = timm.create_model(config.name, features_only=True, **size).feature_info
-    except (RuntimeError, AttributeError) as error:
-        raise ValueError(f"model.backbone.name: {config.name} yields no feature map ({error})") from None
+    # Most transformers take the option, and then images of any size.
+    info, size = _feature_info(config.name, {"dynamic_img_size": True})
     within = [level for level, stride in enumerate(info.reduction()) if stride <= config.stride]
     if not within:
         raise ValueError(f"model.backbone.stride: {config.name} has {info.reduction()}, none within {config.stride}")
@@ -143,6 +136,20 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
 
     features = create() if local is not None or source == "none" else _download(create, config.name)
     return Backbone(features, info.channels()[level], info.reduction()[level], mean, std)
+
+
+def _feature_info(name: str, options: dict[str, bool]) -> tuple[Any, dict[str, bool]]:
+    """timm's description of the feature maps, and those options that the network takes: all or none."""
+    import timm
+
+    try:
+        return timm.create_model(name, features_only=True, **options).feature_info, options
+    except TypeError:
+        if not options:
+            raise
+        return _feature_info(name, {})
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"model.backbone.name: {name} yields no feature map ({error})") from None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.loader import Batch, Geometry, Loader, pick_decoder
+from pipelines.geometry import Geometry
+from pipelines.loader import Batch, Loader, pick_decoder
 from pipelines.manifest import Manifest, atomic_write, sha256
 from rg import checkpoint, metrics
 from rg.checkpoint import Classes

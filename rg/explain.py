@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines.folder import SUFFIXES
+from pipelines.geometry import Geometry, central_start
 from pipelines.images import open_rgb
 from pipelines.manifest import atomic_write
 from rg import checkpoint, pictures
@@ -30,7 +32,7 @@ from rg.model import RegionGroupingModel
 
 logger = logging.getLogger(__name__)
 
-VIEWS = ("whole", "crop")
+VIEWS = ("auto", "whole", "crop")
 MAX_ASPECT = 4
 ImageLike = str | os.PathLike | Image.Image
 
@@ -160,7 +162,7 @@ class Explainer:
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
-        view: str = "whole",
+        view: str = "auto",
         top_k: int = 5,
         batch_size: int = 16,
     ) -> Any:
@@ -169,7 +171,7 @@ class Explainer:
         Args:
             images: A path or a PIL image, or a list of them. Any mode, size and orientation.
             view: ``whole`` shows the model the whole image (fully convolutional, at the size of testing); ``crop`` the
-                central square that it is tested on.
+                central square that it is tested on; ``auto`` the whole image if the backbone takes images of any size.
             top_k: Number of best classes to name.
             batch_size: Images at once, if they have the same shape.
 
@@ -177,7 +179,8 @@ class Explainer:
             An ``Explanation``, or a list of them in the order of the images.
 
         Raises:
-            ValueError: an image cannot be decoded, or an argument is off.
+            ValueError: an image cannot be decoded, an argument is off, or the whole image is asked for and the backbone
+                takes no other size than that of testing.
         """
         single = isinstance(images, (str, os.PathLike, Image.Image))
         found = list(self.stream([images] if single else images, view=view, top_k=top_k, batch_size=batch_size))  # type: ignore[list-item, arg-type]
@@ -187,7 +190,7 @@ class Explainer:
         self,
         images: Iterable[ImageLike],
         *,
-        view: str = "whole",
+        view: str = "auto",
         top_k: int = 5,
         batch_size: int = 16,
         failed: Callable[[str], None] | None = None,
@@ -201,6 +204,11 @@ class Explainer:
             raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"top_k, batch_size: expected at least 1, got {top_k}, {batch_size}")
+        if view == "auto":
+            view = self._auto_view
+        elif view == "whole" and not self._takes_any_size:
+            name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
+            raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
         waiting: list[tuple[np.ndarray, Tensor, tuple[float, float, float, float], str | None]] = []
         for image in images:
             source = None if isinstance(image, Image.Image) else os.fspath(image)
@@ -219,22 +227,43 @@ class Explainer:
         if waiting:
             yield from self._explain(waiting, top_k)
 
+    @cached_property
+    def _takes_any_size(self) -> bool:
+        """Whether the backbone takes images of other shapes than the square that it is tested on."""
+        stride = self.model.backbone.stride
+        side = self.config.input.test_size[1] // stride * stride
+        # Consecutive multiples of the stride, so that no network passes that takes only multiples of more.
+        other = torch.zeros(1, 3, side + stride, side + 2 * stride, dtype=torch.uint8, device=self.device)
+        try:
+            with torch.inference_mode():
+                self.model.backbone(other)
+        except (AssertionError, RuntimeError, ValueError):  # timm asserts; some networks fail in the middle
+            return False
+        return True
+
+    @cached_property
+    def _auto_view(self) -> str:
+        if self._takes_any_size:
+            return "whole"
+        name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
+        logger.warning("%s takes images of %dx%d only: explaining the central square of every image", name, crop, crop)
+        return "crop"
+
     def _view(self, image: Image.Image, view: str) -> tuple[Tensor, tuple[float, float, float, float]]:
         """uint8 [3, h, w] for the model, and the box of the image that it shows."""
-        short_side, crop = self.config.input.test_size
+        geometry = Geometry(*self.config.input.test_size)
         width, height = image.size
         short, stride = min(width, height), self.model.backbone.stride
         if view == "crop":
-            side = max(1, round(short * crop / short_side))
-            size = (crop, crop)
-            extent = (side, side)
+            extent = (geometry.side(short), geometry.side(short))
+            size = (geometry.crop, geometry.crop)
         else:
             # Whole positions of the feature map; a panorama is cut to its middle before it fills the memory.
             extent = (min(width, MAX_ASPECT * short), min(height, MAX_ASPECT * short))
-            size = tuple(max(1, round(short_side * length / short / stride)) * stride for length in extent)  # type: ignore[assignment]
-        x0, y0 = (width - extent[0]) // 2, (height - extent[1]) // 2
+            size = tuple(max(1, round(geometry.short_side * length / short / stride)) * stride for length in extent)  # type: ignore[assignment]
+        x0, y0 = central_start(width, extent[0]), central_start(height, extent[1])
         window = (x0, y0, x0 + extent[0], y0 + extent[1])
-        resized = image.resize(size, Image.Resampling.BILINEAR, box=window)
+        resized = image.crop(window).resize(size, Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1), window
 
     @torch.inference_mode()

@@ -98,3 +98,24 @@ def test_pickled_code_is_refused(tmp_path):
 def test_bad_configurations_are_refused(config, match):
     with pytest.raises(ValueError, match=match):
         build_backbone(config)
+
+
+@pytest.mark.parametrize("name,builds", [("vit_tiny_patch16_224", 2), ("resnet18", 3)])
+def test_a_network_is_built_once_to_learn_its_maps_and_once_to_keep(monkeypatch, name, builds):
+    """And once more in vain where it takes no option for images of any size."""
+    create, calls = timm.create_model, []
+    monkeypatch.setattr(
+        timm, "create_model", lambda *args, **options: calls.append(options) or create(*args, **options)
+    )
+    build_backbone(BackboneConfig(name=name, weights="none"))
+    assert len(calls) == builds
+
+
+@pytest.mark.parametrize("error", [RuntimeError("features_only not implemented"), AttributeError("no feature_info")])
+def test_a_network_without_feature_maps_is_refused(monkeypatch, error):
+    def create(*_, **__):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(ValueError, match=rf"^model\.backbone\.name: resnet18 yields no feature map \({error}\)$"):
+        build_backbone(BackboneConfig(name="resnet18", weights="none"))

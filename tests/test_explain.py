@@ -9,25 +9,29 @@ import torch
 from PIL import Image
 
 from pipelines import shards
-from pipelines.loader import Geometry, Loader
+from pipelines.geometry import Geometry
+from pipelines.loader import Loader
+from pipelines.manifest import Schema
+from pipelines.samples import Sample
 from rg.checkpoint import Classes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain import Explainer, at_image_size, explain_files, pick_device
 from rg.model import RegionGroupingModel
 
 
-def make(multi_label=False):
+def make(multi_label=False, backbone="tf_efficientnet_lite0", **size):
     torch.manual_seed(0)
     config = RunConfig(
         model=ModelConfig(
-            backbone=BackboneConfig(name="tf_efficientnet_lite0"),
+            backbone=BackboneConfig(name=backbone, weights="imagenet" if "lite0" in backbone else "none"),
             grouping=GroupingConfig(num_parts=4, standardize=True, smoothing_padding="same"),
             head=HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
         ),
-        input=InputConfig(short_side=72, crop=64, test_short_side=64),
+        input=InputConfig(**({"short_side": 72, "crop": 64, "test_short_side": 64} | size)),
     )
     model = RegionGroupingModel(config.model, 3, multi_label)
-    model.initialize_dictionary(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8), 0)
+    crop = config.input.test_size[1]
+    model.initialize_dictionary(torch.randint(0, 256, (8, 3, crop, crop), dtype=torch.uint8), 0)
     return Explainer(model, config, Classes(("wren", "robin", "jay"), multi_label), torch.device("cpu"))
 
 
@@ -85,14 +89,16 @@ def test_any_mode_is_explained(explainer, mode):
     assert explainer.explain(image).image.shape == (80, 80, 3)
 
 
-def test_exif_rotation_is_applied(explainer):
-    image = noise(80, 40)
+@pytest.mark.parametrize("orientation,quarters", [(6, -1), (8, 1), (3, 2)])
+def test_exif_rotation_is_applied(explainer, tmp_path, orientation, quarters):
+    """6: to be turned clockwise, 8: counter-clockwise, 3: upside down."""
+    image, path = noise(80, 40), tmp_path / "turned.jpg"
     exif = image.getexif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", exif=exif)
-    explanation = explainer.explain(Image.open(buffer))
-    assert explanation.image.shape == (80, 40, 3)
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    expected = np.rot90(np.asarray(Image.open(path)), quarters)
+    for source in (path, Image.open(path)):
+        assert np.array_equal(explainer.explain(source).image, expected)
 
 
 def test_a_list_is_explained_in_order_and_in_batches(explainer):
@@ -104,7 +110,70 @@ def test_a_list_is_explained_in_order_and_in_batches(explainer):
         np.testing.assert_allclose(one.attribution, other.attribution, atol=1e-4)
 
 
-def test_crop_is_what_the_loader_shows_the_model(explainer, small_birds):
+class Photos:
+    """Photos of odd shapes, smooth, as the filters of Pillow and DALI differ on noise."""
+
+    sizes = ((70, 101), (101, 70), (76, 75), (99, 64), (64, 97), (71, 150), (3, 8), (1, 1))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def source(self, index):
+        return str(index)
+
+    def __getitem__(self, index):
+        width, height = self.sizes[index]
+        buffer = io.BytesIO()
+        noise(12, 12).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=98, subsampling=0)
+        return Sample(f"photo-{index}", buffer.getvalue(), index % 2, width, height, str(index))
+
+
+@pytest.mark.parametrize("short_side,crop", [(64, 48), (72, 64), (80, 64)])
+def test_crop_shows_the_model_the_pixels_of_the_loader(tmp_path, short_side, crop):
+    """To the last row and column, but for one level of rounding in the two resizing filters."""
+    shards.write(tmp_path, "photos", {"val": Photos()}, schema=Schema(("a", "b")), options={})
+    (batch,) = list(Loader(tmp_path, "val", Geometry(short_side, crop), len(Photos())))
+    explainer = make(test_short_side=short_side, test_crop=crop)
+    seen = []
+    explainer.model.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    images = [Image.open(io.BytesIO(sample.jpeg)) for sample in shards.read(tmp_path, "val", batch.keys)]
+    explanations = explainer.explain(images, view="crop")
+    for image, explanation, shown, expected in zip(images, explanations, seen, batch.images, strict=True):
+        assert (shown.int() - expected.int()).abs().max() <= 1, image.size
+        x0, y0, x1, y1 = explanation.window
+        assert abs(x0 + x1 - image.width) <= 1
+        assert abs(y0 + y1 - image.height) <= 1
+
+
+@pytest.fixture(scope="module")
+def fixed_size():
+    return make(backbone="mixer_s16_224", test_short_side=256, test_crop=224)
+
+
+def test_a_backbone_of_fixed_size_sees_the_crop(fixed_size, caplog):
+    photos = [noise(300, 200), noise(90, 90)]
+    expected = [explanation.to_dict() for explanation in fixed_size.explain(photos, view="crop")]
+    assert expected[0]["window"] == [63, 13, 238, 188]  # 224 / 256 * 200 = 175 of 300 and of 200 pixels
+    assert caplog.messages == []
+    for _ in range(2):
+        assert [explanation.to_dict() for explanation in fixed_size.explain(photos)] == expected
+    (message,) = caplog.messages
+    assert "mixer_s16_224 takes images of 224x224 only" in message
+
+
+def test_a_backbone_of_fixed_size_refuses_the_whole_image(fixed_size):
+    with pytest.raises(ValueError, match=r"^view: .*mixer_s16_224 takes images of 224x224 only, got 'whole'$"):
+        fixed_size.explain(noise(300, 200), view="whole")
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "resnet18", "vit_tiny_patch16_224"])
+def test_other_backbones_see_the_whole_image(backbone, caplog):
+    explainer = make(backbone=backbone)
+    assert explainer.explain(noise(90, 70)).window == (0, 0, 90, 70)
+    assert caplog.messages == []
+
+
+def test_the_crop_gives_the_logits_of_evaluation(explainer, small_birds):
     """The explained logits are those of evaluation, up to the rounding of the two resizing filters."""
     loader = Loader(small_birds, "val", Geometry(64, 64), 24)
     (batch,) = list(loader)
@@ -149,7 +218,7 @@ def test_save_and_to_dict(explainer, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments,match",
-    [({"view": "half"}, "whole, crop"), ({"top_k": 0}, "at least 1"), ({"batch_size": 0}, "at least 1")],
+    [({"view": "half"}, "auto, whole, crop"), ({"top_k": 0}, "at least 1"), ({"batch_size": 0}, "at least 1")],
 )
 def test_bad_arguments(explainer, arguments, match):
     with pytest.raises(ValueError, match=match):

@@ -1,7 +1,9 @@
 """The DALI loader against Pillow, torchvision and its own promises."""
 
 import io
+import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipelines import plan, shards
-from pipelines.loader import Geometry, Loader, pick_decoder
+from pipelines.geometry import Geometry, central_start
+from pipelines.loader import Loader, pick_decoder
 from pipelines.manifest import Manifest, Schema
 from pipelines.samples import Sample
 
@@ -177,6 +180,23 @@ def test_test_crop_is_torchvisions_resize_and_center_crop(small_birds, short_sid
             expected = v2.functional.pil_to_tensor(reference(originals[key])).float()
             inner = (slice(None), slice(2, -2), slice(2, -2))
             assert (image[inner].float() - expected[inner]).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("short_side,crop", [(72, 64), (80, 50), (448, 448), (200, 16), (90, 81)])
+def test_side_of_the_window_is_the_nearest_whole_number(short_side, crop):
+    geometry = Geometry(short_side, crop)
+    for short in range(1, 600):
+        exact = Fraction(crop * short, short_side)
+        side = geometry.side(short)
+        assert side == max(1, math.floor(exact + Fraction(1, 2)))
+        assert side <= short
+
+
+def test_central_start_leaves_the_same_on_both_sides():
+    for extent in range(1, 40):
+        for side in range(1, extent + 1):
+            before = central_start(extent, side)
+            assert before - (extent - side - before) in (0, 1)
 
 
 def test_images_are_bytes_in_channels_last(small_birds):

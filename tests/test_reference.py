@@ -129,20 +129,21 @@ def test_bandwidth_learns_through_the_softmax_only():
 
 
 @pytest.mark.parametrize(
-    "change,names",
+    "change,argument,words",
     [
-        (lambda x, c, s: (x[0], c, s), ["x", "[N, C, H, W]"]),
-        (lambda x, c, s: (x, c[:, :-1], s), ["centers", "[K, 33]", "[3, 32]"]),
-        (lambda x, c, s: (x, c, s[:-1]), ["sigma", "[3]", "[2]"]),
-        (lambda x, c, s: (x.long(), c, s), ["x", "int64"]),
-        (lambda x, c, s: (x[:, :, :0], c, s), ["x", "H, W >= 1"]),
-        (lambda x, c, s: (x, c[:0], s[:0]), ["centers", "K >= 1"]),
+        (lambda x, c, s: (x[0], c, s), "x", ["[N, C, H, W]"]),
+        (lambda x, c, s: (x, c[:, :-1], s), "centers", ["[K, 33]", "[3, 32]"]),
+        (lambda x, c, s: (x, c, s[:-1]), "sigma", ["[3]", "[2]"]),
+        (lambda x, c, s: (x.long(), c, s), "x", ["int64"]),
+        (lambda x, c, s: (x[:, :, :0], c, s), "x", ["H, W >= 1"]),
+        (lambda x, c, s: (x, c[:0], s[:0]), "centers", ["K >= 1"]),
     ],
 )
-def test_wrong_shapes_are_named(change, names):
+def test_wrong_shapes_are_named(change, argument, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         kernels.region_grouping(*change(*draw(CASES[0])))
-    assert all(name in str(error.value) for name in names)
+    assert str(error.value).startswith(f"{argument}: ")
+    assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize(
