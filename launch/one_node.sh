@@ -4,8 +4,13 @@
 #     launch/one_node.sh RECIPE --data DIR --out RUN [settings of python -m rg train]
 #
 # PROCESSES=N takes N processes instead, also on a machine without a GPU. --dry-run as the first argument prints the
-# command and does nothing.
+# command and does nothing. Where no environment is active, that of `make`, .venv, is taken.
 set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -d "$root/.venv/bin" ]; then
+    PATH=$root/.venv/bin:$PATH
+fi
 
 command=(deepspeed --no_local_rank ${PROCESSES:+--num_gpus "$PROCESSES"} --module rg train)
 if [ "${1:-}" = --dry-run ]; then

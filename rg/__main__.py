@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ from rg import __version__, recipes
 from rg.config import RunConfig, flatten
 
 Arguments = list[str]
+
+TRAIN_EXTRA = {"nvidia": "NVIDIA DALI", "deepspeed": "DeepSpeed", "tensorboard": "TensorBoard"}
 
 
 class Parser(ArgumentParser):
@@ -58,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        package = TRAIN_EXTRA.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        print(f"rg: error: {package} is not installed; pip install 'region-grouping[train]'", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("rg: interrupted", file=sys.stderr)
         return 130
@@ -90,6 +99,7 @@ def prepare_birds(arguments: Arguments) -> None:
         super_categories=tuple(first.super_categories),
         landmarks=tuple(first.landmark_names),
         parts=tuple(first.part_names),
+        absence=tuple(first.absence),
     )
     _write_shards(args, "birds", sources, schema, dataclasses.asdict(config) | counts, config.seed)
 
@@ -135,14 +145,16 @@ def train(arguments: Arguments) -> int:
     parser = _parser("train", train)
     parser.add_argument("recipe", help="see python -m rg recipes")
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="file with settings, such as the config.json of a run"
+        "--config",
+        action=ActionConfigFile,
+        help="file with settings, such as the config.json of a run; options given beside it win",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     for name, hint in get_type_hints(RunConfig).items():
         parser.add_argument(f"--{name}", type=hint, default=getattr(recipe, name))
-    args = parser.instantiate(parser.parse_args(arguments))
+    args = parser.instantiate(parser.parse_args(_config_first(arguments)))
     config = RunConfig(**{field.name: args[field.name] for field in dataclasses.fields(RunConfig)})
     command = shlex.join(["python", "-m", "rg", "train", *arguments])
     return importlib.import_module("rg.train").train(config, args.data, args.out, args.resume, command)
@@ -167,7 +179,8 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("images", type=Path, nargs="+", help="image files and folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--view", choices=["whole", "crop"], default="whole", help="whole image, or the test crop")
+    views = "the whole image, or the crop that evaluation takes; auto: whole if the backbone takes any size"
+    parser.add_argument("--view", choices=["auto", "whole", "crop"], default="auto", help=views)
     parser.add_argument("--batch-size", type=int, default=16, help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     args = parser.parse_args(arguments)
@@ -207,6 +220,19 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "recipes": list_recipes,
 }
 DATASETS: dict[str, Callable[[Arguments], None]] = {"birds": prepare_birds, "folder": prepare_folder}
+
+
+def _config_first(arguments: Arguments) -> Arguments:
+    """--config before everything else: of two values for a setting the parser takes the one that comes later."""
+    config: Arguments = []
+    rest: Arguments = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            config += [word, *itertools.islice(words, 1)]
+        else:
+            (config if word.startswith("--config=") else rest).append(word)
+    return config + rest
 
 
 def _parser(name: str, function: Callable[..., Any]) -> Parser:

@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from pipelines.manifest import atomic_write
 from rg.config import RunConfig
@@ -111,10 +112,26 @@ def load_model(run: Path) -> tuple[RegionGroupingModel, RunConfig, Classes]:
     if not (run / WEIGHTS).is_file():
         raise ValueError(f"{run}: holds no {WEIGHTS}; the run has not reached its first checkpoint")
     try:
-        model.load_state_dict(load_file(run / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({str(error).splitlines()[0]})") from None
+        weights = load_file(run / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{run / WEIGHTS}: no safetensors file ({error})") from None
+    misfit = _misfit(model.state_dict(), weights)
+    if misfit:
+        raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({misfit})")
+    model.load_state_dict(weights)
     return model.eval(), config, classes
+
+
+def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that is not as expected, None if all are."""
+    for name in [*expected, *found]:
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not expected"
+        if expected[name].shape != found[name].shape:
+            return f"{name}: expected shape {list(expected[name].shape)}, got {list(found[name].shape)}"
+    return None
 
 
 def environment() -> dict[str, str]:

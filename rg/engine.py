@@ -1,11 +1,13 @@
 """The training engine: the only file that knows DeepSpeed.
 
-It turns a model and a ``RunConfig`` into optimiser steps and into checkpoints that are published whole or not at all.
+It turns a model and a ``RunConfig`` into optimiser steps and into checkpoints that are published whole or not at all;
+``files.json`` of a checkpoint holds the sha256 of its other files, so that damage done later is found.
 The occurrence prior sees the images of all ranks; batch norm sees those of its own rank.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -17,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.manifest import sha256
+from rg.checkpoint import write_json
 from rg.config import OptimizerConfig, RunConfig
 from rg.model import ModelOutput, RegionGroupingModel
 
@@ -29,7 +33,7 @@ import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
 
-LATEST = "latest"
+LATEST, FILES = "latest", "files.json"
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class Engine:
             folder: Folder of checkpoints.
             step: Optimiser steps taken.
             rank_state: What this rank alone needs to go on: tensors, bytes, numbers and text.
-            keep: Newest checkpoints that stay.
+            keep: Newest checkpoints that stay. Those of later steps, which a resumed run did not go on from, go.
         """
         tag, partial = f"step-{step:08d}", f".step-{step:08d}.partial"
         if self.ranks.rank == 0:
@@ -177,6 +181,9 @@ class Engine:
             self.engine.save_checkpoint(str(folder), tag=partial, client_state={"step": step}, save_latest=False)
             torch.save(rank_state, folder / partial / f"rank-{self.ranks.rank}.pt")
             self._barrier()
+            if self.ranks.rank == 0:
+                files = sorted((folder / partial).iterdir())
+                write_json(folder / partial / FILES, {file.name: sha256(file) for file in files})
         except BaseException as error:
             shutil.rmtree(folder / partial, ignore_errors=True)
             if isinstance(error, RuntimeError):  # what torch.save makes of a full disk
@@ -189,23 +196,26 @@ class Engine:
             temporary = folder / f".{LATEST}"
             temporary.write_text(tag)
             os.replace(temporary, folder / LATEST)
-            for old in sorted(folder.glob("step-*"))[:-keep]:
-                shutil.rmtree(old)
+            kept = _tags(folder, tag)[:keep]
+            for path in folder.glob("step-*"):
+                if path.name not in kept:
+                    shutil.rmtree(path)
         self._barrier()
 
     def load(self, folder: Path) -> tuple[int, dict[str, Any]]:
-        """Continue from the latest checkpoint.
+        """Continue from the latest checkpoint, or from the newest before it whose files are all as they were written.
 
         Returns:
             The optimiser steps taken, and the ``rank_state`` of this rank.
 
         Raises:
-            ValueError: there is no checkpoint, or it was made with another number of ranks.
+            ValueError: there is no checkpoint, none is whole, or it was made with another number of ranks.
         """
         try:
-            tag = (folder / LATEST).read_text()
+            latest = (folder / LATEST).read_text()
         except FileNotFoundError:
             raise ValueError(f"{folder}: there is no checkpoint to resume from") from None
+        tag = self._newest_whole(folder, latest)
         saved = len(list((folder / tag).glob("rank-*.pt")))
         if saved != self.ranks.world_size:
             raise ValueError(f"{folder / tag}: was made by {saved} ranks and cannot go on with {self.ranks.world_size}")
@@ -213,9 +223,40 @@ class Engine:
         rank_state = torch.load(folder / tag / f"rank-{self.ranks.rank}.pt", weights_only=True)
         return client_state["step"], rank_state
 
+    def _newest_whole(self, folder: Path, latest: str) -> str:
+        damaged: list[str] = []
+        for tag in _tags(folder, latest):
+            damage = _damage(folder / tag)
+            if not self.any(damage is not None):
+                if damaged and self.ranks.rank == 0:
+                    logger.warning("%s; continuing from %s instead", "; ".join(damaged), tag)
+                return tag
+            damaged.append(f"checkpoint {tag} is damaged ({damage or 'on another rank'})")
+        raise ValueError(f"{folder}: no checkpoint to resume from is whole: {'; '.join(damaged)}")
+
     def _barrier(self) -> None:
         if self.ranks.world_size > 1:
             dist.barrier()
+
+
+def _tags(folder: Path, latest: str) -> list[str]:
+    """The latest checkpoint and those of earlier steps, newest first."""
+    earlier = {path.name for path in folder.glob("step-*") if path.name < latest}
+    return [latest, *sorted(earlier, reverse=True)]
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Which file of a checkpoint is not as it was written, None if all are."""
+    try:
+        sums = json.loads((checkpoint / FILES).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return f"{FILES} is missing or no JSON"
+    for name, expected in sums.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if sha256(checkpoint / name) != expected:
+            return f"{name} is not the file that was written, its sha256 differs"
+    return None
 
 
 class _Gather(torch.autograd.Function):

@@ -25,7 +25,7 @@ class Meter:
 
     def __init__(self, sums: Tensor | None) -> None:
         self.sums = torch.zeros(5) if sums is None else sums
-        self._start_clock()
+        self.start_clock()
 
     def add(self, values: Tensor, waited: float) -> None:
         """Loss, classification loss, prior loss and accuracy of one micro batch, and the seconds waited for it."""
@@ -47,10 +47,11 @@ class Meter:
             "data_wait": self.waited / seconds,
         }
         self.sums = torch.zeros(5)
-        self._start_clock()
+        self.start_clock()
         return record
 
-    def _start_clock(self) -> None:
+    def start_clock(self) -> None:
+        """Count images, and the seconds that they take and that are waited for them, from now on."""
         self.began, self.waited, self.batches = time.perf_counter(), 0.0, 0
 
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines import plan
-from pipelines.loader import Geometry, Loader, pick_decoder
+from pipelines.geometry import Geometry
+from pipelines.loader import Loader, pick_decoder
 from pipelines.manifest import Manifest, check_files
 from rg import checkpoint
 from rg.checkpoint import Classes
@@ -88,8 +89,11 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False, comman
 
 def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: Manifest, resume: bool) -> None:
     if not resume:
-        if (out / CHECKPOINTS / LATEST).exists():
-            raise ValueError(f"--out: {out} holds a run already; continue it with --resume or choose another folder")
+        for name in (f"{CHECKPOINTS}/{LATEST}", checkpoint.WEIGHTS):
+            if (out / name).exists():
+                raise ValueError(
+                    f"--out: {out} holds a run already ({name}); continue it with --resume or choose another folder"
+                )
         return
     started, trained_classes = checkpoint.load_config(out)
     changed = differences(started, config)
@@ -110,22 +114,23 @@ def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: 
 
 
 def _check_map(config: RunConfig, model: RegionGroupingModel) -> None:
-    """Refuse a crop that the backbone does not take, or whose map the smoothing window does not fit into."""
-    crop, grouping = config.input.crop, config.model.grouping
-    model.eval()
-    try:
-        with torch.no_grad():
-            height, width = model.backbone(torch.zeros(1, 3, crop, crop)).shape[2:]
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"input.crop: {config.model.backbone.name} takes no {crop}x{crop} images ({reason})") from None
-    model.train()
+    """Refuse crops that the backbone does not take, or whose map the smoothing window does not fit into."""
+    grouping = config.model.grouping
     window = 2 * grouping.smoothing_radius + 1
-    if grouping.smoothing_padding == "valid" and min(height, width) < window:
-        raise ValueError(
-            f"input.crop: {crop} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
-            "window; use a larger crop or model.grouping.smoothing_padding = same"
-        )
+    model.eval()
+    for name, crop in (("input.crop", config.input.crop), ("input.test_crop", config.input.test_size[1])):
+        try:
+            with torch.no_grad():
+                height, width = model.backbone(torch.zeros(1, 3, crop, crop)).shape[2:]
+        except (AssertionError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{name}: {config.model.backbone.name} takes no {crop}x{crop} images ({reason})") from None
+        if grouping.smoothing_padding == "valid" and min(height, width) < window:
+            raise ValueError(
+                f"{name}: {crop} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
+                "window; use a larger crop or model.grouping.smoothing_padding = same"
+            )
+    model.train()
 
 
 def _shard_sums(manifest: Manifest) -> list[str]:
@@ -237,6 +242,8 @@ class _Run:
                         self._save()
                     if stop:
                         break
+                    if rest == 0:
+                        self.meter.start_clock()  # anew: the meter was read before validating and saving
             if self.step < self.total:
                 logger.info("stopped by a signal at step %d of %d; continue with --resume", self.step, self.total)
                 return 128 + (received[0] if received else signal.SIGTERM)

@@ -1,13 +1,17 @@
 """The command line: bad input is one line on standard error, exit code 2 and no traceback."""
 
+import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from rg import __version__
+from pipelines.manifest import Manifest
+from rg import __version__, checkpoint, recipes
 from rg.__main__ import VERBS, main
+from rg.model import RegionGroupingModel
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,42 @@ def test_a_traceback_reaches_nobody(tmp_path):
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == f"rg: error: {tmp_path}: not a run folder (no classes.json)\n"
+
+
+WITHOUT_DALI = "import sys; sys.modules['nvidia.dali'] = None; from rg.__main__ import main; sys.exit(main())"
+
+
+def test_what_is_not_installed_is_one_line(small_birds, tmp_path):
+    config = recipes.get("birds_lite0")
+    grouping = dataclasses.replace(config.model.grouping, num_parts=2)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, grouping=grouping))
+    classes = checkpoint.Classes(Manifest.load(small_birds).classes)
+    checkpoint.save_config(tmp_path, config, classes)
+    checkpoint.save_weights(tmp_path, RegionGroupingModel(config.model, len(classes.names), pretrained=False))
+    arguments = [sys.executable, "-c", WITHOUT_DALI, "evaluate", str(tmp_path), "--data", str(small_birds)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "rg: error: NVIDIA DALI is not installed; pip install 'region-grouping[train]'\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--config", "FILE", "--model.grouping.num_parts", "9"],
+        ["--model.grouping.num_parts", "9", "--config", "FILE"],
+        ["--model.grouping.num_parts=9", "--config=FILE"],
+    ],
+)
+def test_an_option_wins_over_the_config_file(options, tmp_path, monkeypatch):
+    file = tmp_path / "config.json"
+    file.write_text('{"seed": 5, "model": {"grouping": {"num_parts": 3, "smoothing_padding": "same"}}}')
+    seen = []
+    monkeypatch.setitem(sys.modules, "rg.train", SimpleNamespace(train=lambda config, *_: seen.append(config)))
+    words = [word.replace("FILE", str(file)) for word in options]
+    assert main(["train", "birds_lite0", "--data", "x", "--out", "y", *words]) == 0
+    (config,) = seen
+    assert (config.seed, config.model.grouping.smoothing_padding) == (5, "same")
+    assert config.model.grouping.num_parts == 9
 
 
 def test_help_lists_every_verb(capsys):

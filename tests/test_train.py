@@ -5,19 +5,23 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipelines import shards
 from pipelines.manifest import Schema
 from pipelines.samples import Sample
+from rg.checkpoint import load_model
 from rg.config import OptimizerConfig
 from rg.evaluate import evaluate
 
@@ -154,11 +158,15 @@ def test_a_run_folder_is_not_overwritten(small_birds, finished, more, changed, m
     assert (finished / "config.json").read_bytes() == before
 
 
-def test_a_map_smaller_than_the_smoothing_window_is_refused(small_birds, tmp_path):
-    result = run(small_birds, tmp_path / "run", model__grouping__smoothing_padding="valid")
+def test_a_run_without_its_checkpoints_is_not_overwritten(small_birds, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "checkpoints")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    result = run(small_birds, out)
     assert result.returncode == 2
-    assert "input.crop: 64 pixels make a 4x4 map, smaller than the 5x5 smoothing window" in result.stderr
-    assert not (tmp_path / "run").exists()
+    assert "holds a run already (model.safetensors)" in result.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_what_cannot_be_validated_is_found_before_training(small_birds, tmp_path):
@@ -172,6 +180,14 @@ def test_what_cannot_be_validated_is_found_before_training(small_birds, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+TEST_AT_256 = {
+    "input__short_side": 224,
+    "input__crop": 224,
+    "input__test_short_side": 256,
+    "input__test_crop": 256,
+}
+
+
 @pytest.mark.parametrize(
     "changed,message",
     [
@@ -179,7 +195,20 @@ def test_what_cannot_be_validated_is_found_before_training(small_birds, tmp_path
         ({"train__global_batch": 2, "train__accumulation": 2}, "leave 1 for each of 1 ranks x 2 micro batches"),
         (
             {"model__backbone__name": "mixer_s16_224", "model__backbone__weights": "none"},
-            "takes no 64x64",
+            "input.crop: mixer_s16_224 takes no 64x64",
+        ),
+        (
+            TEST_AT_256 | {"model__backbone__name": "mixer_s16_224", "model__backbone__weights": "none"},
+            "input.test_crop: mixer_s16_224 takes no 256x256",
+        ),
+        (
+            {"model__grouping__smoothing_padding": "valid"},
+            "input.crop: 64 pixels make a 4x4 map, smaller than the 5x5 smoothing window",
+        ),
+        (
+            {"model__grouping__smoothing_padding": "valid", "input__short_side": 96, "input__crop": 96}
+            | {"input__test_crop": 48},
+            "input.test_crop: 48 pixels make a 3x3 map, smaller than the 5x5 smoothing window",
         ),
     ],
 )
@@ -215,6 +244,114 @@ def test_resuming_mends_the_weights_and_keeps_the_record(small_birds, finished, 
     assert run(small_birds, out, "--resume").returncode == 0
     for name in ("model.safetensors", "run.json"):
         assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def damage(checkpoint: Path) -> None:
+    with (checkpoint / "mp_rank_00_model_states.pt").open("r+b") as file:
+        file.truncate(5000)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(small_birds, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    damage(out / "checkpoints" / "step-00000012")
+    result = run(small_birds, out, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "step-00000012 is damaged (mp_rank_00_model_states.pt is not the file that was written" in result.stderr
+    assert "continuing from step-00000008 instead" in result.stderr
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert metrics(out) == metrics(finished)
+
+
+def test_damaged_checkpoints_are_one_line(small_birds, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    damage(out / "checkpoints" / "step-00000012")
+    (out / "checkpoints" / "step-00000008" / "rank-0.pt").unlink()
+    result = run(small_birds, out, "--resume")
+    assert result.returncode == 2
+    error = next(line for line in result.stderr.splitlines() if line.startswith("rg: error: "))
+    assert "step-00000012 is damaged (mp_rank_00_model_states.pt" in error
+    assert "step-00000008 is damaged (rank-0.pt is missing)" in error
+    assert "Traceback" not in result.stderr
+
+
+def test_checkpoints_kept_are_those_up_to_the_newest(tmp_path):
+    """A run that went on from an earlier checkpoint drops the later one that it could not use, not its own."""
+    from rg.engine import Engine, Ranks
+
+    engine = Engine.__new__(Engine)
+    engine.ranks = Ranks(0, 1, 0, 1)
+    engine.engine = SimpleNamespace(save_checkpoint=lambda folder, tag, **_: (Path(folder) / tag).mkdir())
+    for step in (4, 8, 12, 9):
+        engine.save(tmp_path, step, {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000008", "step-00000009"]
+    assert (tmp_path / "latest").read_text() == "step-00000009"
+
+
+CLOCK = """
+import sys
+from types import SimpleNamespace
+import rg.history, rg.train
+now = 0.0
+def taking(seconds, function):
+    def timed(*arguments):
+        global now
+        now += seconds
+        return function(*arguments)
+    return timed
+rg.history.time = rg.train.time = SimpleNamespace(perf_counter=lambda: now)
+Run = rg.train._Run
+Run._train_step = taking(2, Run._train_step)
+Run._validate, Run._save = taking(1000, Run._validate), taking(1000, Run._save)
+from rg.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_rate_is_that_of_training_alone(small_birds, tmp_path):
+    """By a clock that counts 2 s a step and 1000 s a validation or checkpoint: 8 images in 2 s are 4 a second."""
+    arguments = command(small_birds, tmp_path / "run", train__epochs=2)[3:]
+    result = subprocess.run([sys.executable, "-c", CLOCK, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_per_second"] for line in lines if line["kind"] == "train"] == [4] * 4
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda state: state.pop("classifier.linear.bias"), "classifier.linear.bias is missing"),
+        (lambda state: state.update(more=torch.zeros(1)), "more is not expected"),
+        (
+            lambda state: state.update({"classifier.linear.bias": state["classifier.linear.bias"][:2].clone()}),
+            "classifier.linear.bias: expected shape [4], got [2]",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(finished, tmp_path, change, message):
+    for name in ("config.json", "classes.json"):
+        shutil.copy(finished / name, tmp_path)
+    state = load_file(finished / "model.safetensors")
+    change(state)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(f"does not fit config.json ({message})")):
+        load_model(tmp_path)
+
+
+def test_a_run_is_evaluated_to_the_same_bytes(small_birds, finished, tmp_path):
+    """Once in this process and once in another."""
+    for name in ("config.json", "classes.json", "model.safetensors"):
+        shutil.copy(finished / name, tmp_path)
+    evaluate(tmp_path, small_birds, device="cpu")
+    files = [tmp_path / "metrics.json", tmp_path / "predictions.jsonl"]
+    first = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    arguments = ["evaluate", tmp_path, "--data", small_birds, "--device", "cpu"]
+    result = subprocess.run([sys.executable, "-m", "rg", *map(str, arguments)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert [file.read_bytes() for file in files] == first
 
 
 def test_settings_of_precision_accumulation_and_clipping(small_birds, tmp_path):
@@ -258,7 +395,8 @@ def test_attributes_are_trained_and_evaluated(tmp_path):
     assert found["accuracy"] > 0.9
     assert found["landmark_error"] is found["pointing_error"] is found["nmi"] is None
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    assert [line["label"] for line in lines[:1]] in ([[0, 0]], [[0, 1]], [[1, 0]], [[1, 1]])
+    truth = {sample.key: list(sample.label) for sample in map(sources["val"].__getitem__, range(8))}
+    assert {line["key"]: line["label"] for line in lines} == truth
     assert len(lines) == 8
 
 
