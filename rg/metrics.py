@@ -158,7 +158,8 @@ def part_states(wins: np.ndarray, overlap: np.ndarray) -> list[str]:
         j``, an earlier part whose maps have a cosine similarity above 0.8 with its own; ``everywhere``, strongest at
         more than half of all positions in more than half of the images.
     """
-    norm = np.sqrt(np.diag(overlap)).clip(min=np.finfo(overlap.dtype).tiny)
+    norm = np.sqrt(np.diag(overlap))
+    norm[norm == 0] = 1
     similarity = overlap / np.outer(norm, norm)
     states = []
     for k in range(wins.shape[1]):
