@@ -1,7 +1,8 @@
 # make            this help
 # make demo       draw birds, train, evaluate, explain and report: runs/demo/report.html (SEED=0)
-# make test       lint, types, import contracts and tests
+# make test       lint, types, import contracts, tests and the kernels' gate
 # make lint       lint, types and import contracts only
+# make gate       what the kernels compile to, for three architectures; make gate-triton-3.6 with that version
 # make clean      remove the demo's files and the virtual environment
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint gate gate-triton-3.6 clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -35,6 +36,18 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu
+	$(MAKE) gate
+
+gate: $(READY)
+	$(BIN)/python -m benchmarks.kernel_resources
+
+.triton-3.6: $(READY)
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-deps --target $@ triton==3.6.0
+
+gate-triton-3.6: .triton-3.6
+	PYTHONPATH=.triton-3.6 $(BIN)/python -m benchmarks.kernel_resources
 
 clean:
-	rm -rf .venv data/birds runs/demo
+	rm -rf .venv .triton-3.6 data/birds runs/demo

@@ -8,7 +8,7 @@ Sizes: N images, C channels, H x W positions, K parts.
     t_k     = max_o (G * q_k)(o)                                              occurrence, Section 3.1
 
 Logits of Eq. 1 reach hundreds, where bf16 and fp16 have no digits left after the point. So everything here runs in
-float32, or in float64 if any input is float64, whatever autocast says, and that is also the dtype of the outputs.
+float32, or in float64 if the arguments are float64, whatever autocast says, and that is also the dtype of the outputs.
 
 Equations are those of Huang and Li, "Interpretable and Accurate Fine-grained Recognition via Region Grouping",
 CVPR 2020.
@@ -24,40 +24,14 @@ MASS_FLOOR = 1e-5
 
 
 def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Assign every position to the parts and pool one feature per part (Eq. 1 and Eq. 3).
-
-    Args:
-        x: Features [N, C, H, W], any float dtype and memory layout.
-        centers: Part dictionary [K, C].
-        sigma: Bandwidth of every part [K], positive.
-
-    Returns:
-        assign: [N, K, H, W], sums to 1 over K.
-        regions: [N, K, C], unit length.
-
-    Raises:
-        ValueError: ranks, sizes, dtypes or devices do not fit together.
-    """
+    """kernels.region_grouping, arguments already checked."""
     assign = part_assignment(x, centers, sigma)
     return assign, vlad_pooling(x, assign, centers, sigma)
 
 
 def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
-    """Soft assignment of every position to the parts of the dictionary (Eq. 1).
-
-    Args:
-        x: Features [N, C, H, W], any float dtype and memory layout.
-        centers: Part dictionary [K, C].
-        sigma: Bandwidth of every part [K], positive.
-
-    Returns:
-        assign [N, K, H, W], sums to 1 over K.
-
-    Raises:
-        ValueError: ranks, sizes, dtypes or devices do not fit together.
-    """
-    _check_dictionary(x, centers, sigma)
-    dtype = _compute_dtype(x, centers, sigma)
+    """kernels.part_assignment, arguments already checked."""
+    dtype = _compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         features, centers, sigma = x.flatten(2).to(dtype), centers.to(dtype), sigma.to(dtype)
         squared_distance = (
@@ -68,28 +42,8 @@ def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
 
 
 def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
-    """One unit-length feature per part: the normalised mean residual to its centre (Eq. 3).
-
-    The mass of a part is floored at 1e-5, so a part that no position belongs to gets the direction of ``-centers``
-    instead of a division by zero.
-
-    Args:
-        x: Features [N, C, H, W], any float dtype and memory layout.
-        assign: Soft assignment [N, K, H, W].
-        centers: Part dictionary [K, C].
-        sigma: Bandwidth of every part [K], positive.
-
-    Returns:
-        regions [N, K, C], unit length.
-
-    Raises:
-        ValueError: ranks, sizes, dtypes or devices do not fit together.
-    """
-    _check_dictionary(x, centers, sigma)
-    expected = (x.shape[0], centers.shape[0], *x.shape[2:])
-    if tuple(assign.shape) != expected:
-        raise ValueError(f"assign: expected [N, K, H, W] = {list(expected)}, got {list(assign.shape)}")
-    dtype = _compute_dtype(x, assign, centers, sigma)
+    """kernels.vlad_pooling, arguments already checked."""
+    dtype = _compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         features, weights = x.flatten(2).to(dtype), assign.flatten(2).to(dtype)
         centers, sigma = centers.to(dtype), sigma.to(dtype)
@@ -99,34 +53,8 @@ def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> T
 
 
 def part_occurrence(assign: Tensor, radius: int = 2, std: float = 0.4, padding: str = "valid") -> Tensor:
-    """How surely every part occurs: the largest value of its Gaussian-smoothed assignment map (Section 3.1).
-
-    Of several equal maxima the first one, in row-major order, receives the gradient.
-
-    Args:
-        assign: Soft assignment [N, K, H, W].
-        radius: The window is ``2 * radius + 1`` positions wide.
-        std: Standard deviation of the Gaussian, in positions.
-        padding: ``valid`` (the authors' choice: only windows that lie inside the map count) or ``same`` (zeros around).
-
-    Returns:
-        occurrence [N, K], in (0, 1) for assignments in (0, 1).
-
-    Raises:
-        ValueError: assign has not four dimensions, the map is smaller than a ``valid`` window, or an option is off.
-    """
-    if assign.ndim != 4 or not assign.is_floating_point():
-        raise ValueError(f"assign: expected floats [N, K, H, W], got {assign.dtype} {list(assign.shape)}")
-    if radius < 0 or std <= 0:
-        raise ValueError(f"expected radius >= 0 and std > 0, got radius {radius} and std {std}")
-    if padding not in ("valid", "same"):
-        raise ValueError(f"padding: expected 'valid' or 'same', got {padding!r}")
+    """kernels.part_occurrence, arguments already checked."""
     height, width = assign.shape[2:]
-    if padding == "valid" and min(height, width) < 2 * radius + 1:
-        raise ValueError(
-            f"assign: a {height}x{width} map is smaller than the {2 * radius + 1}x{2 * radius + 1} smoothing window; "
-            "use larger images, a smaller radius or padding='same'"
-        )
     dtype = _compute_dtype(assign)
     with torch.autocast(assign.device.type, enabled=False):
         rows = _smoothing_matrix(height, radius, std, padding, dtype, assign.device)
@@ -147,19 +75,5 @@ def _smoothing_matrix(
     return weights.masked_fill(offset.abs() > radius, 0)
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
-def _check_dictionary(x: Tensor, centers: Tensor, sigma: Tensor) -> None:
-    for name, tensor in (("x", x), ("centers", centers), ("sigma", sigma)):
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name}: expected floats, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: on {tensor.device}, but x is on {x.device}")
-    if x.ndim != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x: expected [N, C, H, W] with C, H, W >= 1, got {list(x.shape)}")
-    if centers.ndim != 2 or centers.shape[0] == 0 or centers.shape[1] != x.shape[1]:
-        raise ValueError(f"centers: expected [K, {x.shape[1]}] with K >= 1, got {list(centers.shape)}")
-    if sigma.shape != centers.shape[:1]:
-        raise ValueError(f"sigma: expected [{centers.shape[0]}], got {list(sigma.shape)}")
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,220 @@
+"""How long the operators take on a GPU, next to eager PyTorch, torch.compile and a copy of the same bytes.
+
+python -m benchmarks.bench_kernels --dry-run             bytes, operations and floor of every case, on any machine
+python -m benchmarks.bench_kernels [--record]            the table, on a GPU; --record appends to results/kernels.csv
+python -m benchmarks.bench_kernels --table               the README's table from the recorded rows
+
+Providers take turns in every round, so that clocks and temperature favour no one. Cold means that 256 MB are written
+between two calls, more than any L2 cache; warm means that the same call came just before. ``graph`` calls are replayed
+from a CUDA graph, so that what is timed is the device and not Python; ``stream`` calls are launched from Python as in
+training. Eager is the reference in float32, autocast the same formulas under bfloat16 autocast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import itertools
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from benchmarks import ledger
+from benchmarks.kernel_accuracy import autocast, errors
+from benchmarks.kernel_cases import CASES, DTYPES, LAYOUTS, Case
+from kernels import operators, reference
+
+DIRECTIONS = ("forward", "backward")
+MODES = ("graph cold", "graph warm", "stream cold")
+PROVIDERS = ("fused", "eager", "autocast", "compile", "copy")
+RESULTS = ledger.RESULTS / "kernels.csv"
+FLUSHED = 256 * 2**20
+# Where the dry run has no device to measure: the copy bandwidth of an H100 SXM, in GB/s.
+ASSUMED_BANDWIDTH = 3000.0
+
+Call = Callable[[], object]
+
+
+def dry_run(cases: list[Case]) -> None:
+    """Prints what must move and how long that takes at the assumed bandwidth."""
+    print(f"floor: compulsory bytes at {ASSUMED_BANDWIDTH:.0f} GB/s")
+    print(f"{'case':<44}{'direction':<10}{'MB':>8}{'GFLOP':>8}{'FLOP/byte':>11}{'floor us':>10}")
+    for case, direction in itertools.product(cases, DIRECTIONS):
+        size, work = case.bytes(direction), case.flops(direction)
+        print(
+            f"{case.name:<44}{direction:<10}{size / 1e6:>8.1f}{work / 1e9:>8.2f}{work / size:>11.1f}"
+            f"{size / ASSUMED_BANDWIDTH / 1e3:>10.1f}"
+        )
+
+
+def calls(case: Case) -> dict[tuple[str, str], Call]:
+    """One call for every provider and direction, warmed up: compiled, and with its libraries' workspaces allocated.
+
+    To be called on the stream of the captures: autograd runs every node on the stream of its forward.
+    """
+    found: dict[tuple[str, str], Call] = {}
+    for direction in DIRECTIONS:
+        words = torch.empty(case.bytes(direction) // 8, dtype=torch.int32, device="cuda")  # read, and written as often
+        found["copy", direction] = functools.partial(torch.Tensor.copy_, torch.empty_like(words), words)
+    torch.compiler.reset()
+    compiled = torch.compile(reference.region_grouping, fullgraph=True)
+    functions = {
+        "fused": operators.region_grouping,
+        "eager": reference.region_grouping,
+        "autocast": autocast,
+        "compile": compiled,
+    }
+    for provider, function in functions.items():
+        x, centers, sigma = (tensor.requires_grad_() for tensor in case.draw("cuda"))
+        outputs = function(x, centers, sigma)
+        grads = [torch.randn_like(output) for output in outputs]
+        found[provider, "forward"] = functools.partial(function, x.detach(), centers.detach(), sigma.detach())
+        found[provider, "backward"] = functools.partial(
+            torch.autograd.grad, outputs, (x, centers, sigma), grads, retain_graph=True
+        )
+    for _, call in itertools.product(range(3), found.values()):
+        call()
+    return found
+
+
+def peak_memory(call: Call) -> int:
+    """Bytes that a call holds at most, over what was held before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def captured(call: Call) -> Call:
+    """The call as a CUDA graph, captured on the current stream."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        call()
+    return graph.replay
+
+
+def times(wanted: dict[tuple[str, str], Call], rounds: int, cold: bool) -> dict[tuple[str, str], np.ndarray]:
+    """Milliseconds of every call in every round; all calls take turns."""
+    scratch = torch.empty(FLUSHED // 4, dtype=torch.int32, device="cuda")
+    events = {key: [(torch.cuda.Event(True), torch.cuda.Event(True)) for _ in range(rounds)] for key in wanted}
+    for index in range(rounds):
+        for key, call in wanted.items():
+            if cold:
+                scratch.zero_()
+            else:
+                call()
+            start, end = events[key][index]
+            start.record()
+            call()
+            end.record()
+    torch.cuda.synchronize()
+    return {key: np.array([start.elapsed_time(end) for start, end in pairs]) for key, pairs in events.items()}
+
+
+def measure(case: Case, rounds: int, record: bool) -> None:
+    """Times, memory and errors of a case: printed, and recorded if asked for."""
+    streams = calls(case)
+    memory = {key: peak_memory(call) for key, call in streams.items()}
+    graphs = {key: captured(call) for key, call in streams.items()}
+    print(case.name)
+    columns = f"{'ms':>9}{'GB/s':>7}{'of copy':>9}{'x fused':>9}{'peak MB':>9}"
+    print(f"  {'direction':<10}{'mode':<13}{'provider':<10}{columns}")
+    for mode in MODES:
+        taken = times(streams if mode.startswith("stream") else graphs, rounds, mode.endswith("cold"))
+        for direction, provider in itertools.product(DIRECTIONS, PROVIDERS):
+            p20, p50, p80 = np.percentile(taken[provider, direction], (20, 50, 80))
+            copy, fused = (float(np.median(taken[other, direction])) for other in ("copy", "fused"))
+            peak = memory[provider, direction]
+            print(
+                f"  {direction:<10}{mode:<13}{provider:<10}{p50:>9.4f}{case.bytes(direction) / p50 / 1e6:>7.0f}"
+                f"{copy / p50:>9.1%}{p50 / fused:>9.2f}{peak / 1e6:>9.1f}"
+            )
+            if record:
+                _record(case, provider, f"{direction} {mode}", "time", "ms", (p20, p50, p80), rounds)
+                if mode == MODES[0]:
+                    _record(case, provider, direction, "peak memory", "MB", (peak / 1e6,) * 3, 1)
+    exact = {"fused": operators.region_grouping, "eager": reference.region_grouping, "autocast": autocast}
+    for provider, function in exact.items():
+        found = errors(function, case, "cuda")
+        print(f"  error of {provider:<9}" + ", ".join(f"{name} {error:.1e}" for name, error in found.items()))
+        if record:
+            for name, error in found.items():
+                _record(case, provider, name, "error against float64", "1", (error,) * 3, 1)
+
+
+def _record(
+    case: Case, provider: str, mode: str, metric: str, unit: str, values: tuple[float, float, float], n: int
+) -> None:
+    row = {"case": case.name, "provider": provider, "mode": mode, "metric": metric, "unit": unit, "n": n}
+    percentiles = dict(zip(("p20", "p50", "p80"), (f"{value:.4g}" for value in values), strict=True))
+    ledger.append(RESULTS, row | percentiles, gpu=True)
+
+
+def table() -> str:
+    """The newest recorded times in Markdown: cold, from CUDA graphs, as multiples of a copy of the same bytes."""
+    if not RESULTS.exists():
+        raise ValueError(f"{RESULTS}: nothing is recorded yet; run with --record on a GPU")
+    with RESULTS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "time"]
+    newest = {(row["case"], row["mode"], row["provider"]): row for row in rows}
+    head = "| case | direction | fused ms | of a copy | eager | autocast | torch.compile | device, commit |"
+    lines = [head, "|---" * 8 + "|"]
+    for case, direction in itertools.product(CASES, DIRECTIONS):
+        found = {provider: newest.get((case.name, f"{direction} graph cold", provider)) for provider in PROVIDERS}
+        if None in found.values():
+            continue
+        ms = {provider: float(row["p50"]) for provider, row in found.items() if row}
+        fused = newest[case.name, f"{direction} graph cold", "fused"]
+        lines.append(
+            f"| {case.name} | {direction} | {ms['fused']:.3f} | {ms['fused'] / ms['copy']:.2f}x | "
+            f"{ms['eager'] / ms['fused']:.1f}x slower | {ms['autocast'] / ms['fused']:.1f}x slower | "
+            f"{ms['compile'] / ms['fused']:.1f}x slower | "
+            f"{fused['device']}, {fused['commit']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Runs what the options ask for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dry-run", action="store_true", help="print bytes, operations and floors only")
+    parser.add_argument("--table", action="store_true", help="print the recorded rows as a Markdown table")
+    parser.add_argument("--record", action="store_true", help="append the results to results/kernels.csv")
+    parser.add_argument("--rounds", type=int, default=30, help="how often every provider takes its turn")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help="of the features")
+    parser.add_argument("--layout", choices=LAYOUTS, nargs="+", default=list(LAYOUTS), help="of the features")
+    parser.add_argument("--channels", type=int, nargs="+", default=[1024, 2048], help="1024, 2048 or both")
+    arguments = parser.parse_args()
+    cases = [
+        case
+        for case in CASES
+        if case.dtype in arguments.dtype and case.layout in arguments.layout and case.C in arguments.channels
+    ]
+    if not cases:
+        parser.error(f"--channels: expected 1024 or 2048, got {arguments.channels}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds: expected 1 or more, got {arguments.rounds}")
+    if arguments.dry_run:
+        dry_run(cases)
+    elif arguments.table:
+        try:
+            print(table())
+        except ValueError as error:
+            parser.error(str(error))
+    elif not torch.cuda.is_available():
+        parser.error("no GPU; --dry-run works without one")
+    else:
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.rounds} rounds")
+        with torch.cuda.stream(torch.cuda.Stream()):  # the default stream cannot be captured
+            for case in cases:
+                measure(case, arguments.rounds, arguments.record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""How far every provider is from float64 at C = 1024 and the scale of trained features.
+
+python -m benchmarks.kernel_accuracy                        on a GPU
+TRITON_INTERPRET=1 python -m benchmarks.kernel_accuracy     in Triton's interpreter
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.kernel_cases import Case
+from kernels import grouping, reference
+
+Operator = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def autocast(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The formulas as anyone would write them, under bfloat16 autocast: both matrix products lose their digits."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        features = x.flatten(2)
+        distances = features.square().sum(1, keepdim=True) - 2 * (centers @ features)
+        distances = distances + centers.square().sum(1).unsqueeze(1)
+        assign = torch.softmax(-distances / (2 * sigma.square().unsqueeze(1)), 1)
+        mean = assign @ features.transpose(1, 2) / assign.sum(2, keepdim=True).clamp(min=reference.MASS_FLOOR)
+        regions = F.normalize((mean - centers) / sigma.unsqueeze(1), dim=2)
+    return assign.unflatten(2, x.shape[2:]), regions
+
+
+def errors(operator: Operator, case: Case, device: str) -> dict[str, float]:
+    """Largest error by name: of assign absolutely (it lies in 0 to 1), of the others relative to the largest value."""
+    inputs = case.draw(device)
+    exact = _results(reference.region_grouping, tuple(tensor.double() for tensor in inputs))
+    found = _results(operator, inputs)
+    return {
+        name: ((found[name].double() - truth).abs().max() / (1 if name == "assign" else truth.abs().max())).item()
+        for name, truth in exact.items()
+    }
+
+
+def _results(operator: Operator, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    x, centers, sigma = (tensor.detach().requires_grad_() for tensor in inputs)
+    assign, regions = operator(x, centers, sigma)
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in (assign, regions)]
+    grads = torch.autograd.grad([assign, regions], [x, centers, sigma], upstream)
+    names = ("assign", "regions", "gradient of x", "gradient of centers", "gradient of sigma")
+    return dict(zip(names, (assign.detach(), regions.detach(), *grads), strict=True))
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.parse_args()
+    if not (torch.cuda.is_available() or grouping.INTERPRETED):
+        parser.error("no GPU; TRITON_INTERPRET=1 in the environment interprets the kernels")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = Case(1, 1024, 14, 14, 8, "bf16", "channels_last")
+    fp32 = replace(bf16, dtype="fp32")
+    print(f"largest error against float64, {bf16.N} image, C {bf16.C}, 14 x 14, K {bf16.K}, on {device}")
+    rows = {
+        "reference, fp32 features": errors(reference.region_grouping, fp32, device),
+        "fused, fp32 features": errors(grouping.region_grouping, fp32, device),
+        "reference, bf16 features": errors(reference.region_grouping, bf16, device),
+        "fused, bf16 features": errors(grouping.region_grouping, bf16, device),
+        "eager under bf16 autocast": errors(autocast, bf16, device),
+    }
+    print(f"{'':<28}" + "".join(f"{name:>22}" for name in rows["fused, bf16 features"]))
+    for provider, found in rows.items():
+        print(f"{provider:<28}" + "".join(f"{error:>22.1e}" for error in found.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What the Triton kernels compile to, for every architecture and without a GPU; exit code 1 if a gate is missed.
+
+python -m benchmarks.kernel_resources [--architectures 80 90 100]
+
+The launchers run on tensors without data and their launches are recorded, so that what is compiled is what would be
+launched: for the cases of ``benchmarks.kernel_cases``, and some that the paper does not have. Equal compilations are
+done once. The gates: shared memory fits the architecture; at most 64 bytes of stack (spilled registers); matrix
+instructions where features are multiplied; 128-bit loads of bf16 and fp32 features in channels_last (fp16 and fp64
+work, but are not what anyone should train in).
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from benchmarks.kernel_cases import CASES, LAYOUTS, Case
+from kernels import grouping, occurrence
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+STACK_LIMIT = 64
+KERNELS = [
+    kernel
+    for module in (grouping, occurrence)
+    for name, kernel in vars(module).items()
+    if isinstance(kernel, JITFunction) and name.endswith("_kernel")
+]
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
+POINTERS[torch.int32] = "*i32"
+
+Launch = tuple[JITFunction, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Everything that decides what a launch is compiled to. The kernel is an index into KERNELS."""
+
+    kernel: int
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[int, Any], ...]
+    divisible: tuple[int, ...]
+    options: tuple[tuple[str, int], ...]
+
+    @property
+    def name(self) -> str:
+        kernel = KERNELS[self.kernel]
+        return kernel.__module__.rsplit(".", 1)[1] + kernel.__name__.removesuffix("_kernel")
+
+    def constant(self, name: str) -> Any:
+        """The value of a constexpr, None if the kernel has none of this name."""
+        return dict(self.constants).get(KERNELS[self.kernel].arg_names.index(name)) if self.has(name) else None
+
+    def has(self, name: str) -> bool:
+        return name in KERNELS[self.kernel].arg_names
+
+    @property
+    def blocks(self) -> str:
+        found = [str(self.constant(name)) for name in ("BLOCK_P", "BLOCK_C", "BLOCK_K", "BLOCK") if self.has(name)]
+        return "x".join(found) + f" w{dict(self.options)['num_warps']}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Registers per thread, bytes of stack per thread, bytes of shared memory per program, instructions."""
+
+    registers: int
+    stack: int
+    shared: int
+    matrix: int
+    wide_loads: int
+    narrow_loads: int
+
+
+def launches(
+    case: Case, capability: tuple[int, int], parameters: torch.dtype = torch.float32
+) -> list[tuple[JITFunction, dict[str, Any]]]:
+    """Every kernel with the arguments it is launched with: all operators, forward and backward."""
+    recorded: list[tuple[JITFunction, dict[str, Any]]] = []
+
+    def recorder(kernel: JITFunction) -> Any:
+        return lambda *_, grid, warmup, **arguments: recorded.append((kernel, arguments))  # noqa: ARG005
+
+    dtype = {"fp16": torch.float16, "fp64": torch.float64, "bf16": torch.bfloat16, "fp32": torch.float32}[case.dtype]
+    x = torch.empty((case.N, case.C, case.H, case.W + (case.layout == "cut_out")), dtype=dtype, device="meta")
+    x = x[..., :-1] if case.layout == "cut_out" else x.contiguous(memory_format=LAYOUTS[case.layout])
+    centers = torch.empty((case.K, case.C), dtype=parameters, device="meta")
+    sigma = torch.empty((case.K,), dtype=parameters, device="meta")
+    patches = [mock.patch.object(kernel, "run", recorder(kernel)) for kernel in KERNELS]
+    patches.append(mock.patch.object(grouping, "_capability", return_value=capability))
+    for patch in patches:
+        patch.start()
+    try:
+        assign, lse, regions, mass, norm = _some(grouping._forward(x, centers, sigma, None, pool=True))
+        grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign)
+        grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
+        grouping._forward(x, centers, sigma, None, pool=False)
+        grouping._backward(x, centers, sigma, assign, lse, None, assign)
+        grouping._forward(x, centers, sigma, assign, pool=True)
+        grouping._backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
+        found, winner = occurrence._forward(assign, 2, 0.4, "valid")
+        last = case.layout == "channels_last"
+        occurrence._backward(found, winner, case.H, case.W, last, assign.dtype, 2, 0.4)
+    finally:
+        for patch in patches:
+            patch.stop()
+    return recorded
+
+
+def _some(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def describe(kernel: JITFunction, arguments: dict[str, Any]) -> Compilation:
+    """What Triton specialises a launch on: constants, None, integers that are 1 or multiples of 16, pointers."""
+    signature, constants, divisible = [], [], []
+    for index, parameter in enumerate(kernel.params):
+        name, value, specialized = parameter.name, arguments[parameter.name], not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialized and isinstance(value, int) and value == 1):
+            signature.append((name, "constexpr"))
+            constants.append((index, value))
+            continue
+        if isinstance(value, Tensor):
+            signature.append((name, POINTERS[value.dtype]))
+        else:
+            signature.append((name, "i32" if abs(value) < 2**31 else "i64"))
+        if isinstance(value, Tensor) or (specialized and value % 16 == 0):
+            divisible.append(index)
+    options = tuple((name, arguments[name]) for name in ("num_warps", "num_stages") if name in arguments)
+    return Compilation(KERNELS.index(kernel), tuple(signature), tuple(constants), tuple(divisible), options)
+
+
+def compile(compilation: Compilation, architecture: int) -> Resources:
+    """Compiles down to the machine code of an architecture (compute capability x 10) and reads what it uses."""
+    source = ASTSource(
+        fn=KERNELS[compilation.kernel],
+        signature=dict(compilation.signature),
+        constexprs={(index,): value for index, value in compilation.constants},
+        attrs={(index,): [["tt.divisibility", 16]] for index in compilation.divisible},
+    )
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=dict(compilation.options))
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        tool = triton.knobs.nvidia.cuobjdump.path
+        dump = subprocess.run([tool, "-res-usage", "-sass", cubin], capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", dump)
+    assert usage is not None
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", dump, re.MULTILINE)
+    matrix = [code for code in opcodes if re.match(r"HMMA|HGMMA|DMMA|UTC\w*MMA", code)]
+    loads = [code for code in opcodes if re.match(r"LDG\.|LDGSTS\.|UBLKCP|UTMALDG", code)]
+    wide = [code for code in loads if ".128" in code or code.startswith("U")]
+    return Resources(
+        registers=int(usage[1]),
+        stack=int(usage[2]),
+        shared=compiled.metadata.shared,
+        matrix=len(matrix),
+        wide_loads=len(wide),
+        narrow_loads=len(loads) - len(wide),
+    )
+
+
+def failures(compilation: Compilation, resources: Resources, architecture: int) -> list[str]:
+    """The gates that are missed, in words."""
+    missed = []
+    if resources.shared > SHARED_LIMIT[architecture]:
+        missed.append(f"shared memory {resources.shared} > {SHARED_LIMIT[architecture]}")
+    if resources.stack > STACK_LIMIT:
+        missed.append(f"stack {resources.stack} > {STACK_LIMIT}")
+    if compilation.name in ("grouping_forward", "grouping_backward"):
+        signature = dict(compilation.signature)
+        if not resources.matrix and signature["p_x"] != "*fp64":
+            missed.append("no matrix instructions")
+        if signature["x_c"] == "constexpr" and signature["p_x"] in ("*bf16", "*fp32"):
+            expected = _wide_loads(compilation)
+            if resources.wide_loads < expected:
+                missed.append(f"128-bit loads {resources.wide_loads} < {expected}")
+    return missed
+
+
+def _wide_loads(compilation: Compilation) -> int:
+    """128-bit loads of a thread if nothing but the features is loaded so, in every pass over a tile."""
+    passes = bool(compilation.constant("ASSIGN")) + bool(compilation.constant("POOL"))
+    size = {"*bf16": 2, "*fp32": 4}[dict(compilation.signature)["p_x"]]
+    tile = compilation.constant("BLOCK_P") * compilation.constant("BLOCK_C") * size
+    return passes * max(1, tile // (dict(compilation.options)["num_warps"] * 32 * 16))
+
+
+def shipped(architecture: int) -> dict[Compilation, str]:
+    """Every distinct compilation and the first case that needs it."""
+    plain = Case(128, 1024, 14, 14, 8, "bf16", "channels_last")
+    others = [replace(plain, dtype=dtype) for dtype in ("fp16", "fp64")]
+    others += [replace(plain, K=64, dtype=dtype) for dtype in ("bf16", "fp32", "fp16")]
+    others += [replace(plain, K=24, dtype=dtype) for dtype in ("bf16", "fp32")]
+    others += [replace(plain, layout="cut_out"), replace(plain, N=1), Case(2, 70, 7, 7, 3, "bf16", "contiguous")]
+    work = [(case, torch.float64 if case.dtype == "fp64" else torch.float32) for case in (*CASES, *others)]
+    work += [(replace(plain, dtype=dtype), torch.bfloat16) for dtype in ("bf16", "fp32")]
+    found: dict[Compilation, str] = {}
+    for case, parameters in work:
+        for kernel, arguments in launches(case, divmod(architecture, 10), parameters):
+            found.setdefault(describe(kernel, arguments), case.name)
+    return found
+
+
+def main() -> int:
+    """Compiles everything and prints a line for each compilation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--architectures", type=int, nargs="+", choices=SHARED_LIMIT, default=list(SHARED_LIMIT), help="e.g. 90: sm_90"
+    )
+    arguments = parser.parse_args()
+    if grouping.INTERPRETED:
+        parser.error("TRITON_INTERPRET: expected to be unset, got 1; interpreted kernels cannot be compiled")
+    work = [(item, case, sm) for sm in arguments.architectures for item, case in shipped(sm).items()]
+    print(f"Triton {triton.__version__}: {len(work)} compilations")
+    columns = f"{'blocks':<16}{'regs':>5}{'stack':>6}{'shared':>8}{'mma':>5}{'wide':>5}{'narrow':>7}  case"
+    print(f"{'sm':>4} {'kernel':<22}{columns}")
+    missed = 0
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        results = pool.map(compile, [item for item, _, _ in work], [sm for _, _, sm in work])
+        for (item, case, sm), used in zip(work, results, strict=True):
+            wrong = failures(item, used, sm)
+            missed += bool(wrong)
+            print(
+                f"{sm:>4} {item.name:<22}{item.blocks:<16}{used.registers:>5}{used.stack:>6}{used.shared:>8}"
+                f"{used.matrix:>5}{used.wide_loads:>5}{used.narrow_loads:>7}  {case}"
+                + "".join(f"  MISSED: {reason}" for reason in wrong),
+                flush=True,
+            )
+    print(f"{missed} of {len(work)} compilations miss a gate" if missed else "all gates passed")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

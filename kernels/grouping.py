@@ -1,0 +1,881 @@
+"""Assignment and pooling in Triton: the features are read from memory once forward and once backward.
+
+Sizes: N images, C channels, P = H x W positions, K parts. An image is cut into T tiles of positions, one program each.
+
+Forward, per tile, then per (image, part):
+
+    r_pk = |x_p|^2 - 2 x_p . d_k + |d_k|^2        s_pk = -r_pk / (2 sigma_k^2)        q_pk = exp(s_pk - lse_p)
+    m_k = sum_p q_pk      u_k = sum_p q_pk x_p    (partial sums of every tile, added up in a fixed order)
+    mu_k = u_k / max(m_k, 1e-5)      z'_k = (mu_k - d_k) / sigma_k      z_k = z'_k / |z'_k|
+
+Backward, with g^z and g^q the gradients that arrive at z and q:
+
+    gz'_k = (g^z_k - z_k (z_k . g^z_k)) / |z'_k|
+    w_k   = gz'_k / (sigma_k max(m_k, 1e-5))        b_k = w_k . mu_k  if m_k > 1e-5 else 0
+    a_pk  = x_p . w_k - b_k + g^q_pk                h_pk = q_pk (a_pk - sum_j q_pj a_pj) / sigma_k^2
+    gx_p  = sum_k (q_pk w_k + h_pk d_k) - x_p sum_k h_pk
+    gd_k  = sum_np h_pk x_np - d_k sum_np h_pk - sum_n w_nk max(m_nk, 1e-5)
+    gsigma_k = -2 sigma_k sum_np h_pk s_pk
+
+sigma divides z' and drops out of z again, so it learns through the softmax alone. Kept for backward are x itself, q and
+z, which are outputs anyway, and per image lse [P], m [K] and |z'| [K]: s is log q + lse (where q underflows to 0, h is
+0 too), and mu follows from z. At N = 128, C = 1024, 14 x 14, K = 8 in bf16 that is 5.1 MB beside the 51.4 MB of x.
+
+A tile passes over its own positions twice, for the distances and for the sums. The second pass goes through the
+channels the other way round, so that it starts with what the L2 cache saw last. As far as the cache holds the tiles
+that are at work, memory sees x once: N C P elements read forward, N C P read and N C P written backward. The rest is
+small: N T K C partial sums (written, and read again by the second kernel), N K C regions, N P K assignments.
+
+Matrix products take their operands in bfloat16 if x is bfloat16, and then split the other operand, which is float32, in
+a rounded and a remaining part, 16 bits of mantissa together. Otherwise they run in 3xTF32, or in float64. Sums are kept
+in float32 (float64 if the features are float64).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.reference import MASS_FLOOR
+
+INTERPRETED = triton.knobs.runtime.interpret
+_MASS_FLOOR = tl.constexpr(MASS_FLOOR)
+_NORM_FLOOR = tl.constexpr(1e-12)
+
+
+@triton.jit
+def _at_least(value, floor):
+    """The larger one; nan stays nan."""
+    return tl.where(value < floor, floor, value)
+
+
+@triton.jit
+def _halves(b_value):
+    """float32 -> the nearest bfloat16 and the bfloat16 of what remains."""
+    b_high = b_value.to(tl.bfloat16)
+    return b_high, (b_value - b_high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _dot(b_left, b_right, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+    """One matrix product of equal dtypes. The interpreter cannot multiply bfloat16: it widens it first."""
+    if b_left.dtype == tl.bfloat16 and not NATIVE_BF16:
+        return tl.dot(b_left.to(tl.float32), b_right.to(tl.float32), input_precision="ieee", out_dtype=tl.float32)
+    elif b_left.dtype == tl.float64:
+        return tl.dot(b_left, b_right, input_precision="ieee", out_dtype=tl.float64)
+    else:
+        return tl.dot(b_left, b_right, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
+def _dot_features(b_x, b_value, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+    """Features as they are stored @ a value in the compute dtype."""
+    if b_x.dtype == tl.bfloat16:
+        b_high, b_low = _halves(b_value)
+        return _dot(b_x, b_low, NATIVE_BF16, PRECISION) + _dot(b_x, b_high, NATIVE_BF16, PRECISION)
+    else:
+        return _dot(b_x.to(b_value.dtype), b_value, NATIVE_BF16, PRECISION)
+
+
+@triton.jit
+def _features_dot(b_value, b_x, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+    """A value in the compute dtype @ features as they are stored."""
+    if b_x.dtype == tl.bfloat16:
+        b_high, b_low = _halves(b_value)
+        return _dot(b_low, b_x, NATIVE_BF16, PRECISION) + _dot(b_high, b_x, NATIVE_BF16, PRECISION)
+    else:
+        return _dot(b_value, b_x.to(b_value.dtype), NATIVE_BF16, PRECISION)
+
+
+@triton.jit
+def _dot_values(b_left, b_right, SPLIT: tl.constexpr, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+    """Two values in the compute dtype."""
+    if SPLIT:
+        b_left_high, b_left_low = _halves(b_left)
+        b_right_high, b_right_low = _halves(b_right)
+        b_cross = _dot(b_left_low, b_right_high, NATIVE_BF16, PRECISION)
+        b_cross += _dot(b_left_high, b_right_low, NATIVE_BF16, PRECISION)
+        return b_cross + _dot(b_left_high, b_right_high, NATIVE_BF16, PRECISION)
+    else:
+        return _dot(b_left, b_right, NATIVE_BF16, PRECISION)
+
+
+@triton.jit
+def _map_offsets(o_p, W, stride_h, stride_w, FLAT: tl.constexpr):
+    """Where positions lie in a map. FLAT: rows follow each other, one stride fits all."""
+    if FLAT:
+        return o_p.to(tl.int64) * stride_w
+    else:
+        return (o_p // W).to(tl.int64) * stride_h + (o_p % W).to(tl.int64) * stride_w
+
+
+@triton.jit(do_not_specialize=["P", "W", "K", "T", "TILE"])
+def _forward_kernel(
+    p_x,  # [N, C, H, W]
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_assign,  # [N, K, H, W], written if ASSIGN, else read
+    p_lse,  # [N, P], written if ASSIGN
+    p_sums,  # [N, T, K, C], written if POOL
+    p_masses,  # [N, T, K], written if POOL
+    C,
+    P,
+    W,
+    K,
+    T,
+    TILE,
+    x_n,
+    x_c,
+    x_h,
+    x_w,
+    centers_k,
+    centers_c,
+    sigma_k,
+    assign_n,
+    assign_k,
+    assign_h,
+    assign_w,
+    ASSIGN: tl.constexpr,
+    POOL: tl.constexpr,
+    FLAT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    NATIVE_BF16: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of positions: assignments, and their partial sums over the features."""
+    i_nt = tl.program_id(0).to(tl.int64)
+    i_n = i_nt // T
+    o_tile, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K).to(tl.int64)
+    o_p = (i_nt % T).to(tl.int32) * TILE + o_tile
+    m_p, m_k = (o_tile < TILE) & (o_p < P), o_k < K
+    p_x += i_n * x_n + _map_offsets(o_p, W, x_h, x_w, FLAT)[:, None]
+    p_assign += i_n * assign_n + _map_offsets(o_p, W, assign_h, assign_w, FLAT)[:, None] + o_k[None, :] * assign_k
+
+    if ASSIGN:
+        b_squares = tl.zeros([BLOCK_P], COMPUTE)
+        b_center_squares = tl.zeros([BLOCK_K], COMPUTE)
+        b_products = tl.zeros([BLOCK_P, BLOCK_K], COMPUTE)
+        for first in range(0, C, BLOCK_C):
+            o_c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
+            m_c = o_c < C
+            b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
+            o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
+            b_centers = tl.load(p_centers + o_centers, mask=m_k[:, None] & m_c[None, :], other=0).to(COMPUTE)
+            b_wide = b_x.to(COMPUTE)
+            b_squares += tl.sum(b_wide * b_wide, 1)
+            b_center_squares += tl.sum(b_centers * b_centers, 1)
+            b_products += _dot_features(b_x, tl.trans(b_centers), NATIVE_BF16, PRECISION)
+        b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(COMPUTE), 1)
+        b_distances = b_squares[:, None] - 2 * b_products + b_center_squares[None, :]
+        b_logits = tl.where(m_k[None, :], -b_distances / (2 * b_sigma * b_sigma)[None, :], float("-inf"))
+        b_largest = tl.max(b_logits, 1)
+        b_exponentials = tl.exp(b_logits - b_largest[:, None])
+        b_total = tl.sum(b_exponentials, 1)
+        b_assign = b_exponentials / b_total[:, None]
+        tl.store(p_assign, b_assign, mask=m_p[:, None] & m_k[None, :])
+        tl.store(p_lse + i_n * P + o_p, b_largest + tl.log(b_total), mask=m_p)
+        b_assign = tl.where(m_p[:, None] & m_k[None, :], b_assign, 0)
+    else:
+        b_assign = tl.load(p_assign, mask=m_p[:, None] & m_k[None, :], other=0).to(COMPUTE)
+
+    if POOL:
+        tl.store(p_masses + i_nt * K + o_k, tl.sum(b_assign, 0), mask=m_k)
+        b_weights = tl.trans(b_assign)
+        for i_c in range(tl.cdiv(C, BLOCK_C)):
+            o_c = ((tl.cdiv(C, BLOCK_C) - 1 - i_c) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
+            m_c = o_c < C
+            b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
+            b_sums = _features_dot(b_weights, b_x, NATIVE_BF16, PRECISION)
+            o_sums = (i_nt * K + o_k)[:, None] * C + o_c[None, :]
+            tl.store(p_sums + o_sums, b_sums, mask=m_k[:, None] & m_c[None, :])
+
+
+@triton.jit(do_not_specialize=["K", "T"])
+def _normalize_kernel(
+    p_sums,  # [N, T, K, C]
+    p_masses,  # [N, T, K]
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_regions,  # [N, K, C], written
+    p_mass,  # [N, K], written
+    p_norm,  # [N, K], written
+    C,
+    K,
+    T,
+    centers_k,
+    centers_c,
+    sigma_k,
+    COMPUTE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One region of one image: the partial sums of its tiles -> its unit residual."""
+    i_nk = tl.program_id(0).to(tl.int64)
+    i_n, i_k = i_nk // K, i_nk % K
+    o_c = tl.arange(0, BLOCK_C).to(tl.int64)
+    m_c = o_c < C
+    b_sum = tl.zeros([BLOCK_C], COMPUTE)
+    mass = tl.zeros([], COMPUTE)
+    for i_t in range(T):
+        i_ntk = (i_n * T + i_t) * K + i_k
+        mass += tl.load(p_masses + i_ntk)
+        b_sum += tl.load(p_sums + i_ntk * C + o_c, mask=m_c, other=0)
+    sigma = tl.load(p_sigma + i_k * sigma_k).to(COMPUTE)
+    b_centers = tl.load(p_centers + i_k * centers_k + o_c * centers_c, mask=m_c, other=0).to(COMPUTE)
+    b_residual = (b_sum / _at_least(mass, _MASS_FLOOR) - b_centers) / sigma
+    norm = tl.sqrt(tl.sum(b_residual * b_residual, 0))
+    tl.store(p_regions + i_nk * C + o_c, b_residual / _at_least(norm, _NORM_FLOOR), mask=m_c)
+    tl.store(p_mass + i_nk, mass)
+    tl.store(p_norm + i_nk, norm)
+
+
+@triton.jit(do_not_specialize=["K"])
+def _direction_kernel(
+    p_regions,  # [N, K, C]
+    p_grad_regions,  # [N, K, C]
+    p_mass,  # [N, K]
+    p_norm,  # [N, K]
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_directions,  # w [N, K, C], written
+    p_offsets,  # b [N, K], written
+    C,
+    K,
+    grad_n,
+    grad_k,
+    grad_c,
+    centers_k,
+    centers_c,
+    sigma_k,
+    COMPUTE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One region of one image: how its gradient reads in terms of the sums it was made of."""
+    i_nk = tl.program_id(0).to(tl.int64)
+    i_n, i_k = i_nk // K, i_nk % K
+    o_c = tl.arange(0, BLOCK_C).to(tl.int64)
+    m_c = o_c < C
+    mass, norm = tl.load(p_mass + i_nk), tl.load(p_norm + i_nk)
+    sigma = tl.load(p_sigma + i_k * sigma_k).to(COMPUTE)
+    b_centers = tl.load(p_centers + i_k * centers_k + o_c * centers_c, mask=m_c, other=0).to(COMPUTE)
+    b_region = tl.load(p_regions + i_nk * C + o_c, mask=m_c, other=0)
+    o_grad = i_n * grad_n + i_k * grad_k + o_c * grad_c
+    b_grad = tl.load(p_grad_regions + o_grad, mask=m_c, other=0).to(COMPUTE)
+    along = tl.where(norm > _NORM_FLOOR, tl.sum(b_region * b_grad, 0), 0)
+    divisor = _at_least(norm, _NORM_FLOOR) * sigma * _at_least(mass, _MASS_FLOOR)
+    b_direction = (b_grad - b_region * along) / divisor
+    b_mean = b_region * _at_least(norm, _NORM_FLOOR) * sigma + b_centers
+    offset = tl.where(mass > _MASS_FLOOR, tl.sum(b_direction * b_mean, 0), 0)
+    tl.store(p_directions + i_nk * C + o_c, b_direction, mask=m_c)
+    tl.store(p_offsets + i_nk, offset)
+
+
+@triton.jit(do_not_specialize=["P", "W", "K", "T", "TILE"])
+def _backward_kernel(
+    p_x,  # [N, C, H, W]
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_assign,  # [N, K, H, W]
+    p_lse,  # [N, P], if ASSIGN
+    p_directions,  # w [N, K, C], if POOL
+    p_offsets,  # b [N, K], if POOL
+    p_grad,  # g^q [N, K, H, W] or None, if ASSIGN
+    p_grad_x,  # [N, C, H, W], written
+    p_grad_assign,  # a [N, K, H, W], written if not ASSIGN
+    p_center_sums,  # sum_p h x [N, T, K, C], written if ASSIGN
+    p_weight_sums,  # sum_p h [N, T, K], written if ASSIGN
+    p_logit_sums,  # sum_p h s [N, T, K], written if ASSIGN
+    C,
+    P,
+    W,
+    K,
+    T,
+    TILE,
+    x_n,
+    x_c,
+    x_h,
+    x_w,
+    centers_k,
+    centers_c,
+    sigma_k,
+    assign_n,
+    assign_k,
+    assign_h,
+    assign_w,
+    grad_n,
+    grad_k,
+    grad_h,
+    grad_w,
+    grad_x_n,
+    grad_x_c,
+    grad_x_h,
+    grad_x_w,
+    grad_assign_n,
+    grad_assign_k,
+    grad_assign_h,
+    grad_assign_w,
+    ASSIGN: tl.constexpr,
+    POOL: tl.constexpr,
+    FLAT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    NATIVE_BF16: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of positions: their gradients, and partial sums for those of the parameters."""
+    i_nt = tl.program_id(0).to(tl.int64)
+    i_n = i_nt // T
+    o_tile, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K).to(tl.int64)
+    o_p = (i_nt % T).to(tl.int32) * TILE + o_tile
+    m_p, m_k = (o_tile < TILE) & (o_p < P), o_k < K
+    m_pk = m_p[:, None] & m_k[None, :]
+    SPLIT: tl.constexpr = p_x.dtype.element_ty == tl.bfloat16
+    p_x += i_n * x_n + _map_offsets(o_p, W, x_h, x_w, FLAT)[:, None]
+    p_grad_x += i_n * grad_x_n + _map_offsets(o_p, W, grad_x_h, grad_x_w, FLAT)[:, None]
+    o_assign = i_n * assign_n + _map_offsets(o_p, W, assign_h, assign_w, FLAT)[:, None] + o_k[None, :] * assign_k
+    b_assign = tl.load(p_assign + o_assign, mask=m_pk, other=0).to(COMPUTE)
+
+    b_slopes = tl.zeros([BLOCK_P, BLOCK_K], COMPUTE)
+    if POOL:
+        for first in range(0, C, BLOCK_C):
+            o_c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
+            m_c = o_c < C
+            b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
+            o_directions = (i_n * K + o_k)[:, None] * C + o_c[None, :]
+            b_directions = tl.load(p_directions + o_directions, mask=m_k[:, None] & m_c[None, :], other=0)
+            b_slopes += _dot_features(b_x, tl.trans(b_directions), NATIVE_BF16, PRECISION)
+        b_slopes -= tl.load(p_offsets + i_n * K + o_k, mask=m_k, other=0)[None, :]
+
+    if ASSIGN:
+        if p_grad is not None:
+            o_grad = i_n * grad_n + _map_offsets(o_p, W, grad_h, grad_w, FLAT)[:, None] + o_k[None, :] * grad_k
+            b_slopes += tl.load(p_grad + o_grad, mask=m_pk, other=0).to(COMPUTE)
+        b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(COMPUTE), 1)
+        b_pull = b_assign * (b_slopes - tl.sum(b_assign * b_slopes, 1)[:, None]) / (b_sigma * b_sigma)[None, :]
+        b_lse = tl.load(p_lse + i_n * P + o_p, mask=m_p, other=0)
+        b_logits = tl.log(tl.where(b_assign > 0, b_assign, 1)) + b_lse[:, None]
+        tl.store(p_weight_sums + i_nt * K + o_k, tl.sum(b_pull, 0), mask=m_k)
+        tl.store(p_logit_sums + i_nt * K + o_k, tl.sum(b_pull * b_logits, 0), mask=m_k)
+        b_pull_total = tl.sum(b_pull, 1)
+        b_pull_transposed = tl.trans(b_pull)
+    else:
+        o_grad = i_n * grad_assign_n + _map_offsets(o_p, W, grad_assign_h, grad_assign_w, FLAT)[:, None]
+        o_grad += o_k[None, :] * grad_assign_k
+        tl.store(p_grad_assign + o_grad, b_slopes, mask=m_pk)
+
+    for i_c in range(tl.cdiv(C, BLOCK_C)):
+        o_c = ((tl.cdiv(C, BLOCK_C) - 1 - i_c) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
+        m_c = o_c < C
+        m_kc = m_k[:, None] & m_c[None, :]
+        b_grad_x = tl.zeros([BLOCK_P, BLOCK_C], COMPUTE)
+        if ASSIGN:
+            b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
+            o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
+            b_centers = tl.load(p_centers + o_centers, mask=m_kc, other=0).to(COMPUTE)
+            b_grad_x += _dot_values(b_pull, b_centers, SPLIT, NATIVE_BF16, PRECISION)
+            b_grad_x -= b_pull_total[:, None] * b_x.to(COMPUTE)
+            b_sums = _features_dot(b_pull_transposed, b_x, NATIVE_BF16, PRECISION)
+            tl.store(p_center_sums + (i_nt * K + o_k)[:, None] * C + o_c[None, :], b_sums, mask=m_kc)
+        if POOL:
+            b_directions = tl.load(p_directions + (i_n * K + o_k)[:, None] * C + o_c[None, :], mask=m_kc, other=0)
+            b_grad_x += _dot_values(b_assign, b_directions, SPLIT, NATIVE_BF16, PRECISION)
+        o_grad_x = o_c[None, :] * grad_x_c
+        tl.store(p_grad_x + o_grad_x, b_grad_x, mask=m_p[:, None] & m_c[None, :])
+
+
+@triton.jit(do_not_specialize=["N", "K", "T"])
+def _parameters_kernel(
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_directions,  # w [N, K, C], if POOL
+    p_mass,  # [N, K], if POOL
+    p_center_sums,  # [N, T, K, C], if ASSIGN
+    p_weight_sums,  # [N, T, K], if ASSIGN
+    p_logit_sums,  # [N, T, K], if ASSIGN
+    p_grad_centers,  # [K, C], written
+    p_grad_sigma,  # [K], written
+    N,
+    C,
+    K,
+    T,
+    centers_k,
+    centers_c,
+    sigma_k,
+    ASSIGN: tl.constexpr,
+    POOL: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Some channels of one part: the gradients of its centre and bandwidth from the partial sums."""
+    i_k, i_c = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    o_c = (i_c * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
+    m_c = o_c < C
+    b_grad = tl.zeros([BLOCK_C], COMPUTE)
+    weight, logit = tl.zeros([], COMPUTE), tl.zeros([], COMPUTE)
+    if ASSIGN:
+        for first in range(0, N * T, BLOCK_N):
+            o_nt = first + tl.arange(0, BLOCK_N)
+            m_nt = o_nt < N * T
+            o_ntk = o_nt.to(tl.int64) * K + i_k
+            b_sums = tl.load(
+                p_center_sums + o_ntk[:, None] * C + o_c[None, :], mask=m_nt[:, None] & m_c[None, :], other=0
+            )
+            b_grad += tl.sum(b_sums, 0)
+            weight += tl.sum(tl.load(p_weight_sums + o_ntk, mask=m_nt, other=0), 0)
+            logit += tl.sum(tl.load(p_logit_sums + o_ntk, mask=m_nt, other=0), 0)
+        b_centers = tl.load(p_centers + i_k * centers_k + o_c * centers_c, mask=m_c, other=0).to(COMPUTE)
+        b_grad -= weight * b_centers
+    if POOL:
+        for first in range(0, N, BLOCK_N):
+            o_n = first + tl.arange(0, BLOCK_N)
+            m_n = o_n < N
+            o_nk = o_n.to(tl.int64) * K + i_k
+            b_mass = _at_least(tl.load(p_mass + o_nk, mask=m_n, other=0), _MASS_FLOOR)
+            o_directions = o_nk[:, None] * C + o_c[None, :]
+            b_directions = tl.load(p_directions + o_directions, mask=m_n[:, None] & m_c[None, :], other=0)
+            b_grad -= tl.sum(b_directions * b_mass[:, None], 0)
+    tl.store(p_grad_centers + i_k * C + o_c, b_grad, mask=m_c)
+    if i_c == 0:
+        sigma = tl.load(p_sigma + i_k * sigma_k).to(COMPUTE)
+        tl.store(p_grad_sigma + i_k, -2 * sigma * logit)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a kernel is cut: positions per tile and channels per step, warps per program, pipeline stages."""
+
+    positions: int
+    channels: int
+    parts: int
+    warps: int
+    stages: int
+
+
+def choose_blocks(
+    images: int,
+    positions: int,
+    channels: int,
+    parts: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+) -> Blocks:
+    """Tiles as large as leaves a program for every multiprocessor: fewer tiles, fewer partial sums.
+
+    Args:
+        images: N.
+        positions: H * W.
+        channels: C.
+        parts: K, at most 64.
+        dtype: dtype of the features.
+        capability: Compute capability of the device; (0, 0) is Triton's interpreter.
+    """
+    block_k = max(16, triton.next_power_of_2(parts))
+    # Without the matrix instructions of Hopper and data-centre Blackwell, operands take registers: smaller tiles.
+    wide = capability[0] in (0, 9, 10)
+    if block_k == 16:
+        block_p = 128 if wide else 64
+    elif wide:
+        block_p = 32 if block_k == 32 and dtype != torch.bfloat16 else 64
+    else:
+        block_p = 16
+    block_p = max(16, min(block_p, triton.next_power_of_2(positions)))
+    multiprocessors = 1 if capability == (0, 0) else 132 if wide else 108
+    while block_p > 16 and images * triton.cdiv(positions, block_p) < multiprocessors:
+        block_p //= 2
+    step = {torch.float64: 16, torch.bfloat16: 64}.get(dtype, 32)
+    step = max(16, min(step, triton.next_power_of_2(channels)))
+    warps = 8 if block_p >= 32 and block_p * block_k >= (2048 if wide else 1024) else 4
+    # A100 has 163 KB of shared memory for a program, Hopper and data-centre Blackwell 227 KB, all others 99 KB.
+    small = not wide and capability != (8, 0)
+    return Blocks(block_p, step, block_k, warps, stages=2 if small else 3)
+
+
+def _map_strides(tensor: Tensor | None) -> tuple[int, int, int, int]:
+    """Strides of [N, C, H, W], with that of a single column replaced by that of its rows."""
+    if tensor is None:
+        return 0, 0, 0, 0
+    n, c, h, w = tensor.stride()
+    return n, c, h, h if tensor.shape[3] == 1 else w
+
+
+def _is_flat(tensor: Tensor) -> bool:
+    height, width = tensor.shape[2:]
+    return height == 1 or width == 1 or tensor.stride(2) == width * tensor.stride(3)
+
+
+def _named(name: str, strides: tuple[int, ...], axes: str) -> dict[str, int]:
+    return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _empty_map(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """[N, channels, H, W] in the layout of x."""
+    layout = torch.channels_last if x.stride(1) < x.stride(3) else torch.contiguous_format
+    return torch.empty((x.shape[0], channels, *x.shape[2:]), dtype=dtype, device=x.device, memory_format=layout)
+
+
+def _capability(x: Tensor) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
+
+
+def _plan(x: Tensor, parts: int) -> tuple[Blocks, int, int]:
+    """The blocks, how many tiles an image has and how many positions a tile."""
+    N, C, H, W = x.shape
+    blocks = choose_blocks(N, H * W, C, parts, x.dtype, _capability(x))
+    tiles = triton.cdiv(H * W, blocks.positions)
+    return blocks, tiles, triton.cdiv(H * W, tiles)
+
+
+def _settings(x: Tensor, dtype: torch.dtype, *maps: Tensor | None) -> dict[str, Any]:
+    return {
+        "FLAT": all(_is_flat(tensor) for tensor in (x, *maps) if tensor is not None),
+        "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "NATIVE_BF16": not INTERPRETED,
+        "PRECISION": "tf32x3",
+    }
+
+
+def _forward(
+    x: Tensor, centers: Tensor, sigma: Tensor, given: Tensor | None, pool: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """assign, lse (unless assign is given); regions, mass, norm (if pool)."""
+    N, C, H, W = x.shape
+    K, P = centers.shape[0], H * W
+    dtype = _compute_dtype(x)
+    new = functools.partial(torch.empty, dtype=dtype, device=x.device)
+    assign = _empty_map(x, K, dtype) if given is None else given
+    lse = new((N, P)) if given is None else None
+    regions, mass, norm = (new((N, K, C)), new((N, K)), new((N, K))) if pool else (None, None, None)
+    if N == 0:
+        return assign, lse, regions, mass, norm
+    blocks, T, tile = _plan(x, K)
+    sums, masses = (new((N, T, K, C)), new((N, T, K))) if pool else (None, None)
+    dictionary = _named("centers", centers.stride(), "kc") | {"sigma_k": sigma.stride(0)}
+    with torch.cuda.device_of(x):
+        _forward_kernel[(N * T,)](
+            p_x=x,
+            p_centers=centers,
+            p_sigma=sigma,
+            p_assign=assign,
+            p_lse=lse,
+            p_sums=sums,
+            p_masses=masses,
+            C=C,
+            P=P,
+            W=W,
+            K=K,
+            T=T,
+            TILE=tile,
+            **_named("x", _map_strides(x), "nchw"),
+            **dictionary,
+            **_named("assign", _map_strides(assign), "nkhw"),
+            ASSIGN=given is None,
+            POOL=pool,
+            **_settings(x, dtype, assign),
+            BLOCK_P=blocks.positions,
+            BLOCK_C=blocks.channels,
+            BLOCK_K=blocks.parts,
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
+        )
+        if pool:
+            _normalize_kernel[(N * K,)](
+                p_sums=sums,
+                p_masses=masses,
+                p_centers=centers,
+                p_sigma=sigma,
+                p_regions=regions,
+                p_mass=mass,
+                p_norm=norm,
+                C=C,
+                K=K,
+                T=T,
+                **dictionary,
+                COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
+                BLOCK_C=triton.next_power_of_2(C),
+                num_warps=4,
+            )
+    return assign, lse, regions, mass, norm
+
+
+def _backward(
+    x: Tensor,
+    centers: Tensor,
+    sigma: Tensor,
+    assign: Tensor,
+    lse: Tensor | None,
+    pooled: tuple[Tensor, Tensor, Tensor, Tensor] | None,
+    grad: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of x, assign (if it was given: lse is None), centers and sigma.
+
+    Args:
+        pooled: regions, mass, norm and the gradient of regions, if that is asked for.
+        grad: The gradient of assign, if lse is given.
+    """
+    N, C, H, W = x.shape
+    K, P = centers.shape[0], H * W
+    given, pool = lse is None, pooled is not None
+    dtype = _compute_dtype(x)
+    new = functools.partial(torch.empty, dtype=dtype, device=x.device)
+    grad_x, grad_assign = _empty_map(x, C, x.dtype), _empty_map(assign, K, assign.dtype) if given else None
+    if N == 0:
+        return grad_x, grad_assign, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
+    grad_centers = torch.empty((K, C), dtype=centers.dtype, device=x.device)
+    grad_sigma = torch.empty((K,), dtype=sigma.dtype, device=x.device)
+    blocks, T, tile = _plan(x, K)
+    compute = tl.float64 if dtype == torch.float64 else tl.float32
+    dictionary = _named("centers", centers.stride(), "kc") | {"sigma_k": sigma.stride(0)}
+    directions = offsets = mass = center_sums = weight_sums = logit_sums = None
+    with torch.cuda.device_of(x):
+        if pooled is not None:
+            regions, mass, norm, grad_regions = pooled
+            directions, offsets = new((N, K, C)), new((N, K))
+            _direction_kernel[(N * K,)](
+                p_regions=regions,
+                p_grad_regions=grad_regions,
+                p_mass=mass,
+                p_norm=norm,
+                p_centers=centers,
+                p_sigma=sigma,
+                p_directions=directions,
+                p_offsets=offsets,
+                C=C,
+                K=K,
+                **_named("grad", grad_regions.stride(), "nkc"),
+                **dictionary,
+                COMPUTE=compute,
+                BLOCK_C=triton.next_power_of_2(C),
+                num_warps=4,
+            )
+        if not given:
+            center_sums, weight_sums, logit_sums = new((N, T, K, C)), new((N, T, K)), new((N, T, K))
+        _backward_kernel[(N * T,)](
+            p_x=x,
+            p_centers=centers,
+            p_sigma=sigma,
+            p_assign=assign,
+            p_lse=lse,
+            p_directions=directions,
+            p_offsets=offsets,
+            p_grad=grad,
+            p_grad_x=grad_x,
+            p_grad_assign=grad_assign,
+            p_center_sums=center_sums,
+            p_weight_sums=weight_sums,
+            p_logit_sums=logit_sums,
+            C=C,
+            P=P,
+            W=W,
+            K=K,
+            T=T,
+            TILE=tile,
+            **_named("x", _map_strides(x), "nchw"),
+            **dictionary,
+            **_named("assign", _map_strides(assign), "nkhw"),
+            **_named("grad", _map_strides(grad), "nkhw"),
+            **_named("grad_x", _map_strides(grad_x), "nchw"),
+            **_named("grad_assign", _map_strides(grad_assign), "nkhw"),
+            ASSIGN=not given,
+            POOL=pool,
+            **_settings(x, dtype, assign, grad),
+            BLOCK_P=blocks.positions,
+            BLOCK_C=blocks.channels,
+            BLOCK_K=blocks.parts,
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
+        )
+        _parameters_kernel[(K, triton.cdiv(C, 64))](
+            p_centers=centers,
+            p_sigma=sigma,
+            p_directions=directions,
+            p_mass=mass,
+            p_center_sums=center_sums,
+            p_weight_sums=weight_sums,
+            p_logit_sums=logit_sums,
+            p_grad_centers=grad_centers,
+            p_grad_sigma=grad_sigma,
+            N=N,
+            C=C,
+            K=K,
+            T=T,
+            **dictionary,
+            ASSIGN=not given,
+            POOL=pool,
+            COMPUTE=compute,
+            BLOCK_N=32,
+            BLOCK_C=64,
+            num_warps=4,
+        )
+    return grad_x, grad_assign, grad_centers, grad_sigma
+
+
+# Every operator and every backward pass is one operator to torch.compile. What shapes, dtypes and strides they return
+# is said by the fakes below; that they are not differentiated twice by _refuse.
+
+
+@torch.library.custom_op("region_grouping::region_grouping", mutates_args=())
+def _region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _forward(x, centers, sigma, None, pool=True)  # type: ignore[return-value]
+
+
+@torch.library.custom_op("region_grouping::part_assignment", mutates_args=())
+def _part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    return _forward(x, centers, sigma, None, pool=False)[:2]  # type: ignore[return-value]
+
+
+@torch.library.custom_op("region_grouping::vlad_pooling", mutates_args=())
+def _vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(x, centers, sigma, assign, pool=True)[2:]  # type: ignore[return-value]
+
+
+@torch.library.custom_op("region_grouping::grouping_backward", mutates_args=())
+def _grouping_backward(
+    x: Tensor,
+    centers: Tensor,
+    sigma: Tensor,
+    assign: Tensor,
+    lse: Tensor,
+    regions: Tensor | None,
+    mass: Tensor | None,
+    norm: Tensor | None,
+    grad_assign: Tensor | None,
+    grad_regions: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
+    grad_x, _, grad_centers, grad_sigma = _backward(x, centers, sigma, assign, lse, pooled, grad_assign)  # type: ignore[arg-type]
+    return grad_x, grad_centers, grad_sigma
+
+
+@torch.library.custom_op("region_grouping::vlad_pooling_backward", mutates_args=())
+def _vlad_pooling_backward(
+    x: Tensor,
+    assign: Tensor,
+    centers: Tensor,
+    sigma: Tensor,
+    regions: Tensor,
+    mass: Tensor,
+    norm: Tensor,
+    grad_regions: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None)  # type: ignore[return-value]
+
+
+@_region_grouping.register_fake
+def _(x: Tensor, centers: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return *_fake_assignment(x, centers), *_fake_regions(x, centers)
+
+
+@_part_assignment.register_fake
+def _(x: Tensor, centers: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    return _fake_assignment(x, centers)
+
+
+@_vlad_pooling.register_fake
+def _(x: Tensor, _: Tensor, centers: Tensor, __: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_regions(x, centers)
+
+
+@_grouping_backward.register_fake
+def _(x: Tensor, centers: Tensor, sigma: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_map(x, x.shape[1], x.dtype), *_fake_parameters(centers, sigma)
+
+
+@_vlad_pooling_backward.register_fake
+def _(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x, grad_assign = _empty_map(x, x.shape[1], x.dtype), _empty_map(assign, assign.shape[1], assign.dtype)
+    return grad_x, grad_assign, *_fake_parameters(centers, sigma)
+
+
+def _fake_assignment(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = _compute_dtype(x)
+    return _empty_map(x, centers.shape[0], dtype), x.new_empty((x.shape[0], x.shape[2] * x.shape[3]), dtype=dtype)
+
+
+def _fake_regions(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _compute_dtype(x)
+    sizes = (x.shape[0], *centers.shape)
+    return x.new_empty(sizes, dtype=dtype), x.new_empty(sizes[:2], dtype=dtype), x.new_empty(sizes[:2], dtype=dtype)
+
+
+def _fake_parameters(centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    return centers.new_empty(centers.shape), sigma.new_empty(sigma.shape)
+
+
+def _keep_region_grouping(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1], *output[3:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_region_grouping(
+    ctx: Any, grad_assign: Tensor | None, _: None, grad_regions: Tensor | None, *__: None
+) -> tuple[Tensor | None, ...]:
+    if grad_assign is None and grad_regions is None:
+        return None, None, None
+    return _grouping_backward(*ctx.saved_tensors, grad_assign, grad_regions)
+
+
+def _keep_part_assignment(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_part_assignment(ctx: Any, grad_assign: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_assign is None:
+        return None, None, None
+    return _grouping_backward(*ctx.saved_tensors, None, None, None, grad_assign, None)
+
+
+def _keep_vlad_pooling(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_vlad_pooling(ctx: Any, grad_regions: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_regions is None:
+        return None, None, None, None
+    return _vlad_pooling_backward(*ctx.saved_tensors, grad_regions)
+
+
+def _refuse(_ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError("the fused operators are differentiated once; use kernels.reference for second derivatives")
+
+
+_region_grouping.register_autograd(_differentiate_region_grouping, setup_context=_keep_region_grouping)
+_part_assignment.register_autograd(_differentiate_part_assignment, setup_context=_keep_part_assignment)
+_vlad_pooling.register_autograd(_differentiate_vlad_pooling, setup_context=_keep_vlad_pooling)
+_grouping_backward.register_autograd(_refuse)
+_vlad_pooling_backward.register_autograd(_refuse)
+
+
+def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """kernels.region_grouping in Triton, arguments already checked."""
+    assign, _, regions, _, _ = _region_grouping(x, centers, sigma)
+    return assign, regions
+
+
+def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
+    """kernels.part_assignment in Triton, arguments already checked."""
+    return _part_assignment(x, centers, sigma)[0]
+
+
+def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
+    """kernels.vlad_pooling in Triton, arguments already checked."""
+    return _vlad_pooling(x, assign, centers, sigma)[0]
