@@ -108,7 +108,7 @@ class Folder:
         It reads every file once, a tenth of the work of packing them. Sizes would miss photos that were edited, and
         times of change would make a copy of the folder another data set. A file that cannot be read counts as such.
         """
-        logger.info("%s: reading %d files of %s to tell whether they have changed", self.raw, len(self), self.split)
+        logger.info("%s: reading %d files of %s for their checksum", self.raw, len(self), self.split)
         digest = hashlib.sha256()
         for source, _ in sorted(self._samples):
             try:

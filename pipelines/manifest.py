@@ -15,6 +15,7 @@ from pipelines.samples import Sample
 
 NAME = "manifest.json"
 FORMAT = 1
+FILES = "files"
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,9 @@ class Manifest(Schema):
     """What a folder of shards holds and how it was made: a schema and the files that keep to it.
 
     Attributes:
-        dataset: Name of the data set.
-        options: What the caller chose when making it (JSON values only).
+        dataset: Name of the data set, for people; shards that differ in nothing else are the same.
+        options: What the caller chose when making it (JSON values only). Under ``files``, if there, is what tells the
+            raw files from others.
         seed: Seed of the order of the samples.
         samples_per_shard: Raw samples per shard; quarantine makes some shards smaller.
         fields: Extensions that every sample has, in the order of ``samples.FIELDS``.
@@ -216,10 +218,13 @@ class Manifest(Schema):
         return self.splits[name]
 
     def differences(self, other: Manifest) -> list[str]:
-        """How the making of two folders of shards differed, one line for each setting; empty if in nothing."""
+        """How the making of two folders of shards differed, not counting their raw files.
+
+        One line for each setting; empty if in nothing.
+        """
         ours, theirs = self._recipe(), other._recipe()
         return [
-            _difference(name, ours.get(name), theirs.get(name))
+            f"{name} {_short(ours.get(name))} instead of {_short(theirs.get(name))}"
             for name in sorted(set(ours) | set(theirs))
             if ours.get(name) != theirs.get(name)
         ]
@@ -227,9 +232,11 @@ class Manifest(Schema):
     def _recipe(self) -> dict[str, Any]:
         """What was asked for when the shards were made, flat and as JSON values."""
         recipe = json.loads(json.dumps(asdict(self)))
-        for name in ("fields", "splits"):
+        for name in ("dataset", "fields", "splits"):
             del recipe[name]
-        return recipe | {f"options.{name}": value for name, value in recipe.pop("options").items()}
+        options = recipe.pop("options")
+        options.pop(FILES, None)
+        return recipe | {f"options.{name}": value for name, value in options.items()}
 
 
 def check_files(folder: str | os.PathLike, manifest: Manifest, split: str) -> None:
@@ -267,6 +274,8 @@ def sha256(path: Path) -> str:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that takes its name only once it is complete and on disk; after an error nothing is left."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -290,12 +299,6 @@ def _split(content: dict[str, Any]) -> Split:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _difference(name: str, ours: object, theirs: object) -> str:
-    if isinstance(ours, dict) or isinstance(theirs, dict):
-        return f"{name} differ"
-    return f"{name} {_short(ours)} instead of {_short(theirs)}"
 
 
 def _short(value: object) -> str:

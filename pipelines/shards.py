@@ -26,7 +26,18 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipelines import samples
-from pipelines.manifest import NAME, Manifest, Quarantined, Schema, Shard, Split, atomic_write, check_files, sha256
+from pipelines.manifest import (
+    FILES,
+    NAME,
+    Manifest,
+    Quarantined,
+    Schema,
+    Shard,
+    Split,
+    atomic_write,
+    check_files,
+    sha256,
+)
 from pipelines.samples import Sample
 
 INDEX_VERSION = "v1.2"
@@ -102,18 +113,19 @@ def write(
 
     Args:
         out: The folder of the shards, made if missing.
-        dataset: Name of the data set.
+        dataset: Name of the data set, for people.
         sources: Name of the split -> its raw samples.
         schema: What the numbers in the samples mean.
-        options: Whatever else the samples depend on, as JSON values; kept in the manifest.
+        options: Whatever else the samples depend on, as JSON values; kept in the manifest. What is under ``files``
+            changes with the raw files.
         samples_per_shard: Raw samples per shard.
         seed: Decides the order of the samples.
         jobs: Number of processes. The bytes written are the same for any number.
         progress: Called with the number of finished shards and that of all shards.
 
     Raises:
-        ValueError: an argument is wrong, ``out`` holds foreign files or shards that were made differently, no sample of
-            a split can be used, or only some samples of a split have a part map.
+        ValueError: an argument is wrong, ``out`` holds foreign files or shards that were made differently or of other
+            raw samples, no sample of a split can be used, or only some samples of a split have a part map.
         OSError: the folder cannot be written to, or a worker process died. No manifest is left behind, nor any
             incomplete shard.
     """
@@ -284,10 +296,14 @@ def _prepare(out: Path, plan: Manifest, sources: Mapping[str, Source]) -> Manife
         differences = manifest.differences(plan)
         found = {split: content.samples + len(content.quarantined) for split, content in manifest.splits.items()}
         wanted = {split: len(source) for split, source in sources.items()}
-        if found != wanted:
-            differences.append(f"raw samples {found} instead of {wanted}")
+        way_out = "delete the folder or choose another --out"
         if differences:
-            raise ValueError(f"{out}: holds shards that were made differently: {'; '.join(differences)}")
+            raise ValueError(f"{out}: holds shards that were made differently ({'; '.join(differences)}); {way_out}")
+        if found != wanted or manifest.options.get(FILES) != plan.options.get(FILES):
+            counts = [f"{name}: {found.get(name, 0)} then, {wanted.get(name, 0)} now" for name in found | wanted]
+            raise ValueError(
+                f"{out}: the images have changed since these shards were written ({'; '.join(counts)}); {way_out}"
+            )
         for split in manifest.splits:
             check_files(out, manifest, split)
         return manifest

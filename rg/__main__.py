@@ -31,11 +31,25 @@ class Parser(ArgumentParser):
     """An argument parser whose errors are one line and name the nearest option for an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        unknown = re.findall(r"--[\w.-]+", str(message)) if "nrecognized" in str(message) else []
         options = [option for option in self._option_string_actions if option.startswith("--")]
+        message = _in_words(" ".join(str(message).split()), options)
+        unknown = re.findall(r"--[\w.-]+", message) if "nrecognized" in message else []
         near = [match for option in unknown for match in difflib.get_close_matches(option, options, n=2, cutoff=0.6)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"see python -m {self.prog} --help"
         raise ValueError(f"{message}; {hint}") from ex
+
+
+def _in_words(message: str, options: Sequence[str]) -> str:
+    """A message of the parser with options as they are typed, and without the classes of Python."""
+    typed = {option[2:].replace("-", "_"): option for option in options}
+    if wrong := re.fullmatch(r'Parser key "(.+?)": Expected an? (.+)\. Got value: ?(.*)', message):
+        key, kind, value = wrong.groups()
+        kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
+        kind = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", kind)
+        return f"{typed.get(key, key)}: expected {kind}, got {value!r}"
+    if missing := re.fullmatch(r"(the following arguments are required: )(.+)", message):
+        return missing[1] + ", ".join(typed.get(name, name) for name in missing[2].split(", "))
+    return message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +131,14 @@ def prepare_folder(arguments: Arguments) -> None:
     sources = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
     schema = Schema(classes=tuple(sources["train"].class_names))
     files = {split: source.digest() for split, source in sources.items()}
-    _write_shards(args, "folder", sources, schema, {"val_fraction": args.val_fraction, "files": files}, args.seed)
+    _write_shards(
+        args,
+        args.raw.resolve().name or "folder",
+        sources,
+        schema,
+        {"val_fraction": args.val_fraction, "files": files},
+        args.seed,
+    )
 
 
 def verify(arguments: Arguments) -> int:

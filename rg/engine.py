@@ -92,12 +92,16 @@ class Engine:
         config: Of the run.
         ranks: From ``connect()``.
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
+
+    Attributes:
+        lr: Learning rate of the backbone in the last step.
     """
 
     def __init__(self, model: RegionGroupingModel, config: RunConfig, ranks: Ranks, steps_per_epoch: int) -> None:
         self.ranks = ranks
         self.model = model
         self.micro_batch = micro_batch(config, ranks)
+        self.lr = config.optimizer.lr
         backbone, new = model.parameter_groups()
         optimizer = torch.optim.SGD(
             [
@@ -132,11 +136,8 @@ class Engine:
     def step(self, loss: Tensor) -> None:
         """Backward; then, once all micro batches of the step have been seen, the optimiser and its schedule."""
         self.engine.backward(loss)
+        self.lr = self.engine.optimizer.param_groups[0]["lr"]
         self.engine.step()
-
-    def lr(self) -> float:
-        """Current learning rate of the backbone."""
-        return self.engine.optimizer.param_groups[0]["lr"]
 
     def gather(self, x: Tensor) -> Tensor:
         """[N, ...] of every rank -> [world * N, ...] on every rank, with gradient.

@@ -24,10 +24,9 @@ from rg.config import RunConfig
 from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
 from rg.model import ModelOutput, RegionGroupingModel
+from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured
 
 logger = logging.getLogger(__name__)
-
-METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 
 
 def evaluate(
@@ -81,22 +80,18 @@ def evaluate(
 def table(result: dict[str, Any]) -> str:
     """The metrics for people: percentages, and a line per part."""
 
-    def percent(name: str) -> str:
-        return "not measured" if result[name] is None else f"{100 * result[name]:.2f} %"
-
+    found = {key: f"{100 * result[key]:.2f} %" for _, key, _, _ in MEASURED if result[key] is not None}
+    if result["chance"] is not None:
+        right = round(result["accuracy"] * result["samples"])
+        found["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
     rows = [
-        ("accuracy", percent("accuracy")),
-        ("mean class accuracy", percent("mean_class_accuracy")),
-        ("landmark error / box", percent("landmark_error")),
-        ("  mean-shape baseline", percent("mean_shape_error")),
-        ("pointing-game error", percent("pointing_error")),
-        ("NMI, ARI at landmarks", f"{percent('nmi')}, {percent('ari')}"),
-        ("NMI, ARI on part maps", f"{percent('part_map_nmi')}, {percent('part_map_ari')}"),
-        ("occurrence prior loss", f"{result['prior_loss']:.4f}"),
-        ("parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"),
+        *((name, found[key]) for name, key, _, _ in MEASURED if key in found),
+        ("Occurrence prior loss", f"{result['prior_loss']:.4f}"),
+        ("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"),
     ]
     lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
     lines += [f"  {name:<24}{value}" for name, value in rows]
+    lines += [f"  {line}" for line in not_measured(result)]
     lines.append("  part  occurrence  present  prior distance  attention  area    kind        state")
     for part in result["parts"]:
         lines.append(
@@ -104,6 +99,8 @@ def table(result: dict[str, Any]) -> str:
             f"{part['attention']:>9.3f}  {part['area']:>6.1%}  {'background' if part['background'] else 'object':<10}  "
             f"{part['state']}"
         )
+    if any(part["background"] for part in result["parts"]):
+        lines.append("  background: surroundings, or parts that hardly count")
     return "\n".join(lines)
 
 
@@ -190,7 +187,7 @@ class _Seen:
         multi_label = labels.ndim == 2
         probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
         predicted = (probabilities > 0.5).int() if multi_label else logits.argmax(1)
-        occurrence, attention = torch.cat(self.occurrence), torch.cat(self.attention)
+        occurrence, attention, area = torch.cat(self.occurrence), torch.cat(self.attention), torch.cat(self.wins)
         for n, key in enumerate(self.keys):
             errors = landmark_errors[n][~np.isnan(landmark_errors[n])] if landmark_errors is not None else np.empty(0)
             yield {
@@ -200,6 +197,7 @@ class _Seen:
                 "probability": float(probabilities[n].max()),
                 "occurrence": [round(value, 6) for value in occurrence[n].tolist()],
                 "attention": [round(value, 6) for value in attention[n].tolist()],
+                "area": [round(value, 6) for value in area[n].tolist()],
                 "landmark_error": float(errors.mean()) if len(errors) else None,
                 "pointing": self.pointing[n],
             }
@@ -220,6 +218,7 @@ def _measure(
         mean_class_accuracy = torch.stack([correct[labels == label].mean() for label in labels.unique()]).mean().item()
     result: dict[str, Any] = {
         "samples": len(labels),
+        "chance": None if classes.multi_label else 1 / len(classes.names),
         "accuracy": accuracy,
         "mean_class_accuracy": mean_class_accuracy,
         "landmark_error": None,

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 VIEWS = ("auto", "whole", "crop")
 MAX_ASPECT = 4
-ImageLike = str | os.PathLike | Image.Image
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class PartExplanation:
         occurrence: t_k in (0, 1), how surely the part occurs.
         attention: a_k, the weight of the part; all parts sum to 1.
         contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
-        background: Whether the part is background rather than object, as seen over the training images.
+        background: Whether the part shows surroundings or hardly counts, as seen over the training images.
     """
 
     index: int
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
     center: tuple[float, float]
     occurrence: float
     attention: float
@@ -87,6 +87,9 @@ class Explanation:
     image: np.ndarray
     window: tuple[float, float, float, float]
     source: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Explanation(label={self.label!r}, probability={self.probability:.4g}, parts={len(self.parts)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON values; areas are shares of the window."""
@@ -125,6 +128,7 @@ class Explanation:
 
         Raises:
             ValueError: another suffix.
+            OSError: there is no such folder, or it cannot be written to.
         """
         path = Path(path)
         if path.suffix not in (".png", ".json"):
@@ -169,7 +173,7 @@ class Explainer:
         """Explain one image or a list of images.
 
         Args:
-            images: A path or a PIL image, or a list of them. Any mode, size and orientation.
+            images: A path, a PIL image (any mode, size and orientation) or a uint8 array [H, W, 3], or a list of them.
             view: ``whole`` shows the model the whole image (fully convolutional, at the size of testing); ``crop`` the
                 central square that it is tested on; ``auto`` the whole image if the backbone takes images of any size.
             top_k: Number of best classes to name.
@@ -182,7 +186,7 @@ class Explainer:
             ValueError: an image cannot be decoded, an argument is off, or the whole image is asked for and the backbone
                 takes no other size than that of testing.
         """
-        single = isinstance(images, (str, os.PathLike, Image.Image))
+        single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
         found = list(self.stream([images] if single else images, view=view, top_k=top_k, batch_size=batch_size))  # type: ignore[list-item, arg-type]
         return found[0] if single else found
 
@@ -211,9 +215,9 @@ class Explainer:
             raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
         waiting: list[tuple[np.ndarray, Tensor, tuple[float, float, float, float], str | None]] = []
         for image in images:
-            source = None if isinstance(image, Image.Image) else os.fspath(image)
+            source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
             try:
-                pixels = open_rgb(image)
+                pixels = _open(image)
             except (ValueError, OSError) as error:
                 if failed is None:
                     raise
@@ -310,6 +314,19 @@ class Explainer:
             )
 
 
+def _open(image: ImageLike) -> Image.Image:
+    """Upright RGB."""
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return Image.fromarray(image)
+        got = f"{image.dtype} {list(image.shape)}"
+    elif isinstance(image, ImageLike):
+        return open_rgb(image)
+    else:
+        got = type(image).__name__
+    raise ValueError(f"images: expected a path, a PIL image or a uint8 array [H, W, 3], or a list of them, got {got}")
+
+
 def at_image_size(
     assign: Tensor, attention: Tensor, window: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -395,6 +412,8 @@ def _image_files(paths: Sequence[Path]) -> list[Path]:
             files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         elif path.is_file():
             files.append(path)
+        elif set("*?") & set(str(path)):
+            raise ValueError(f"{path}: no file matches this pattern")
         else:
             raise ValueError(f"{path}: no such file or folder")
     if not files:

@@ -42,7 +42,7 @@ class Meter:
             zip(("loss", "classification_loss", "prior_loss", "accuracy"), (s / count for s in sums), strict=True)
         )
         record |= {
-            "lr": engine.lr(),
+            "lr": engine.lr,
             "images_per_second": images / seconds,
             "data_wait": self.waited / seconds,
         }

@@ -20,6 +20,8 @@ MAX_PARTS = 64
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
 BARS_MIN_WIDTH, ROW_HEIGHT = 260, 24
 PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 32, 38), (104, 112, 122), (214, 219, 225)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+NOTABLE = 0.05  # of a logit: a part that adds or takes less does not stand out
 # Okabe and Ito, "Color universal design" (2008), without black and yellow, which vanish on dark and light paper.
 FIRST_COLORS = ((230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
 # Dark to warm with lightness that rises evenly (matplotlib's inferno at eight points).
@@ -35,7 +37,7 @@ class Bar:
         value: What it adds to the logit.
         attention: Weight of the part; None for the constant.
         color: Of the part; None for the rest.
-        background: Whether it is a background part.
+        background: Whether it is a background part: surroundings, or one that hardly counts.
     """
 
     name: str
@@ -58,7 +60,19 @@ def palette(count: int) -> list[Color]:
 
 def ink_on(color: Color) -> Color:
     """Black or white, whichever is read more easily on a colour."""
-    return INK if _linear(np.array(color)) @ (0.2126, 0.7152, 0.0722) > 0.25 else PAPER
+    # White is read more easily than contrast alone says, so it is taken wherever it has a contrast of 3 (WCAG).
+    return BLACK if _linear(np.array(color)) @ (0.2126, 0.7152, 0.0722) > 0.29 else WHITE
+
+
+def signed(value: float) -> str:
+    """With its sign and two decimals, or two digits where those would be zeros."""
+    text = f"{value or 0:+.2f}"
+    return f"{value:+#.2g}" if value and not float(text) else text
+
+
+def stands_out(explanation: Explanation) -> bool:
+    """Whether any part adds or takes a notable share of a logit."""
+    return max(abs(part.contribution) for part in explanation.parts) >= NOTABLE
 
 
 def bars(explanation: Explanation, limit: int) -> list[Bar]:
@@ -155,15 +169,18 @@ def spotlight(explanation: Explanation, part: int, size: Size | None = None) -> 
 
 
 def attribution_overlay(explanation: Explanation, size: Size | None = None) -> Image.Image:
-    """The grey image under a heat map of the attribution, black (0) to pale yellow (the largest value in the image).
+    """The grey image under a heat map of the attribution.
+
+    Black up to an even share among the K parts (1/K), pale yellow for the largest value in the image, or for twice an
+    even share if that is more: attention that prefers nothing is dark everywhere.
 
     Args:
         explanation: Of one image.
         size: Width and height of the picture in pixels; that of the image if None.
     """
     base = photo(explanation, size)
-    heat = np.asarray(_resize(explanation.attribution, base.size))
-    heat = np.clip(heat / max(float(heat.max()), 1e-12), 0, 1)
+    even_shares = np.asarray(_resize(explanation.attribution, base.size)) * len(explanation.parts)
+    heat = np.clip((even_shares - 1) / (max(float(even_shares.max()), 2.0) - 1), 0, 1)
     stops, channels = np.linspace(0, 1, len(HEAT)), np.array([ImageColor.getrgb(stop) for stop in HEAT]).T
     colors = np.stack([np.interp(heat, stops, channel) for channel in channels], axis=-1)
     grey = np.asarray(base.convert("L"), dtype=np.float32)[..., None]
@@ -192,7 +209,7 @@ def contribution_bars(explanation: Explanation, size: Size = (BARS_WIDTH, PANEL_
     left, right = 76, size[0] - 132
     draw.text((size[0] - 6, ROW_HEIGHT / 2), "attention", FAINT, small, anchor="rm")
     lowest, highest = (limit(0.0, *(row.value for row in rows)) for limit in (min, max))
-    scale = (right - left) / max(highest - lowest, 1e-12)
+    scale = (right - left) / max(highest - lowest, NOTABLE)
     zero = left - lowest * scale
     for number, row in enumerate(rows):
         y = (number + 1.5) * ROW_HEIGHT
@@ -202,14 +219,14 @@ def contribution_bars(explanation: Explanation, size: Size = (BARS_WIDTH, PANEL_
             draw.text((left - 10, y), row.name, FAINT, small, anchor="rm")
         x0, x1 = sorted((zero, zero + row.value * scale))
         draw.rectangle((x0, y - 7, max(x1, x0 + 1), y + 7), row.color or FAINT)
-        draw.text((size[0] - 66, y), f"{row.value:+.2f}", INK, text, anchor="rm")
+        draw.text((size[0] - 66, y), signed(row.value), INK, text, anchor="rm")
         if row.attention is not None:
             draw.text((size[0] - 6, y), f"{row.attention:.0%}", FAINT, text, anchor="rm")
     bottom = (len(rows) + 1.5) * ROW_HEIGHT
     draw.line((zero, ROW_HEIGHT, zero, bottom - ROW_HEIGHT / 2), INK)
     draw.line((8, bottom - ROW_HEIGHT / 2, size[0] - 6, bottom - ROW_HEIGHT / 2), LINE)
     draw.text((left - 10, bottom + 2), "logit", INK, small, anchor="rm")
-    draw.text((size[0] - 66, bottom + 2), f"{explanation.logit:+.2f}", INK, text, anchor="rm")
+    draw.text((size[0] - 66, bottom + 2), signed(explanation.logit), INK, text, anchor="rm")
     return out
 
 
@@ -218,11 +235,12 @@ def panel(explanation: Explanation) -> Image.Image:
     height, width = explanation.image.shape[:2]
     scale = min(PANEL_HEIGHT / height, PANEL_MAX_WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
+    contributions = "contributions to the logit" + ("" if stands_out(explanation) else ": none stands out")
     columns = [
         ("image", photo(explanation, size)),
         ("parts", parts_overlay(explanation, size=size)),
         ("attribution", attribution_overlay(explanation, size=size)),
-        ("contributions to the logit", contribution_bars(explanation)),
+        (contributions, contribution_bars(explanation)),
     ]
     widths = [max(picture.width, COLUMN_MIN_WIDTH) for _, picture in columns]
     title, text = ImageFont.load_default(size=26), ImageFont.load_default(size=16)

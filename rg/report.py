@@ -48,6 +48,7 @@ MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data se
     ("NMI on part maps", "part_map_nmi", "Mutual information of parts and true parts of all pixels.", "part maps"),
     ("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", "part maps"),
 )
+NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {pictures.NOTABLE} to or from the logit."
 ADVICE = {
     "dead": "It is the strongest part in less than 1 % of the images. Start from k-means centres "
     "(model.grouping.init=kmeans), train longer, or ask for fewer parts (model.grouping.num_parts).",
@@ -107,6 +108,8 @@ def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path
     if metrics["weights"] != sha256(run / checkpoint.WEIGHTS):
         raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
+    if "chance" not in metrics or not all("area" in prediction for prediction in predictions):
+        raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     history = _read_lines(run / HISTORY, "train")
     manifest = _find_data(metrics, data)
     if manifest.classes != classes.names:
@@ -122,6 +125,7 @@ def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path
         classes=classes,
         tiles=_tiles(metrics),
         rows=_metric_rows(metrics),
+        not_measured=not_measured(metrics),
         cards=cards,
         wrong=sum(_errors(prediction) > 0 for prediction in predictions),
         parts=metrics["parts"],
@@ -130,6 +134,7 @@ def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path
         histograms=_histograms(predictions),
         prior=_shares(prior_quantiles(len(predictions), config.loss.prior_alpha, config.loss.prior_beta)),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
+        least_span=pictures.NOTABLE,
         colors=[_css(color) for color in colors],
         inks=[_css(pictures.ink_on(color)) for color in colors],
         charts=charts.charts(history),
@@ -232,10 +237,11 @@ def _worst(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def _showing(predictions: Sequence[Prediction], k: int, part: Mapping[str, Any]) -> list[Prediction]:
-    """Where part k occurs most surely, in different classes; nothing for a dead part, which wins nowhere."""
+    """Where part k occurs most surely, in different classes, of the images with a place where it is the strongest."""
     if part["state"] == "dead":
         return []
-    return _take_turns(sorted(predictions, key=lambda one: (-one["occurrence"][k], one["key"])), _group)
+    shown = (one for one in predictions if one["area"][k])
+    return _take_turns(sorted(shown, key=lambda one: (-one["occurrence"][k], one["key"])), _group)
 
 
 def _explain(run: Path, folder: Path, split: str, keys: Sequence[str], classes: int) -> Iterator[Explanation]:
@@ -260,9 +266,10 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
         other, remark = None, _attributes(prediction, manifest)
     elif _errors(prediction):
         truth = _label(prediction, manifest)
-        other, remark = ("In truth", truth, dict(explanation.top_k)[truth]), _argument(bars)
+        other, remark = ("In truth", truth, dict(explanation.top_k)[truth]), _argument(explanation)
     else:
-        other, remark = ("Next", *explanation.top_k[1]), ""
+        other = ("Next", *explanation.top_k[1])
+        remark = "" if pictures.stands_out(explanation) else NOTHING_STANDS_OUT
     return Card(
         key=prediction["key"],
         other=other,
@@ -275,10 +282,15 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
     )
 
 
-def _argument(bars: Sequence[pictures.Bar]) -> str:
+def _argument(explanation: Explanation) -> str:
     """The one or two parts that spoke most for the label, in words."""
-    spoke = [f"part {bar.name} ({signed(bar.value)})" for bar in bars if bar.color and bar.value > 0][:2]
-    return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part spoke for it."
+    if not pictures.stands_out(explanation):
+        return NOTHING_STANDS_OUT
+    ranked = sorted(explanation.parts, key=lambda part: -part.contribution)[:2]
+    spoke = [
+        f"part {part.index} ({signed(part.contribution)})" for part in ranked if part.contribution >= pictures.NOTABLE
+    ]
+    return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part clearly spoke for it."
 
 
 def _attributes(prediction: Prediction, manifest: Manifest) -> str:
@@ -308,45 +320,49 @@ def _shares(values: np.ndarray) -> list[float]:
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and remark of the numbers that matter most."""
-    parts, landmarks, pointing = metrics["parts"], metrics["landmark_error"], metrics["pointing_error"]
+    """Name, value and remark of the numbers that matter most, of those that were measured."""
+    parts, chance = metrics["parts"], metrics["chance"]
     objects = sum(not part["background"] for part in parts)
-    about_landmarks, about_pointing = _absent("landmarks"), _absent("boxes")
-    if landmarks is not None:
-        about_landmarks = f"of the box; one mean shape has {percent(metrics['mean_shape_error'])}"
-    if pointing is not None:
-        pointing, about_pointing = 1 - pointing, "of the attribution peaks are on the object"
+    about = "of all attributes of all images"
+    if chance is not None:
+        right = round(metrics["accuracy"] * metrics["samples"])
+        about = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
+    tiles = [
+        ("Accuracy", "accuracy", about),
+        ("Mean class accuracy", "mean_class_accuracy", "every class counted once"),
+        ("Landmark error", "landmark_error", f"of the box; one mean shape has {percent(metrics['mean_shape_error'])}"),
+        ("Pointing-game error", "pointing_error", "of the attribution peaks miss the object"),
+    ]
     return [
-        ("Accuracy", percent(metrics["accuracy"]), f"mean over classes {percent(metrics['mean_class_accuracy'])}"),
-        ("Landmark error", percent(landmarks), about_landmarks),
-        ("Pointing game", percent(pointing), about_pointing),
+        *((name, percent(metrics[key]), about) for name, key, about in tiles if metrics[key] is not None),
         (
             "Parts in use",
             f"{metrics['parts_in_use']} of {len(parts)}",
-            f"{objects} object, {len(parts) - objects} background",
+            f"{objects} of the object, {len(parts) - objects} of the surroundings or hardly counting",
         ),
     ]
 
 
 def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of every metric."""
-    rows = [
-        (name, _absent(needs) if metrics[key] is None else percent(metrics[key], 2), meaning)
-        for name, key, meaning, needs in MEASURED
-    ]
+    """Name, value and meaning of every metric that was measured."""
     return [
-        *rows,
+        *((name, percent(metrics[key], 2), about) for name, key, about, _ in MEASURED if metrics[key] is not None),
         ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
     ]
 
 
-def _absent(needs: str | None) -> str:
-    return f"not measured (no {needs} in this data set)"
+def not_measured(result: Mapping[str, Any]) -> list[str]:
+    """One line that names the metrics that the data set cannot tell, and why; none if there is nothing to name."""
+    absent = {name: needs for name, key, _, needs in MEASURED if result[key] is None}
+    if not absent:
+        return []
+    needs = " or ".join(", ".join(dict.fromkeys(filter(None, absent.values()))).rsplit(", ", 1))
+    return [f"Not measured without {needs}: {', '.join(absent)}"]
 
 
 def signed(value: float) -> str:
-    """With its sign, two decimals and a true minus."""
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    """As in the pictures, with a true minus."""
+    return pictures.signed(value).replace("-", "\N{MINUS SIGN}")
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, str]:

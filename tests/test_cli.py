@@ -1,6 +1,7 @@
 """The command line: bad input is one line on standard error, exit code 2 and no traceback."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -42,8 +43,15 @@ from rg.model import RegionGroupingModel
         ),
         (
             ["train", "birds_lite0", "--data", "x", "--out", "y", "--model.grouping.num_parts", "many"],
-            ["model.grouping.num_parts", "int", "many"],
+            ["--model.grouping.num_parts: expected int, got 'many'; see"],
         ),
+        (["evaluate", "x", "--data", "y", "--batch-size", "z"], ["--batch-size: expected int, got 'z'; see"]),
+        (
+            ["train", "birds_lite0", "--data", "x", "--out", "y", "--model.grouping.init", "luck"],
+            ["--model.grouping.init: expected one of 'random', 'kmeans', got 'luck'; see"],
+        ),
+        (["evaluate", "x"], ["required: --data; see"]),
+        (["explain", "x"], ["required: images, --out; see"]),
         (["train", "birds_lite0", "--data", "x", "--out", "y", "--config", "nowhere.json"], ["nowhere.json"]),
         (["evaluate", "nowhere", "--data", "x"], ["nowhere", "no such run folder"]),
         (["explain", "nowhere", "x.jpg", "--out", "y"], ["x.jpg"]),
@@ -153,6 +161,15 @@ def test_photos_are_packed_and_what_is_broken_is_named(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "2 left out" in captured.out or captured.out.count("1 left out") == 2
     assert "2 classes" in captured.out
+    assert Manifest.load(out).dataset == "raw"
+    Image.new("RGB", (20, 30)).save(raw / "cat" / "new.png")
+    shutil.copytree(raw, tmp_path / "copy")
+    assert main(["prepare", "folder", "--raw", str(tmp_path / "copy"), "--out", str(out), "--jobs", "1"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == (
+        f"rg: error: {out}: the images have changed since these shards were written "
+        "(train: 10 then, 10 now; val: 2 then, 3 now); delete the folder or choose another --out"
+    )
     assert main(["verify", str(out), "--jobs", "1"]) == 0
     assert "every shard is good" in capsys.readouterr().out
     (out / "train-00000.idx").unlink()

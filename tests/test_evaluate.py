@@ -23,6 +23,7 @@ from rg.checkpoint import Classes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.evaluate import evaluate, table
 from rg.model import RegionGroupingModel
+from rg.report import MEASURED, not_measured
 
 SHORT_SIDE, CROP, K = 64, 56, 4  # of images of 64 px: the window needs neither resizing nor rounding
 MARGIN = (SHORT_SIDE - CROP) // 2
@@ -116,7 +117,7 @@ def test_accuracy(run, result, tested):
     labels = np.array([sample.label for sample in tested.samples])
     predicted = tested.output.logits.argmax(1).numpy()
     assert len(set(predicted)) > 1
-    assert result["samples"] == 40
+    assert (result["samples"], result["chance"]) == (40, 0.25)
     assert result["accuracy"] == pytest.approx((predicted == labels).mean())
     of_a_class = [(predicted[labels == label] == label).mean() for label in range(4)]
     assert result["mean_class_accuracy"] == pytest.approx(np.mean(of_a_class))
@@ -200,7 +201,7 @@ def test_clusters_on_part_maps(result, tested):
     assert result["part_map_ari"] == pytest.approx(adjusted_rand_score(truth[on], up[on]), rel=1e-4)
 
 
-def test_parts_are_described(result, tested):
+def test_parts_are_described(run, result, tested):
     output = tested.output
     winner = output.assign.argmax(1)
     assert result["occurrence"] == pytest.approx(output.occurrence.mean(0).tolist(), rel=1e-4)
@@ -210,24 +211,34 @@ def test_parts_are_described(result, tested):
         assert part["area"] == pytest.approx((winner == k).double().mean().item())
         assert part["on"] == pytest.approx((output.occurrence[:, k] > 0.5).double().mean().item())
     assert result["parts_in_use"] == sum(part["state"] == "in use" for part in result["parts"])
+    written = lines(run)
+    for n, sample in enumerate(tested.samples):
+        areas = np.bincount(winner[n].flatten(), minlength=K) / winner[n].numel()
+        assert written[sample.key]["area"] == pytest.approx(areas, abs=1e-6)
 
 
-def test_the_table_says_what_was_measured(result):
+def test_the_table_says_what_was_measured(run, result):
     text = table(result)
     assert "birds, test: 40 images" in text
     for name, key in {
-        "accuracy": "accuracy",
-        "mean class accuracy": "mean_class_accuracy",
-        "landmark error / box": "landmark_error",
-        "mean-shape baseline": "mean_shape_error",
-        "pointing-game error": "pointing_error",
+        "Mean class accuracy": "mean_class_accuracy",
+        "Landmark error": "landmark_error",
+        "Mean-shape error": "mean_shape_error",
+        "Pointing-game error": "pointing_error",
+        "NMI at landmarks": "nmi",
+        "ARI at landmarks": "ari",
+        "NMI on part maps": "part_map_nmi",
+        "ARI on part maps": "part_map_ari",
     }.items():
         assert re.search(rf"^ +{name} +{100 * result[key]:.2f} %$", text, re.MULTILINE), name
-    for name, kind in {"at landmarks": "", "on part maps": "part_map_"}.items():
-        nmi, ari = (f"{100 * result[kind + score]:.2f} %" for score in ("nmi", "ari"))
-        assert re.search(rf"^ +NMI, ARI {name} +{nmi}, {ari}$", text, re.MULTILINE), name
-    assert text.count("\n") == 10 + K
-    assert text.splitlines()[-1].split()[:2] == [str(K - 1), f"{result['parts'][-1]['occurrence']:.3f}"]
+    right = sum(line["label"] == line["predicted"] for line in lines(run).values())
+    said = rf"{100 * right / 40:.2f} % \({right} of 40 images; chance 25\.00 %\)"
+    assert re.search(rf"^ +Accuracy +{said}$", text, re.MULTILINE)
+    assert "ot measured" not in text
+    background = any(part["background"] for part in result["parts"])
+    assert ("background: surroundings, or parts that hardly count" in text) is background
+    last = text.splitlines()[-1 - background]
+    assert last.split()[:2] == [str(K - 1), f"{result['parts'][-1]['occurrence']:.3f}"]
 
 
 def test_evaluating_again_writes_the_same(run, result, small_birds):
@@ -285,4 +296,17 @@ def test_attributes_without_annotations(tmp_path):
     assert result["accuracy"] == pytest.approx(right.mean())
     unmeasured = ("landmark_error", "mean_shape_error", "landmark_errors", "pointing_error", "nmi", "part_map_nmi")
     assert all(result[name] is None for name in unmeasured)
-    assert table(result).count("not measured") == 7
+    assert result["chance"] is None
+    (line,) = [line for line in table(result).splitlines() if "easured" in line]
+    assert line == (
+        "  Not measured without landmarks, boxes or part maps: Landmark error, Mean-shape error, Pointing-game error, "
+        "NMI at landmarks, ARI at landmarks, NMI on part maps, ARI on part maps"
+    )
+
+
+def test_what_is_not_measured_is_put_in_words():
+    result = dict.fromkeys((key for _, key, _, _ in MEASURED), 0.5)
+    assert not_measured(result) == []
+    assert not_measured(result | {"pointing_error": None}) == ["Not measured without boxes: Pointing-game error"]
+    two = result | {"pointing_error": None, "part_map_ari": None}
+    assert not_measured(two) == ["Not measured without boxes or part maps: Pointing-game error, ARI on part maps"]

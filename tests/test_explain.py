@@ -213,7 +213,41 @@ def test_save_and_to_dict(explainer, tmp_path):
     assert Image.open(tmp_path / "a.png").format == "PNG"
     with pytest.raises(ValueError, match=r"\.png or \.json"):
         explanation.save(tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match=r"no/folder: no such folder$"):
+        explanation.save(tmp_path / "no" / "folder" / "a.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
+
+
+def test_an_explanation_is_printed_in_a_line(explainer):
+    explanation = explainer.explain(noise(64, 64))
+    expected = f"Explanation(label={explanation.label!r}, probability={explanation.probability:.4g}, parts=4)"
+    assert repr(explanation) == expected
+    assert "array" not in repr(explanation.parts)
+
+
+def test_arrays_are_explained_like_images(explainer):
+    images = [noise(64, 64), noise(70, 80)]
+    expected = [explanation.to_dict() for explanation in explainer.explain(images)]
+    arrays = [np.asarray(image) for image in images]
+    assert [explanation.to_dict() for explanation in explainer.explain(arrays)] == expected
+    assert explainer.explain(arrays[1]).to_dict() == expected[1]
+
+
+@pytest.mark.parametrize(
+    "images,got",
+    [
+        (np.zeros((8, 8, 3)), r"float64 \[8, 8, 3\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"uint8 \[2, 8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
+        ([np.zeros((3, 8, 8), np.uint8)], r"uint8 \[3, 8, 8\]"),
+        (torch.zeros(3, 8, 8), "Tensor"),
+        (b"", "bytes"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused(explainer, images, got):
+    with pytest.raises(ValueError, match=rf"^images: expected a path, .* or a uint8 array \[H, W, 3\], .* got {got}$"):
+        explainer.explain(images)
 
 
 @pytest.mark.parametrize(
@@ -254,5 +288,7 @@ def test_explain_files(explainer, tmp_path, monkeypatch, caplog):
     assert "1 left out" in caplog.text
     with pytest.raises(ValueError, match="no such file or folder"):
         explain_files(tmp_path, [tmp_path / "c"], out, "whole", 2, "cpu")
+    with pytest.raises(ValueError, match=r"b/\*\.tif: no file matches this pattern$"):
+        explain_files(tmp_path, [tmp_path / "b" / "*.tif"], out, "whole", 2, "cpu")
     with pytest.raises(ValueError, match="none of 1 images"):
         explain_files(tmp_path, [tmp_path / "b" / "broken.png"], out, "whole", 2, "cpu")

@@ -76,7 +76,9 @@ def test_numbers_on_colours_can_be_read():
         scaled = np.asarray(color) / 255
         return np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
 
+    assert pictures.ink_on((0, 158, 115)) == (255, 255, 255)
     for color in pictures.palette(64):
+        assert pictures.ink_on(color) in ((0, 0, 0), (255, 255, 255))
         dark, light = sorted((luminance(color), luminance(pictures.ink_on(color))))
         assert (light + 0.05) / (dark + 0.05) > 3  # WCAG for large or bold text and graphics
 
@@ -128,13 +130,60 @@ def test_spotlight_leaves_one_part_as_it_is():
     assert (pixels[80, 66] == pictures.palette(3)[1]).all()
 
 
-def test_attribution_gets_lighter_with_the_value_and_bears_zeros():
-    light = np.asarray(pictures.attribution_overlay(explanation()).convert("L"), dtype=int)[80]
-    assert (np.diff(light[::10]) > 0).all()
-    flat = explanation()
-    flat.attribution[:] = 0
+def lightness(shown):
+    return np.asarray(pictures.attribution_overlay(shown).convert("L"), dtype=int)[80]
+
+
+def test_attribution_gets_lighter_above_an_even_share():
+    shown = explanation()  # 0 to 0.5 of three parts
+    light = lightness(shown)
+    above = shown.attribution[80] > 1 / 3
+    assert len(set(light[~above])) == 1
+    assert (np.diff(light[above][::10]) > 0).all()
+    shown.attribution[:] *= 2
+    light = lightness(shown)
+    shown.attribution[:] *= 0.75
+    assert lightness(shown)[-1] == light[-1]  # the largest value, 0.75 as 1
+    shown.attribution[:] *= 0.5
+    assert lightness(shown)[-1] < light[-1]  # 0.375 is hardly more than 1/3
+
+
+@pytest.mark.parametrize("value", [0, 1 / 3, 0.34])
+def test_attribution_that_prefers_nothing_is_flat_and_dark(value):
+    flat, dark = explanation(), explanation()
+    flat.attribution[:], dark.attribution[:] = value, 0
     with np.errstate(all="raise"):
-        assert len(np.unique(np.asarray(pictures.attribution_overlay(flat)).reshape(-1, 3), axis=0)) == 1
+        assert len(set(lightness(flat))) == 1
+        assert lightness(flat)[0] == pytest.approx(lightness(dark)[0], abs=3)  # of 255
+    assert lightness(flat)[0] < GREY
+
+
+@pytest.mark.parametrize(
+    "value,text",
+    [
+        (0, "+0.00"),
+        (-0.0, "+0.00"),
+        (1.234, "+1.23"),
+        (-0.0312, "-0.03"),
+        (0.0031, "+0.0031"),
+        (0.004, "+0.0040"),
+        (-0.00012345, "-0.00012"),
+    ],
+)
+def test_no_contribution_looks_like_zero_unless_it_is(value, text):
+    assert pictures.signed(value) == text
+
+
+@pytest.mark.parametrize("contributions,outstanding", [((0.049, -0.049), False), ((0.01, -0.05), True)])
+def test_small_contributions_do_not_stand_out(contributions, outstanding):
+    assert pictures.stands_out(explanation(contributions=contributions)) is outstanding
+
+
+def test_bars_of_small_contributions_are_short():
+    pixels = np.asarray(pictures.contribution_bars(explanation(contributions=(0.005,), constant=0.0)))
+    (columns,) = np.nonzero((pixels[:, 76:] == pictures.palette(1)[0]).all(2).any(0))
+    room = pictures.BARS_WIDTH - 132 - 76
+    assert np.ptp(columns) == pytest.approx(room * 0.005 / pictures.NOTABLE, abs=2)  # both ends are whole pixels
 
 
 @pytest.mark.parametrize("limit", [3, 4, 7, 8, 100])

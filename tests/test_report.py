@@ -79,6 +79,9 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
     run.mkdir()
     torch.manual_seed(0)
     model = RegionGroupingModel(CONFIG.model, len(classes.names), multi_label)
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(10)  # the answers stay the same, and parts stand out
     checkpoint.save_config(run, CONFIG, classes)
     checkpoint.save_weights(run, model)
     record = {
@@ -109,6 +112,7 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
                 "probability": explained.probability,
                 "occurrence": [part.occurrence for part in explained.parts],
                 "attention": [part.attention for part in explained.parts],
+                "area": [part.mask.mean() for part in explained.parts],
                 "landmark_error": None,
                 "pointing": None,
             }
@@ -133,6 +137,7 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
         "dataset": SCRIPT,
         "split": "test",
         "samples": len(predictions),
+        "chance": None if multi_label else 1 / len(classes.names),
         "accuracy": float(right),
         "mean_class_accuracy": float(right),
         "landmark_error": 0.1234,
@@ -275,10 +280,14 @@ def test_numbers_are_those_that_were_measured(run, page):
     reader = Reader(page)
     text = reader.text.replace("\N{NO-BREAK SPACE}", " ")
     accuracy = json.loads((run / "metrics.json").read_text())["accuracy"]
-    for number in (f"{accuracy:.2%}".replace("%", " %"), "12.34 %", "23.45 %", "12.50 %", "87.5 %", "1 of 4", "0.5000"):
+    for number in (f"{accuracy:.2%}".replace("%", " %"), "12.34 %", "23.45 %", "12.50 %", "1 of 4", "0.5000"):
         assert number in text
+    right = sum(one["label"] == one["predicted"] for one in lines(run / "predictions.jsonl"))
+    assert f"{right} of 24 images; chance: 25.0 %" in text
+    assert "Pointing-game error12.5 %" in text.replace("\n", "")
+    assert "3 of the object, 1 of the surroundings or hardly counting" in text
     assert "never visible" in text
-    assert "not measured" not in text
+    assert "ot measured" not in text
     assert "model.backbone.nameresnet18" in text
     assert "2 ranks" in text
     wrong = sum(one["label"] != one["predicted"] for one in lines(run / "predictions.jsonl"))
@@ -296,7 +305,24 @@ def test_mistakes_name_the_truth_and_its_probability(run, page):
     said = f"{explained.label}{explained.probability:.1%} In truth: {truth}{dict(explained.top_k)[truth]:.1%}"
     assert said.replace("%", " %") in mistakes
     best = max(explained.parts, key=lambda part: part.contribution)
+    assert best.contribution > 0.05
     assert f"Most of what spoke for it: part {best.index} (+{best.contribution:.2f})" in mistakes
+
+
+def test_no_part_is_named_where_none_stands_out(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("rg.pictures.NOTABLE", 1e9)
+    text = Reader(report(run, out=tmp_path / "page.html").read_text()).text
+    assert "No part stands out" in text
+    assert "spoke for it" not in text
+
+
+def test_a_part_is_shown_where_it_is(copy):
+    predictions = lines(copy / "predictions.jsonl")
+    predictions = [one | {"area": [n < 2, *one["area"][1:]]} for n, one in enumerate(predictions)]
+    (copy / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in predictions))
+    reader = Reader(report(copy).read_text())
+    shown = [attributes for tag, attributes in reader.tags if attributes.get("alt", "").startswith("Part 0 in")]
+    assert len(shown) == 2
 
 
 def test_parts_that_do_not_work_come_with_advice(page):
@@ -311,10 +337,11 @@ def test_parts_that_do_not_work_come_with_advice(page):
 def test_what_the_data_cannot_tell_is_said(copy):
     absent = ("landmark_error", "mean_shape_error", "landmark_errors", "pointing_error", "nmi", "ari")
     edit(copy / "metrics.json", **dict.fromkeys((*absent, "part_map_nmi", "part_map_ari")))
-    text = Reader(report(copy).read_text()).text
-    for what in ("landmarks", "boxes", "part maps"):
-        assert f"not measured (no {what} in this data set)" in text
-    assert "None" not in text
+    reader = Reader(report(copy).read_text())
+    assert "Not measured without landmarks, boxes or part maps: Landmark error, Mean-shape error" in reader.text
+    assert reader.text.count("Landmark error") == reader.text.count("Pointing-game error") == 1
+    assert reader.count("div", "tile") == 3
+    assert "None" not in reader.text
 
 
 def test_nothing_but_right_answers(copy):
@@ -369,6 +396,10 @@ def test_it_refuses_what_it_cannot_report(copy, tmp_path):
     shards.write(other, "birds", {"test": birds}, schema=schema, options={})
     with pytest.raises(ValueError, match=r"^--data: .*other has not the 4 classes of"):
         report(copy, other)
+    written = (copy / "predictions.jsonl").read_text()
+    (copy / "predictions.jsonl").write_text(written.replace('"area"', '"extent"'))
+    with pytest.raises(ValueError, match=r"was evaluated by an earlier version; run `python -m rg evaluate` again$"):
+        report(copy)
     (copy / "predictions.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"predictions.jsonl: expected one JSON value per line"):
         report(copy)

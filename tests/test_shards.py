@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -362,17 +363,37 @@ def test_complete_folder_is_left_alone(tmp_path: Path, caplog: pytest.LogCapture
     [
         ({"options": {"size": 17}}, "options.size 16 instead of 17"),
         ({"options": {"size": 16, "new": 1}}, "options.new None instead of 1"),
-        ({"options": {"size": 16, "files": {"train": "0" * 64}}}, "made differently: options.files differ"),
         ({"seed": 3}, "seed 0 instead of 3"),
         ({"samples_per_shard": 6}, "samples_per_shard 5 instead of 6"),
-        ({"count": 22}, "raw samples {'train': 23, 'val': 4} instead of {'train': 22, 'val': 4}"),
         ({"schema": Schema(("a", "b"))}, "classes"),
     ],
 )
 def test_folder_made_differently_is_refused(folder: Path, arguments: dict, difference: str) -> None:
-    with pytest.raises(ValueError, match="made differently") as caught:
+    with pytest.raises(
+        ValueError, match=r"made differently \(.*\); delete the folder or choose another --out$"
+    ) as caught:
         make(folder, **arguments)
     assert difference in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "counts"),
+    [
+        ({"count": 22}, "train: 23 then, 22 now; val: 4 then, 4 now"),
+        ({"sources": {"train": Made("train", 23)}}, "train: 23 then, 23 now; val: 4 then, 0 now"),
+        ({"options": {"size": 16, "files": {"train": "0" * 64}}}, "train: 23 then, 23 now; val: 4 then, 4 now"),
+    ],
+)
+def test_folder_of_other_images_is_refused(folder: Path, arguments: dict, counts: str) -> None:
+    expected = f"{folder}: the images have changed since these shards were written ({counts}); "
+    with pytest.raises(ValueError, match=re.escape(expected) + "delete the folder or choose another --out$"):
+        make(folder, **arguments)
+
+
+def test_the_name_of_the_data_set_makes_no_difference(folder: Path) -> None:
+    sources = {"train": Made("train", 23), "val": Made("val", 4)}
+    found = write(folder, "renamed", sources, schema=SCHEMA, options={"size": 16}, samples_per_shard=5)
+    assert found.dataset == "made"
 
 
 def test_damaged_complete_folder_is_refused(tmp_path: Path) -> None:
@@ -469,7 +490,7 @@ def test_other_photos_of_equal_names_and_sizes_are_refused(raw: Path, tmp_path: 
     photo = copied / "cat" / "5.jpg"
     pixels = photo.read_bytes()
     photo.write_bytes(pixels[:-10] + bytes([pixels[-10] ^ 1]) + pixels[-9:])
-    with pytest.raises(ValueError, match=r"made differently: options\.files differ$"):
+    with pytest.raises(ValueError, match=r"the images have changed since these shards were written \("):
         prepare(copied)
     assert content(tmp_path / "out") == before
 
