@@ -3,10 +3,10 @@
 python -m benchmarks.kernel_resources [--architectures 80 90 100]
 
 The launchers run on tensors without data and their launches are recorded, so that what is compiled is what would be
-launched: for the cases of ``benchmarks.kernel_cases``, and some that the paper does not have. Equal compilations are
-done once. The gates: shared memory fits the architecture; at most 64 bytes of stack (spilled registers); matrix
-instructions where features are multiplied; 128-bit loads of bf16 and fp32 features in channels_last (fp16 and fp64
-work, but are not what anyone should train in).
+launched: a training step for the cases of ``benchmarks.kernel_cases`` and some that the paper does not have, and every
+operator alone at 14 x 14. Equal compilations are done once. The gates: shared memory fits the architecture; at most 64
+bytes of stack (spilled registers); matrix instructions where features are multiplied; 128-bit loads of bf16 and fp32
+features in channels_last (fp16 and fp64 work, but are not what anyone should train in).
 """
 
 from __future__ import annotations
@@ -89,10 +89,17 @@ class Resources:
 
 
 def launches(
-    case: Case, capability: tuple[int, int], parameters: torch.dtype = torch.float32
-) -> list[tuple[JITFunction, dict[str, Any]]]:
-    """Every kernel with the arguments it is launched with: all operators, forward and backward."""
-    recorded: list[tuple[JITFunction, dict[str, Any]]] = []
+    case: Case, capability: tuple[int, int], parameters: torch.dtype = torch.float32, every: bool = True
+) -> list[Launch]:
+    """Every kernel with the arguments it is launched with, forward and backward.
+
+    Args:
+        case: Sizes, dtype and layout.
+        capability: Of the device that is launched on.
+        parameters: dtype of centres and bandwidths.
+        every: All operators and mixtures of gradients, not only those of a training step.
+    """
+    recorded: list[Launch] = []
 
     def recorder(kernel: JITFunction) -> Any:
         return lambda *_, grid, warmup, **arguments: recorded.append((kernel, arguments))  # noqa: ARG005
@@ -109,11 +116,12 @@ def launches(
     try:
         assign, lse, regions, mass, norm = _some(grouping._forward(x, centers, sigma, None, pool=True))
         grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign)
-        grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
-        grouping._forward(x, centers, sigma, None, pool=False)
-        grouping._backward(x, centers, sigma, assign, lse, None, assign)
-        grouping._forward(x, centers, sigma, assign, pool=True)
-        grouping._backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
+        if every:
+            grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
+            grouping._forward(x, centers, sigma, None, pool=False)
+            grouping._backward(x, centers, sigma, assign, lse, None, assign)
+            grouping._forward(x, centers, sigma, assign, pool=True)
+            grouping._backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
         found, winner = occurrence._forward(assign, 2, 0.4, "valid")
         last = case.layout == "channels_last"
         occurrence._backward(found, winner, case.H, case.W, last, assign.dtype, 2, 0.4)
@@ -214,7 +222,8 @@ def shipped(architecture: int) -> dict[Compilation, str]:
     work += [(replace(plain, dtype=dtype), torch.bfloat16) for dtype in ("bf16", "fp32")]
     found: dict[Compilation, str] = {}
     for case, parameters in work:
-        for kernel, arguments in launches(case, divmod(architecture, 10), parameters):
+        every = case.N == plain.N and case.H == plain.H and case.K == plain.K
+        for kernel, arguments in launches(case, divmod(architecture, 10), parameters, every):
             found.setdefault(describe(kernel, arguments), case.name)
     return found
 
