@@ -20,14 +20,13 @@ pytestmark = [
 
 
 def test_a_few_steps_of_the_demo(small_birds, tmp_path):
-    """Weights and losses after three steps, kernels interpreted and not.
+    """What four steps change of the weights, kernels interpreted and not.
 
-    Both round in float32, 2^-24; the loss of a step of rate 0.04 hands the difference on. Three steps leave 1e-4 of the
-    largest weight of a tensor, a wrong term in a gradient far more (see the last assertion).
+    Both round in float32, and training hands the difference on, the faster the higher the rate. At 0.001 the providers
+    differ by 1.6e-3 of the whole change, one thread and two by as much, and in the dictionary by 3e-5.
     """
-    out, weights, losses = {}, {}, {}
-    for name, interpreted, seed in (("fused", "1", 0), ("plain", "0", 0), ("other", "0", 1)):
-        out[name] = tmp_path / name
+    weights, losses = {}, {}
+    for name, interpreted, rate in (("fused", "1", 1e-3), ("plain", "0", 1e-3), ("start", "0", 1e-12)):
         settings = {
             "input.short_side": 72,
             "input.crop": 64,
@@ -37,28 +36,30 @@ def test_a_few_steps_of_the_demo(small_birds, tmp_path):
             "train.global_batch": 10,
             "train.log_steps": 1,
             "train.validate_epochs": 0,
-            "seed": seed,
+            "optimizer.lr": rate,
         }
         options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        command = [sys.executable, "-m", "rg", "train", "birds_lite0", "--data", small_birds, "--out", out[name]]
-        environment = os.environ | {"TRITON_INTERPRET": interpreted}
+        out = tmp_path / name
+        command = [sys.executable, "-m", "rg", "train", "birds_lite0", "--data", small_birds, "--out", out]
+        environment = os.environ | {"TRITON_INTERPRET": interpreted, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
-        weights[name] = load_file(out[name] / "model.safetensors")
-        lines = [json.loads(line) for line in (out[name] / "metrics.jsonl").read_text().splitlines()]
+        weights[name] = load_file(out / "model.safetensors")
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[name] = torch.tensor([line["loss"] for line in lines if line["kind"] == "train"])
-    assert len(losses["fused"]) >= 3
-    torch.testing.assert_close(losses["fused"], losses["plain"], rtol=1e-3, atol=0)
+    assert len(losses["fused"]) == 4
+    torch.testing.assert_close(losses["fused"], losses["plain"], rtol=1e-4, atol=0)
 
-    def distance(one, other):
-        floats = [name for name, tensor in weights[one].items() if tensor.is_floating_point() and tensor.any()]
-        return max(
-            ((weights[one][name] - weights[other][name]).abs().max() / weights[other][name].abs().max()).item()
-            for name in floats
-        )
+    buffers = ("running", "num_batches", "border", "attention_share")
+    parameters = [name for name in weights["start"] if not any(word in name for word in buffers)]
 
-    assert distance("fused", "plain") < 1e-3
-    assert distance("other", "plain") > 1e-2
+    def difference(one, other, names):
+        return torch.cat([(weights[one][name] - weights[other][name]).flatten() for name in names]).norm()
+
+    for names, limit in ((parameters, 1e-2), (["dictionary.centers"], 1e-3), (["dictionary.raw_sigma"], 1e-3)):
+        change = difference("plain", "start", names)
+        assert change > 0
+        assert difference("fused", "plain", names) <= limit * change
 
 
 def test_the_whole_model_is_one_graph():
