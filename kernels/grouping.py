@@ -484,7 +484,7 @@ def choose_blocks(
     # Without the matrix instructions of Hopper and data-centre Blackwell, operands take registers: smaller tiles.
     wide = capability[0] in (0, 9, 10)
     if block_k == 16:
-        block_p = 128 if wide else 64
+        block_p = 128 if wide else 64 if dtype == torch.bfloat16 else 32
     elif wide:
         block_p = 32 if block_k == 32 and dtype != torch.bfloat16 else 64
     else:
