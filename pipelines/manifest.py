@@ -187,20 +187,30 @@ class Manifest(Schema):
         if not path.is_file():
             raise ValueError(f"{folder}: not a shard folder (no {NAME}); make one with `python -m rg prepare`")
         try:
-            content = json.loads(path.read_bytes())
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']!r}, this version reads {FORMAT}")
-            splits = {name: _split(split) for name, split in content.pop("splits").items()}
-            del content["format"]
-            return cls(**{name: _frozen(value) for name, value in content.items()}, splits=splits)
+            return cls.from_json(json.loads(path.read_bytes()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not a manifest of shards ({type(error).__name__}: {error})") from None
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Manifest:
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it was written by another version, or by something else.
+        """
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}, this version reads {FORMAT}")
+        fields = {name: _frozen(value) for name, value in content.items() if name not in ("format", "splits")}
+        return cls(**fields, splits={name: _split(split) for name, split in content["splits"].items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``manifest.json``."""
+        return {"format": FORMAT, "dataset": self.dataset, "options": self.options, **asdict(self)}
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes ``manifest.json``, all or nothing."""
-        content = {"format": FORMAT, "dataset": self.dataset, "options": self.options, **asdict(self)}
         with atomic_write(Path(folder) / NAME) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
+            file.write((json.dumps(self.to_json(), indent=1) + "\n").encode())
 
     @property
     def num_classes(self) -> int:
@@ -252,14 +262,15 @@ def check_files(folder: str | os.PathLike, manifest: Manifest, split: str) -> No
 
 def size_problems(folder: Path, shard: Shard) -> list[str]:
     """Which of the two files of a shard is missing or has the wrong size."""
-    found = []
-    for name, size in ((shard.tar, shard.bytes), (shard.index, shard.index_bytes)):
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != size:
-            found.append(f"{name}: expected {size} bytes, found {path.stat().st_size}")
-    return found
+    return size_problem(folder / shard.tar, shard.bytes) + size_problem(folder / shard.index, shard.index_bytes)
+
+
+def size_problem(path: Path, size: int) -> list[str]:
+    """Whether a file is missing or has the wrong size: at most one line."""
+    if not path.is_file():
+        return [f"{path.name} is missing"]
+    found = path.stat().st_size
+    return [] if found == size else [f"{path.name}: expected {size} bytes, found {found}"]
 
 
 def sha256(path: Path) -> str:

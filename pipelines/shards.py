@@ -1,7 +1,9 @@
 """WebDataset shards with the index that DALI reads: writing them in parallel, and plain reading without DALI.
 
 A folder of shards holds ``<split>-00000.tar``, ``<split>-00000.idx``, ... and, once everything else is complete,
-``manifest.json``. The bytes depend on the samples, the options and the seed only, not on the number of processes.
+``manifest.json``. The bytes depend on the samples, the options and the seed only, not on the number of processes or
+on how often the writing was interrupted. Until then the file ``unfinished`` records the plan and the finished shards,
+one JSON object in a line.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from pipelines.manifest import (
     atomic_write,
     check_files,
     sha256,
+    size_problems,
 )
 from pipelines.samples import Sample
 
@@ -85,7 +88,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Written:
-    """A finished shard; None if all its samples are in quarantine."""
+    """What became of a task; the shard is None if all its samples are in quarantine."""
 
     shard: Shard | None
     class_counts: tuple[int, ...]
@@ -108,8 +111,8 @@ def write(
     """Writes a data set as shards.
 
     The samples of every split are shuffled before they are cut into shards. Samples that cannot be read or contradict
-    the schema are left out, logged and listed in the manifest. A folder that is already complete is left as it is, the
-    remains of an interrupted run are overwritten.
+    the schema are left out, logged and listed in the manifest. A folder that is already complete is left as it is; an
+    interrupted run is continued, its finished shards are kept.
 
     Args:
         out: The folder of the shards, made if missing.
@@ -121,11 +124,13 @@ def write(
         samples_per_shard: Raw samples per shard.
         seed: Decides the order of the samples.
         jobs: Number of processes. The bytes written are the same for any number.
-        progress: Called with the number of finished shards and that of all shards.
+        progress: Called with the number of finished raw samples and that of all: first with those that an interrupted
+            run has left, then after every shard.
 
     Raises:
-        ValueError: an argument is wrong, ``out`` holds foreign files or shards that were made differently or of other
-            raw samples, no sample of a split can be used, or only some samples of a split have a part map.
+        ValueError: an argument is wrong, ``out`` holds foreign files or shards (of a complete or an interrupted run)
+            that were made differently or of other raw samples, no sample of a split can be used, or only some samples
+            of a split have a part map.
         OSError: the folder cannot be written to, or a worker process died. No manifest is left behind, nor any
             incomplete shard.
     """
@@ -149,21 +154,36 @@ def write(
         fields=(),
         splits={},
     )
-    complete = _prepare(out, plan, sources)
+    counts = {split: len(source) for split, source in sources.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    complete = _complete(out, plan, counts)
     if complete:
         logger.info("%s: already complete", out)
         return complete
 
-    tasks = [task for split, source in sources.items() for task in _cut(split, len(source), samples_per_shard, seed)]
-    written: dict[str, _Written] = {}
+    tasks = [task for split, count in counts.items() for task in _cut(split, count, samples_per_shard, seed)]
+    written = _continue(out, plan, counts)
+    if written:
+        logger.info("%s: continuing an interrupted run, %d of %d shards are kept", out, len(written), len(tasks))
+    done, total = sum(len(task.indices) for task in tasks if task.name in written), sum(counts.values())
+    if progress:
+        progress(done, total)
+    todo = [task for task in tasks if task.name not in written]
     try:
-        with contextlib.closing(run(partial(_write_shard, out, sources, schema), tasks, jobs)) as results:
+        with (
+            (out / UNFINISHED).open("ab") as record,
+            contextlib.closing(run(partial(_write_shard, out, sources, schema), todo, jobs)) as results,
+        ):
             for task, result in results:
+                record.write(_line({"name": task.name} | asdict(result)))
+                record.flush()
+                os.fsync(record.fileno())
                 written[task.name] = result
                 for sample in result.quarantined:
                     logger.warning("%s left out: %s: %s", task.split, sample.source, sample.reason)
+                done += len(task.indices)
                 if progress:
-                    progress(len(written), len(tasks))
+                    progress(done, total)
         splits = {
             split: _summary(split, [written[task.name] for task in tasks if task.split == split]) for split in sources
         }
@@ -221,6 +241,23 @@ def read_index(path: Path) -> list[Entry]:
     return entries
 
 
+def read_fields(path: Path, entry: Entry) -> dict[str, bytes]:
+    """Extension -> bytes of one sample of a tar.
+
+    Raises:
+        ValueError: the tar is too short to hold them.
+        OSError: the tar cannot be read.
+    """
+    fields = {}
+    with path.open("rb") as file:
+        for field, (offset, size) in entry.fields.items():
+            file.seek(offset)
+            fields[field] = file.read(size)
+            if len(fields[field]) < size:
+                raise ValueError(f"{entry.key}: field .{field} is cut short")
+    return fields
+
+
 def index_text(entries: Sequence[Entry]) -> str:
     """The index of a shard as a text."""
     lines = [
@@ -228,6 +265,33 @@ def index_text(entries: Sequence[Entry]) -> str:
         for entry in entries
     ]
     return "\n".join([f"{INDEX_VERSION} {len(entries)}", *lines, ""])
+
+
+def write_shard(folder: Path, name: str, content: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard | None:
+    """Writes one shard with its index.
+
+    Args:
+        folder: The folder of the shards.
+        name: Name of both files without the suffix.
+        content: Key and fields (extension -> bytes) of every sample; read one by one while writing.
+
+    Returns:
+        What the manifest has to say about it; None, and no file is left, if there are no samples.
+    """
+    path, index = folder / f"{name}.tar", folder / f"{name}.idx"
+    with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        entries = [_add(tar, key, fields) for key, fields in content]
+    if not entries:
+        path.unlink()
+        return None
+    write_index(index, entries)
+    return Shard(name, len(entries), path.stat().st_size, sha256(path), index.stat().st_size, sha256(index))
+
+
+def write_index(path: Path, entries: Sequence[Entry]) -> None:
+    """Writes the index of a shard, all or nothing."""
+    with atomic_write(path) as file:
+        file.write(index_text(entries).encode())
 
 
 def count_labels(sample: Sample, counts: list[int]) -> None:
@@ -288,34 +352,91 @@ def _call(task: Any) -> Any:
     return _function(task)
 
 
-def _prepare(out: Path, plan: Manifest, sources: Mapping[str, Source]) -> Manifest | None:
-    """Makes the folder and removes what an interrupted run has left; the manifest if there is nothing to do."""
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / NAME).exists():
-        manifest = Manifest.load(out)
-        differences = manifest.differences(plan)
-        found = {split: content.samples + len(content.quarantined) for split, content in manifest.splits.items()}
-        wanted = {split: len(source) for split, source in sources.items()}
-        way_out = "delete the folder or choose another --out"
-        if differences:
-            raise ValueError(f"{out}: holds shards that were made differently ({'; '.join(differences)}); {way_out}")
-        if found != wanted or manifest.options.get(FILES) != plan.options.get(FILES):
-            counts = [f"{name}: {found.get(name, 0)} then, {wanted.get(name, 0)} now" for name in found | wanted]
-            raise ValueError(
-                f"{out}: the images have changed since these shards were written ({'; '.join(counts)}); {way_out}"
-            )
-        for split in manifest.splits:
-            check_files(out, manifest, split)
-        return manifest
+def _complete(out: Path, plan: Manifest, counts: Mapping[str, int]) -> Manifest | None:
+    """The manifest of a folder that holds what is planned already; None if nothing is complete."""
+    if not (out / NAME).exists():
+        return None
+    manifest = Manifest.load(out)
+    found = {split: content.samples + len(content.quarantined) for split, content in manifest.splits.items()}
+    _refuse_changes(out, manifest, found, plan, counts)
+    for split in manifest.splits:
+        check_files(out, manifest, split)
+    (out / UNFINISHED).unlink(missing_ok=True)
+    return manifest
+
+
+def _continue(out: Path, plan: Manifest, counts: Mapping[str, int]) -> dict[str, _Written]:
+    """Makes the folder ready to be written to.
+
+    Removes what an interrupted run has left, except for the shards that it has finished.
+
+    Returns:
+        Name of a finished shard -> what became of it. A shard without any usable sample is tried again: that is soon
+        done, and the reason may have been an unmounted disk.
+    """
     names = sorted(os.listdir(out))
-    foreign = [name for name in names if not OUR_FILE.fullmatch(name)] if UNFINISHED in names else names
+    started = UNFINISHED in names
+    foreign = [name for name in names if name != f"{UNFINISHED}.tmp" and not (started and OUR_FILE.fullmatch(name))]
     if foreign:
         raise ValueError(f"{out}: holds {foreign[0]}, which this program did not write; choose an empty folder")
-    (out / UNFINISHED).touch()
-    for name in names:
-        if name != UNFINISHED:
-            (out / name).unlink()
-    return None
+    written: dict[str, _Written] = {}
+    if started and (lines := _lines(out / UNFINISHED)):
+        try:
+            made, found = Manifest.from_json(lines[0]["plan"]), dict(lines[0]["counts"])
+            written = {line["name"]: _written(line) for line in lines[1:]}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"{out / UNFINISHED}: not a record of this version ({reason}); delete the folder"
+            ) from None
+        _refuse_changes(out, made, found, plan, counts)
+    kept = {name: done for name, done in written.items() if done.shard and not size_problems(out, done.shard)}
+    with atomic_write(out / UNFINISHED) as record:
+        record.write(_line({"plan": plan.to_json(), "counts": counts}))
+        record.writelines(_line({"name": name} | asdict(done)) for name, done in kept.items())
+    files = {file for done in kept.values() if done.shard for file in (done.shard.tar, done.shard.index)}
+    for name in set(names) - files - {UNFINISHED}:
+        (out / name).unlink(missing_ok=True)
+    return kept
+
+
+def _refuse_changes(
+    out: Path, made: Manifest, found: Mapping[str, int], plan: Manifest, wanted: Mapping[str, int]
+) -> None:
+    """Checks that a folder was made, as far as it was, in the way and of the raw samples that are wanted now."""
+    differences = made.differences(plan)
+    way_out = "delete the folder or choose another --out"
+    if differences:
+        raise ValueError(f"{out}: holds shards that were made differently ({'; '.join(differences)}); {way_out}")
+    if found != wanted or made.options.get(FILES) != plan.options.get(FILES):
+        counts = [f"{name}: {found.get(name, 0)} then, {wanted.get(name, 0)} now" for name in {**found, **wanted}]
+        raise ValueError(
+            f"{out}: the images have changed since these shards were written ({'; '.join(counts)}); {way_out}"
+        )
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content).encode() + b"\n"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a record; the last is torn where the writing of it was interrupted."""
+    lines = []
+    for line in path.read_bytes().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _written(line: Mapping[str, Any]) -> _Written:
+    return _Written(
+        shard=Shard(**line["shard"]) if line["shard"] else None,
+        class_counts=tuple(line["class_counts"]),
+        part_maps=line["part_maps"],
+        quarantined=tuple(Quarantined(**sample) for sample in line["quarantined"]),
+    )
 
 
 def _cut(split: str, count: int, samples_per_shard: int, seed: int) -> Iterator[_Task]:
@@ -326,11 +447,12 @@ def _cut(split: str, count: int, samples_per_shard: int, seed: int) -> Iterator[
 
 
 def _write_shard(out: Path, sources: Mapping[str, Source], schema: Schema, task: _Task) -> _Written:
-    path, index = out / f"{task.name}.tar", out / f"{task.name}.idx"
     counts = [0] * len(schema.classes)
-    entries: list[Entry] = []
+    part_maps = 0
     quarantined: list[Quarantined] = []
-    with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+
+    def usable() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        nonlocal part_maps
         for number in task.indices:
             try:
                 sample = sources[task.split][number]
@@ -339,28 +461,24 @@ def _write_shard(out: Path, sources: Mapping[str, Source], schema: Schema, task:
                 source = sources[task.split].source(number)
                 quarantined.append(Quarantined(source, _reason(error).removeprefix(f"{source}: ")))
                 continue
-            entries.append(_add(tar, sample))
             count_labels(sample, counts)
-    part_maps = sum(samples.PART_MAP in entry.fields for entry in entries)
-    if not entries:
-        path.unlink()
-        return _Written(None, tuple(counts), part_maps, tuple(quarantined))
-    with atomic_write(index) as file:
-        file.write(index_text(entries).encode())
-    shard = Shard(task.name, len(entries), path.stat().st_size, sha256(path), index.stat().st_size, sha256(index))
+            part_maps += sample.part_map is not None
+            yield sample.key, samples.encode(sample)
+
+    shard = write_shard(out, task.name, usable())
     return _Written(shard, tuple(counts), part_maps, tuple(quarantined))
 
 
-def _add(tar: tarfile.TarFile, sample: Sample) -> Entry:
+def _add(tar: tarfile.TarFile, key: str, content: Mapping[str, bytes]) -> Entry:
     """Appends a sample; nothing but its key and content decides about the bytes."""
-    fields = {}
-    for field, content in samples.encode(sample).items():
-        member = tarfile.TarInfo(f"{sample.key}.{field}")
-        member.size = len(content)
+    places = {}
+    for field, data in content.items():
+        member = tarfile.TarInfo(f"{key}.{field}")
+        member.size = len(data)
         member.mode = 0o644
-        fields[field] = (tar.offset + tarfile.BLOCKSIZE, len(content))
-        tar.addfile(member, io.BytesIO(content))
-    return Entry(sample.key, fields)
+        places[field] = (tar.offset + tarfile.BLOCKSIZE, len(data))
+        tar.addfile(member, io.BytesIO(data))
+    return Entry(key, places)
 
 
 def _check(sample: Sample, schema: Schema) -> None:
@@ -397,9 +515,4 @@ def _fields(splits: Mapping[str, Split], written: Iterable[_Written]) -> tuple[s
 
 
 def _read_entry(path: Path, entry: Entry) -> Sample:
-    fields = {}
-    with path.open("rb") as file:
-        for field, (offset, size) in entry.fields.items():
-            file.seek(offset)
-            fields[field] = file.read(size)
-    return samples.decode(entry.key, fields)
+    return samples.decode(entry.key, read_fields(path, entry))
