@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -12,19 +13,25 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rg import __version__, recipes
 from rg.config import RunConfig, flatten
 
 Arguments = list[str]
 
+LOG_SECONDS = 30  # between two lines about progress in a log
+
 TRAIN_EXTRA = {"nvidia": "NVIDIA DALI", "deepspeed": "DeepSpeed", "tensorboard": "TensorBoard"}
+
+logger = logging.getLogger("rg")
 
 
 class Parser(ArgumentParser):
@@ -122,37 +129,55 @@ def prepare_folder(arguments: Arguments) -> None:
     """Your own photos: one folder of images per class, with or without train and val folders above."""
     from pipelines.folder import Folder, splits
     from pipelines.manifest import Schema
+    from pipelines.resize import Resized
+    from pipelines.shards import Source
 
     parser = _shard_parser("prepare folder", prepare_folder)
     parser.add_argument("--raw", type=Path, required=True, help="the folder of class folders")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
     parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
-    args = parser.parse_args(arguments)
-    sources = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
-    schema = Schema(classes=tuple(sources["train"].class_names))
-    files = {split: source.digest() for split, source in sources.items()}
-    _write_shards(
-        args,
-        args.raw.resolve().name or "folder",
-        sources,
-        schema,
-        {"val_fraction": args.val_fraction, "files": files},
-        args.seed,
+    parser.add_argument(
+        "--short-side", type=int, default=0, help="scale larger images down to this short side; 0: keep the files"
     )
+    parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the images that are scaled down")
+    args = parser.parse_args(arguments)
+    folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
+    sources: dict[str, Source] = dict(folders)
+    options: dict[str, Any] = {"val_fraction": args.val_fraction}
+    if args.short_side:
+        sources = {split: Resized(folder, args.short_side, args.quality) for split, folder in folders.items()}
+        options |= {"short_side": args.short_side, "quality": args.quality}
+    options["files"] = {split: folder.digest() for split, folder in folders.items()}
+    schema = Schema(classes=folders["train"].class_names)
+    _write_shards(args, args.raw.resolve().name or "folder", sources, schema, options, args.seed)
 
 
 def verify(arguments: Arguments) -> int:
-    """Check shards: sizes, sums, indexes, annotations, images."""
+    """Check shards: sizes, sums, indexes, annotations, images; --repair mends what can be mended."""
+    from pipelines.verify import repair
     from pipelines.verify import verify as verify_shards
 
     parser = _parser("verify", verify)
     parser.add_argument("folder", type=Path, help="folder of shards")
     parser.add_argument("--decode", type=bool, default=True, help="decode every image")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="rebuild indexes, and replace damaged shards by new ones without the samples that are lost",
+    )
     args = parser.parse_args(arguments)
-    with _shard_bar() as bar:
-        problems = verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=_advance(bar))
-    print("\n".join(problems) if problems else f"{args.folder}: every shard is good")
+    if args.repair and not args.decode:
+        raise ValueError("--repair: expected --decode true, or images that do not decode would be kept")
+    with _image_progress() as progress:
+        if args.repair:
+            repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
+        else:
+            repairs, problems = (
+                [],
+                verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=progress),
+            )
+    print("\n".join(repairs + (problems or [f"{args.folder}: every shard is good"])))
     return 1 if problems else 0
 
 
@@ -271,7 +296,7 @@ def _shard_parser(name: str, function: Callable[..., Any]) -> Parser:
 def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: dict[str, Any], seed: int) -> None:
     from pipelines import shards
 
-    with _shard_bar() as bar:
+    with _image_progress() as progress:
         manifest = shards.write(
             args.out,
             dataset,
@@ -281,7 +306,7 @@ def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: d
             samples_per_shard=args.samples_per_shard,
             seed=seed,
             jobs=args.jobs,
-            progress=_advance(bar),
+            progress=progress,
         )
     for name, split in manifest.splits.items():
         left_out = f", {len(split.quarantined)} left out (listed in manifest.json)" if split.quarantined else ""
@@ -289,16 +314,31 @@ def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: d
     print(f"{manifest.num_classes} classes in {args.out}")
 
 
-def _shard_bar() -> tqdm:
-    return tqdm(unit="shard", disable=not sys.stderr.isatty(), leave=False)
+@contextlib.contextmanager
+def _image_progress() -> Iterator[Callable[[int, int], None]]:
+    """A function to call with the number of finished images and that of all, first before any work is done.
 
+    It shows images/s and the time left, on a terminal in a bar, in a log in a line from time to time.
+    """
+    hidden = not sys.stderr.isatty()
+    first: int | None = None
+    began = logged = time.monotonic()
 
-def _advance(bar: tqdm) -> Callable[[int, int], None]:
     def advance(done: int, total: int) -> None:
-        bar.total = total
+        nonlocal first, logged
+        if first is None:
+            first = bar.initial = bar.n = done
+            bar.total = total
         bar.update(done - bar.n)
+        now = time.monotonic()
+        if hidden and done > first and (now - logged >= LOG_SECONDS or done == total):
+            rate = (done - first) / max(now - began, 1e-9)
+            left = tqdm.format_interval((total - done) / rate)
+            logger.info("%d/%d images %.0f img/s eta %s", done, total, rate, left)
+            logged = now
 
-    return advance
+    with logging_redirect_tqdm(), tqdm(unit="image", smoothing=0, disable=hidden, leave=False) as bar:
+        yield advance
 
 
 def _choose(kind: str, name: str, known: dict[str, Callable[[Arguments], Any]]) -> Callable[[Arguments], Any]:
