@@ -1,5 +1,5 @@
 # make            this help
-# make demo       draw birds, train, evaluate, explain and report: runs/demo/report.html (SEED=0)
+# make demo       draw birds, train, evaluate, report: runs/demo/report.html (SEED=0)
 # make test       lint, types, import contracts, tests and the kernels' gate
 # make lint       lint, types and import contracts only
 # make gate       what the kernels compile to, for three architectures; make gate-triton-3.6 with that version
