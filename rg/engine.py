@@ -7,6 +7,7 @@ The occurrence prior sees the images of all ranks; batch norm sees those of its 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
@@ -69,9 +70,16 @@ def connect() -> Ranks:
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    atexit.register(_disconnect)
     if ranks.rank:
         logging.getLogger("rg").setLevel(logging.WARNING)
     return ranks
+
+
+def _disconnect() -> None:
+    """Threads of a process group that outlive the interpreter can abort a process that had done its work."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _launched_ranks() -> Ranks:
