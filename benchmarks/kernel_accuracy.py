@@ -59,7 +59,7 @@ def main() -> None:
     parser.parse_args()
     if not (torch.cuda.is_available() or grouping.INTERPRETED):
         parser.error("no GPU; TRITON_INTERPRET=1 in the environment interprets the kernels")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu" if grouping.INTERPRETED else "cuda"
     bf16 = Case(1, 1024, 14, 14, 8, "bf16", "channels_last")
     fp32 = replace(bf16, dtype="fp32")
     print(f"largest error against float64, {bf16.N} image, C {bf16.C}, 14 x 14, K {bf16.K}, on {device}")

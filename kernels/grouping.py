@@ -1,4 +1,4 @@
-"""Assignment and pooling in Triton: the features are read from memory once forward and once backward.
+"""Assignment and pooling in Triton, a tile of positions at a time: forward for both, and backward for both.
 
 Sizes: N images, C channels, P = H x W positions, K parts. An image is cut into T tiles of positions, one program each.
 
@@ -42,11 +42,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.reference import MASS_FLOOR
+from kernels.maps import empty_map, is_flat, map_strides
+from kernels.reference import MASS_FLOOR, compute_dtype
 
 INTERPRETED = triton.knobs.runtime.interpret
 _MASS_FLOOR = tl.constexpr(MASS_FLOOR)
 _NORM_FLOOR = tl.constexpr(1e-12)
+_NATIVE_BF16 = tl.constexpr(not INTERPRETED)
 
 
 @triton.jit
@@ -63,47 +65,47 @@ def _halves(b_value):
 
 
 @triton.jit
-def _dot(b_left, b_right, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+def _dot(b_left, b_right):
     """One matrix product of equal dtypes. The interpreter cannot multiply bfloat16: it widens it first."""
-    if b_left.dtype == tl.bfloat16 and not NATIVE_BF16:
+    if b_left.dtype == tl.bfloat16 and not _NATIVE_BF16:
         return tl.dot(b_left.to(tl.float32), b_right.to(tl.float32), input_precision="ieee", out_dtype=tl.float32)
     elif b_left.dtype == tl.float64:
         return tl.dot(b_left, b_right, input_precision="ieee", out_dtype=tl.float64)
     else:
-        return tl.dot(b_left, b_right, input_precision=PRECISION, out_dtype=tl.float32)
+        return tl.dot(b_left, b_right, input_precision="tf32x3", out_dtype=tl.float32)
 
 
 @triton.jit
-def _dot_features(b_x, b_value, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+def _dot_features(b_x, b_value):
     """Features as they are stored @ a value in the compute dtype."""
     if b_x.dtype == tl.bfloat16:
         b_high, b_low = _halves(b_value)
-        return _dot(b_x, b_low, NATIVE_BF16, PRECISION) + _dot(b_x, b_high, NATIVE_BF16, PRECISION)
+        return _dot(b_x, b_low) + _dot(b_x, b_high)
     else:
-        return _dot(b_x.to(b_value.dtype), b_value, NATIVE_BF16, PRECISION)
+        return _dot(b_x.to(b_value.dtype), b_value)
 
 
 @triton.jit
-def _features_dot(b_value, b_x, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+def _features_dot(b_value, b_x):
     """A value in the compute dtype @ features as they are stored."""
     if b_x.dtype == tl.bfloat16:
         b_high, b_low = _halves(b_value)
-        return _dot(b_low, b_x, NATIVE_BF16, PRECISION) + _dot(b_high, b_x, NATIVE_BF16, PRECISION)
+        return _dot(b_low, b_x) + _dot(b_high, b_x)
     else:
-        return _dot(b_value, b_x.to(b_value.dtype), NATIVE_BF16, PRECISION)
+        return _dot(b_value, b_x.to(b_value.dtype))
 
 
 @triton.jit
-def _dot_values(b_left, b_right, SPLIT: tl.constexpr, NATIVE_BF16: tl.constexpr, PRECISION: tl.constexpr):
+def _dot_values(b_left, b_right, SPLIT: tl.constexpr):
     """Two values in the compute dtype."""
     if SPLIT:
         b_left_high, b_left_low = _halves(b_left)
         b_right_high, b_right_low = _halves(b_right)
-        b_cross = _dot(b_left_low, b_right_high, NATIVE_BF16, PRECISION)
-        b_cross += _dot(b_left_high, b_right_low, NATIVE_BF16, PRECISION)
-        return b_cross + _dot(b_left_high, b_right_high, NATIVE_BF16, PRECISION)
+        b_cross = _dot(b_left_low, b_right_high)
+        b_cross += _dot(b_left_high, b_right_low)
+        return b_cross + _dot(b_left_high, b_right_high)
     else:
-        return _dot(b_left, b_right, NATIVE_BF16, PRECISION)
+        return _dot(b_left, b_right)
 
 
 @triton.jit
@@ -113,6 +115,15 @@ def _map_offsets(o_p, W, stride_h, stride_w, FLAT: tl.constexpr):
         return o_p.to(tl.int64) * stride_w
     else:
         return (o_p // W).to(tl.int64) * stride_h + (o_p % W).to(tl.int64) * stride_w
+
+
+@triton.jit
+def _tile(P, K, T, TILE, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Image and tile of this program; its positions and parts, and which of them exist."""
+    i_nt = tl.program_id(0).to(tl.int64)
+    o_tile, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K).to(tl.int64)
+    o_p = (i_nt % T).to(tl.int32) * TILE + o_tile
+    return i_nt, i_nt // T, o_p, o_k, (o_tile < TILE) & (o_p < P), o_k < K
 
 
 @triton.jit(do_not_specialize=["P", "W", "K", "T", "TILE"])
@@ -145,18 +156,13 @@ def _forward_kernel(
     POOL: tl.constexpr,
     FLAT: tl.constexpr,
     COMPUTE: tl.constexpr,
-    NATIVE_BF16: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """One tile of positions: assignments, and their partial sums over the features."""
-    i_nt = tl.program_id(0).to(tl.int64)
-    i_n = i_nt // T
-    o_tile, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K).to(tl.int64)
-    o_p = (i_nt % T).to(tl.int32) * TILE + o_tile
-    m_p, m_k = (o_tile < TILE) & (o_p < P), o_k < K
+    i_nt, i_n, o_p, o_k, m_p, m_k = _tile(P, K, T, TILE, BLOCK_P, BLOCK_K)
+    m_pk = m_p[:, None] & m_k[None, :]
     p_x += i_n * x_n + _map_offsets(o_p, W, x_h, x_w, FLAT)[:, None]
     p_assign += i_n * assign_n + _map_offsets(o_p, W, assign_h, assign_w, FLAT)[:, None] + o_k[None, :] * assign_k
 
@@ -173,7 +179,7 @@ def _forward_kernel(
             b_wide = b_x.to(COMPUTE)
             b_squares += tl.sum(b_wide * b_wide, 1)
             b_center_squares += tl.sum(b_centers * b_centers, 1)
-            b_products += _dot_features(b_x, tl.trans(b_centers), NATIVE_BF16, PRECISION)
+            b_products += _dot_features(b_x, tl.trans(b_centers))
         b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(COMPUTE), 1)
         b_distances = b_squares[:, None] - 2 * b_products + b_center_squares[None, :]
         b_logits = tl.where(m_k[None, :], -b_distances / (2 * b_sigma * b_sigma)[None, :], float("-inf"))
@@ -181,11 +187,11 @@ def _forward_kernel(
         b_exponentials = tl.exp(b_logits - b_largest[:, None])
         b_total = tl.sum(b_exponentials, 1)
         b_assign = b_exponentials / b_total[:, None]
-        tl.store(p_assign, b_assign, mask=m_p[:, None] & m_k[None, :])
+        tl.store(p_assign, b_assign, mask=m_pk)
         tl.store(p_lse + i_n * P + o_p, b_largest + tl.log(b_total), mask=m_p)
-        b_assign = tl.where(m_p[:, None] & m_k[None, :], b_assign, 0)
+        b_assign = tl.where(m_pk, b_assign, 0)
     else:
-        b_assign = tl.load(p_assign, mask=m_p[:, None] & m_k[None, :], other=0).to(COMPUTE)
+        b_assign = tl.load(p_assign, mask=m_pk, other=0).to(COMPUTE)
 
     if POOL:
         tl.store(p_masses + i_nt * K + o_k, tl.sum(b_assign, 0), mask=m_k)
@@ -194,7 +200,7 @@ def _forward_kernel(
             o_c = ((tl.cdiv(C, BLOCK_C) - 1 - i_c) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
             m_c = o_c < C
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
-            b_sums = _features_dot(b_weights, b_x, NATIVE_BF16, PRECISION)
+            b_sums = _features_dot(b_weights, b_x)
             o_sums = (i_nt * K + o_k)[:, None] * C + o_c[None, :]
             tl.store(p_sums + o_sums, b_sums, mask=m_k[:, None] & m_c[None, :])
 
@@ -326,18 +332,12 @@ def _backward_kernel(
     POOL: tl.constexpr,
     FLAT: tl.constexpr,
     COMPUTE: tl.constexpr,
-    NATIVE_BF16: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """One tile of positions: their gradients, and partial sums for those of the parameters."""
-    i_nt = tl.program_id(0).to(tl.int64)
-    i_n = i_nt // T
-    o_tile, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K).to(tl.int64)
-    o_p = (i_nt % T).to(tl.int32) * TILE + o_tile
-    m_p, m_k = (o_tile < TILE) & (o_p < P), o_k < K
+    i_nt, i_n, o_p, o_k, m_p, m_k = _tile(P, K, T, TILE, BLOCK_P, BLOCK_K)
     m_pk = m_p[:, None] & m_k[None, :]
     SPLIT: tl.constexpr = p_x.dtype.element_ty == tl.bfloat16
     p_x += i_n * x_n + _map_offsets(o_p, W, x_h, x_w, FLAT)[:, None]
@@ -353,7 +353,7 @@ def _backward_kernel(
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
             o_directions = (i_n * K + o_k)[:, None] * C + o_c[None, :]
             b_directions = tl.load(p_directions + o_directions, mask=m_k[:, None] & m_c[None, :], other=0)
-            b_slopes += _dot_features(b_x, tl.trans(b_directions), NATIVE_BF16, PRECISION)
+            b_slopes += _dot_features(b_x, tl.trans(b_directions))
         b_slopes -= tl.load(p_offsets + i_n * K + o_k, mask=m_k, other=0)[None, :]
 
     if ASSIGN:
@@ -382,13 +382,13 @@ def _backward_kernel(
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
             o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
             b_centers = tl.load(p_centers + o_centers, mask=m_kc, other=0).to(COMPUTE)
-            b_grad_x += _dot_values(b_pull, b_centers, SPLIT, NATIVE_BF16, PRECISION)
+            b_grad_x += _dot_values(b_pull, b_centers, SPLIT)
             b_grad_x -= b_pull_total[:, None] * b_x.to(COMPUTE)
-            b_sums = _features_dot(b_pull_transposed, b_x, NATIVE_BF16, PRECISION)
+            b_sums = _features_dot(b_pull_transposed, b_x)
             tl.store(p_center_sums + (i_nt * K + o_k)[:, None] * C + o_c[None, :], b_sums, mask=m_kc)
         if POOL:
             b_directions = tl.load(p_directions + (i_n * K + o_k)[:, None] * C + o_c[None, :], mask=m_kc, other=0)
-            b_grad_x += _dot_values(b_assign, b_directions, SPLIT, NATIVE_BF16, PRECISION)
+            b_grad_x += _dot_values(b_assign, b_directions, SPLIT)
         o_grad_x = o_c[None, :] * grad_x_c
         tl.store(p_grad_x + o_grad_x, b_grad_x, mask=m_p[:, None] & m_c[None, :])
 
@@ -501,31 +501,8 @@ def choose_blocks(
     return Blocks(block_p, step, block_k, warps, stages=2 if small else 3)
 
 
-def _map_strides(tensor: Tensor | None) -> tuple[int, int, int, int]:
-    """Strides of [N, C, H, W], with that of a single column replaced by that of its rows."""
-    if tensor is None:
-        return 0, 0, 0, 0
-    n, c, h, w = tensor.stride()
-    return n, c, h, h if tensor.shape[3] == 1 else w
-
-
-def _is_flat(tensor: Tensor) -> bool:
-    height, width = tensor.shape[2:]
-    return height == 1 or width == 1 or tensor.stride(2) == width * tensor.stride(3)
-
-
 def _named(name: str, strides: tuple[int, ...], axes: str) -> dict[str, int]:
     return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _empty_map(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """[N, channels, H, W] in the layout of x."""
-    layout = torch.channels_last if x.stride(1) < x.stride(3) else torch.contiguous_format
-    return torch.empty((x.shape[0], channels, *x.shape[2:]), dtype=dtype, device=x.device, memory_format=layout)
 
 
 def _capability(x: Tensor) -> tuple[int, int]:
@@ -540,13 +517,8 @@ def _plan(x: Tensor, parts: int) -> tuple[Blocks, int, int]:
     return blocks, tiles, triton.cdiv(H * W, tiles)
 
 
-def _settings(x: Tensor, dtype: torch.dtype, *maps: Tensor | None) -> dict[str, Any]:
-    return {
-        "FLAT": all(_is_flat(tensor) for tensor in (x, *maps) if tensor is not None),
-        "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32,
-        "NATIVE_BF16": not INTERPRETED,
-        "PRECISION": "tf32x3",
-    }
+def _compute(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def _forward(
@@ -555,9 +527,9 @@ def _forward(
     """assign, lse (unless assign is given); regions, mass, norm (if pool)."""
     N, C, H, W = x.shape
     K, P = centers.shape[0], H * W
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     new = functools.partial(torch.empty, dtype=dtype, device=x.device)
-    assign = _empty_map(x, K, dtype) if given is None else given
+    assign = empty_map(x, K, dtype) if given is None else given
     lse = new((N, P)) if given is None else None
     regions, mass, norm = (new((N, K, C)), new((N, K)), new((N, K))) if pool else (None, None, None)
     if N == 0:
@@ -580,12 +552,13 @@ def _forward(
             K=K,
             T=T,
             TILE=tile,
-            **_named("x", _map_strides(x), "nchw"),
+            **_named("x", map_strides(x), "nchw"),
             **dictionary,
-            **_named("assign", _map_strides(assign), "nkhw"),
+            **_named("assign", map_strides(assign), "nkhw"),
             ASSIGN=given is None,
             POOL=pool,
-            **_settings(x, dtype, assign),
+            FLAT=is_flat(x, assign),
+            COMPUTE=_compute(dtype),
             BLOCK_P=blocks.positions,
             BLOCK_C=blocks.channels,
             BLOCK_K=blocks.parts,
@@ -605,7 +578,7 @@ def _forward(
                 K=K,
                 T=T,
                 **dictionary,
-                COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
+                COMPUTE=_compute(dtype),
                 BLOCK_C=triton.next_power_of_2(C),
                 num_warps=4,
             )
@@ -630,15 +603,14 @@ def _backward(
     N, C, H, W = x.shape
     K, P = centers.shape[0], H * W
     given, pool = lse is None, pooled is not None
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     new = functools.partial(torch.empty, dtype=dtype, device=x.device)
-    grad_x, grad_assign = _empty_map(x, C, x.dtype), _empty_map(assign, K, assign.dtype) if given else None
+    grad_x, grad_assign = empty_map(x, C, x.dtype), empty_map(assign, K, assign.dtype) if given else None
     if N == 0:
         return grad_x, grad_assign, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
     grad_centers = torch.empty((K, C), dtype=centers.dtype, device=x.device)
     grad_sigma = torch.empty((K,), dtype=sigma.dtype, device=x.device)
     blocks, T, tile = _plan(x, K)
-    compute = tl.float64 if dtype == torch.float64 else tl.float32
     dictionary = _named("centers", centers.stride(), "kc") | {"sigma_k": sigma.stride(0)}
     directions = offsets = mass = center_sums = weight_sums = logit_sums = None
     with torch.cuda.device_of(x):
@@ -658,7 +630,7 @@ def _backward(
                 K=K,
                 **_named("grad", grad_regions.stride(), "nkc"),
                 **dictionary,
-                COMPUTE=compute,
+                COMPUTE=_compute(dtype),
                 BLOCK_C=triton.next_power_of_2(C),
                 num_warps=4,
             )
@@ -684,15 +656,16 @@ def _backward(
             K=K,
             T=T,
             TILE=tile,
-            **_named("x", _map_strides(x), "nchw"),
+            **_named("x", map_strides(x), "nchw"),
             **dictionary,
-            **_named("assign", _map_strides(assign), "nkhw"),
-            **_named("grad", _map_strides(grad), "nkhw"),
-            **_named("grad_x", _map_strides(grad_x), "nchw"),
-            **_named("grad_assign", _map_strides(grad_assign), "nkhw"),
+            **_named("assign", map_strides(assign), "nkhw"),
+            **_named("grad", map_strides(grad), "nkhw"),
+            **_named("grad_x", map_strides(grad_x), "nchw"),
+            **_named("grad_assign", map_strides(grad_assign), "nkhw"),
             ASSIGN=not given,
             POOL=pool,
-            **_settings(x, dtype, assign, grad),
+            FLAT=is_flat(x, assign, grad),
+            COMPUTE=_compute(dtype),
             BLOCK_P=blocks.positions,
             BLOCK_C=blocks.channels,
             BLOCK_K=blocks.parts,
@@ -716,7 +689,7 @@ def _backward(
             **dictionary,
             ASSIGN=not given,
             POOL=pool,
-            COMPUTE=compute,
+            COMPUTE=_compute(dtype),
             BLOCK_N=32,
             BLOCK_C=64,
             num_warps=4,
@@ -725,7 +698,7 @@ def _backward(
 
 
 # Every operator and every backward pass is one operator to torch.compile. What shapes, dtypes and strides they return
-# is said by the fakes below; that they are not differentiated twice by _refuse.
+# is said by the fakes below; that they are not differentiated twice by refuse_second_derivatives.
 
 
 @torch.library.custom_op("region_grouping::region_grouping", mutates_args=())
@@ -792,22 +765,22 @@ def _(x: Tensor, _: Tensor, centers: Tensor, __: Tensor) -> tuple[Tensor, Tensor
 
 @_grouping_backward.register_fake
 def _(x: Tensor, centers: Tensor, sigma: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_map(x, x.shape[1], x.dtype), *_fake_parameters(centers, sigma)
+    return empty_map(x, x.shape[1], x.dtype), *_fake_parameters(centers, sigma)
 
 
 @_vlad_pooling_backward.register_fake
 def _(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_assign = _empty_map(x, x.shape[1], x.dtype), _empty_map(assign, assign.shape[1], assign.dtype)
+    grad_x, grad_assign = empty_map(x, x.shape[1], x.dtype), empty_map(assign, assign.shape[1], assign.dtype)
     return grad_x, grad_assign, *_fake_parameters(centers, sigma)
 
 
 def _fake_assignment(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = _compute_dtype(x)
-    return _empty_map(x, centers.shape[0], dtype), x.new_empty((x.shape[0], x.shape[2] * x.shape[3]), dtype=dtype)
+    dtype = compute_dtype(x)
+    return empty_map(x, centers.shape[0], dtype), x.new_empty((x.shape[0], x.shape[2] * x.shape[3]), dtype=dtype)
 
 
 def _fake_regions(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     sizes = (x.shape[0], *centers.shape)
     return x.new_empty(sizes, dtype=dtype), x.new_empty(sizes[:2], dtype=dtype), x.new_empty(sizes[:2], dtype=dtype)
 
@@ -854,15 +827,16 @@ def _differentiate_vlad_pooling(ctx: Any, grad_regions: Tensor | None, *_: None)
     return _vlad_pooling_backward(*ctx.saved_tensors, grad_regions)
 
 
-def _refuse(_ctx: Any, *_: Tensor) -> None:
+def refuse_second_derivatives(_ctx: Any, *_: Tensor) -> None:
+    """What is registered as the backward of a backward."""
     raise RuntimeError("the fused operators are differentiated once; use kernels.reference for second derivatives")
 
 
 _region_grouping.register_autograd(_differentiate_region_grouping, setup_context=_keep_region_grouping)
 _part_assignment.register_autograd(_differentiate_part_assignment, setup_context=_keep_part_assignment)
 _vlad_pooling.register_autograd(_differentiate_vlad_pooling, setup_context=_keep_vlad_pooling)
-_grouping_backward.register_autograd(_refuse)
-_vlad_pooling_backward.register_autograd(_refuse)
+_grouping_backward.register_autograd(refuse_second_derivatives)
+_vlad_pooling_backward.register_autograd(refuse_second_derivatives)
 
 
 def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.grouping import refuse_second_derivatives
+from kernels.reference import compute_dtype
+
 
 @triton.jit
 def _gaussian(b_distance, COMPUTE: tl.constexpr, STD: tl.constexpr, TOTAL: tl.constexpr):
@@ -119,7 +122,7 @@ def _settings(assign: Tensor, radius: int, std: float) -> dict[str, Any]:
         "RADIUS": radius,
         "STD": std,
         "TOTAL": math.fsum(math.exp(-0.5 * min(abs(step) / std, 1e3) ** 2) for step in range(-radius, radius + 1)),
-        "COMPUTE": tl.float64 if assign.dtype == torch.float64 else tl.float32,
+        "COMPUTE": tl.float64 if compute_dtype(assign) == torch.float64 else tl.float32,
         "BLOCK": min(1024, triton.next_power_of_2(assign.shape[2] * assign.shape[3])),
     }
 
@@ -127,8 +130,7 @@ def _settings(assign: Tensor, radius: int, std: float) -> dict[str, Any]:
 def _forward(assign: Tensor, radius: int, std: float, padding: str) -> tuple[Tensor, Tensor]:
     """occurrence and winner."""
     N, K, H, W = assign.shape
-    dtype = torch.float64 if assign.dtype == torch.float64 else torch.float32
-    found = torch.empty((N, K), dtype=dtype, device=assign.device)
+    found = torch.empty((N, K), dtype=compute_dtype(assign), device=assign.device)
     winner = torch.empty((N, K), dtype=torch.int32, device=assign.device)
     if N == 0:
         return found, winner
@@ -185,8 +187,8 @@ def _part_occurrence(assign: Tensor, radius: int, std: float, padding: str) -> t
 
 @_part_occurrence.register_fake
 def _(assign: Tensor, radius: int, std: float, padding: str) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    dtype = torch.float64 if assign.dtype == torch.float64 else torch.float32
-    return assign.new_empty(assign.shape[:2], dtype=dtype), assign.new_empty(assign.shape[:2], dtype=torch.int32)
+    found = assign.new_empty(assign.shape[:2], dtype=compute_dtype(assign))
+    return found, assign.new_empty(assign.shape[:2], dtype=torch.int32)
 
 
 @torch.library.custom_op("region_grouping::part_occurrence_backward", mutates_args=())
@@ -216,12 +218,8 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, Non
     return _part_occurrence_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
-def _refuse(_ctx: Any, _: Tensor) -> None:
-    raise RuntimeError("the fused operators are differentiated once; use kernels.reference for second derivatives")
-
-
 _part_occurrence.register_autograd(_differentiate, setup_context=_keep)
-_part_occurrence_backward.register_autograd(_refuse)
+_part_occurrence_backward.register_autograd(refuse_second_derivatives)
 
 
 def part_occurrence(assign: Tensor, radius: int = 2, std: float = 0.4, padding: str = "valid") -> Tensor:

@@ -31,7 +31,7 @@ def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, 
 
 def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.part_assignment, arguments already checked."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         features, centers, sigma = x.flatten(2).to(dtype), centers.to(dtype), sigma.to(dtype)
         squared_distance = (
@@ -43,7 +43,7 @@ def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
 
 def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.vlad_pooling, arguments already checked."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         features, weights = x.flatten(2).to(dtype), assign.flatten(2).to(dtype)
         centers, sigma = centers.to(dtype), sigma.to(dtype)
@@ -55,7 +55,7 @@ def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> T
 def part_occurrence(assign: Tensor, radius: int = 2, std: float = 0.4, padding: str = "valid") -> Tensor:
     """kernels.part_occurrence, arguments already checked."""
     height, width = assign.shape[2:]
-    dtype = _compute_dtype(assign)
+    dtype = compute_dtype(assign)
     with torch.autocast(assign.device.type, enabled=False):
         rows = _smoothing_matrix(height, radius, std, padding, dtype, assign.device)
         columns = _smoothing_matrix(width, radius, std, padding, dtype, assign.device)
@@ -75,5 +75,6 @@ def _smoothing_matrix(
     return weights.masked_fill(offset.abs() > radius, 0)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What everything is computed in, and the outputs have: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

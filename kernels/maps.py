@@ -1,0 +1,31 @@
+"""How maps [N, C, H, W] lie in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def empty_map(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """[N, channels, H, W] in the layout of another map: channels_last if its channels lie closer than its columns."""
+    layout = torch.channels_last if like.stride(1) < like.stride(3) else torch.contiguous_format
+    return torch.empty(
+        (like.shape[0], channels, *like.shape[2:]), dtype=dtype, device=like.device, memory_format=layout
+    )
+
+
+def map_strides(tensor: Tensor | None) -> tuple[int, int, int, int]:
+    """Strides of a map, with that of a single column replaced by that of its rows; zeros for no map."""
+    if tensor is None:
+        return 0, 0, 0, 0
+    n, c, h, w = tensor.stride()
+    return n, c, h, h if tensor.shape[3] == 1 else w
+
+
+def is_flat(*tensors: Tensor | None) -> bool:
+    """Whether in all these maps the rows follow each other, so that positions have one stride."""
+    return all(
+        tensor.shape[2] == 1 or tensor.shape[3] == 1 or tensor.stride(2) == tensor.shape[3] * tensor.stride(3)
+        for tensor in tensors
+        if tensor is not None
+    )
