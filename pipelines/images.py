@@ -28,6 +28,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 SOS, SOF_BASELINE, SOF_PROGRESSIVE = 0xDA, 0xC0, 0xC2
+EOI = b"\xff\xd9"
 
 
 def open_rgb(data: bytes | str | os.PathLike | Image.Image) -> Image.Image:
@@ -84,6 +85,8 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 image.load()
                 orientation = _orientation(image)
+                if image.format == "JPEG" and not has_end(data):
+                    raise ValueError("the JPEG has no end")
                 storable = orientation == 1 and image.format == "JPEG" and _is_plain_jpeg(image, data)
                 rgb = _rgb(image)
     except UnidentifiedImageError:  # its message holds a memory address
@@ -129,13 +132,27 @@ def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
     stored_as_rgb = image.mode == "RGB" and image.info.get("adobe_transform") == 0
     if image.mode not in ("L", "RGB") or stored_as_rgb:
         return False
+    markers = [marker for marker, _ in _segments(data)]
+    frames = [marker for marker in markers if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)]
+    return markers[-1:] == [SOS] and len(frames) == 1 and frames[0] in (SOF_BASELINE, SOF_PROGRESSIVE)
+
+
+def has_end(jpeg: bytes) -> bool:
+    """Whether an end marker follows the first scan of a JPEG.
+
+    Without one the file was cut short, perhaps filled up with zeros, which decoders show as grey without a word.
+    """
+    *_, (marker, position) = _segments(jpeg) or [(0, 0)]
+    return marker != SOS or jpeg.rfind(EOI, position) >= 0
+
+
+def _segments(jpeg: bytes) -> list[tuple[int, int]]:
+    """Marker and position of the segments of a JPEG that follow each other, up to the first scan."""
+    found = []
     position = 2
-    frames: list[int] = []
-    while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
-        marker = data[position + 1]
-        if marker == SOS:
-            return len(frames) == 1 and frames[0] in (SOF_BASELINE, SOF_PROGRESSIVE)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            frames.append(marker)
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
+    while jpeg[position : position + 1] == b"\xff" and position + 4 <= len(jpeg):
+        found.append((jpeg[position + 1], position))
+        if jpeg[position + 1] == SOS:
+            break
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+    return found

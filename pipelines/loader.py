@@ -1,35 +1,37 @@
-"""Shards -> batches, through one DALI graph whose decoder runs on the CPU or on the GPU.
+"""Shards -> batches: what to read (``plan``), reading it ahead (``reader``), and pixels from a decoder.
 
-The crop window is drawn in pixels of the stored image, so only that window is decoded; then it is resized to the output
-size. This is the paper's "short side to S, crop C x C" up to rounding the window to whole pixels:
-
-    side = round(C / S * short side),   origin = uniform over all positions (training) or the central one (testing)
-
-A point (x, y) of the stored image is then at ((x - x0) * C / side, (y - y0) * C / side) of the output, mirrored if the
-image was flipped; landmarks, boxes and part maps follow.
+A sample that turns out to be damaged is named, counted and left out: in training another one takes its place, so that
+batches stay full and everything else stays as it would have been; a test sees one image less.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali import math as dali_math
-from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
 from pipelines import plan
-from pipelines.geometry import Geometry, central_start
-from pipelines.manifest import Manifest, check_files
-from pipelines.samples import ANNOTATION, JPEG, LABEL, PART_MAP, decode_annotation, decode_label
+from pipelines.decoding import DecodeError, Decoder, Decoding, make_decoder
+from pipelines.geometry import Geometry, Window
+from pipelines.images import has_end
+from pipelines.reader import DamagedSampleError, Reader
+from pipelines.samples import PART_MAP, Sample, decode
+from pipelines.storage import Location
 
-SHUFFLE_BUFFER = 8192
+ATTEMPTS = 100  # samples that are tried for a place in training
+READ_AHEAD = 4  # batches whose bytes are read before they are decoded
+COUNTED = 1000  # samples that a share of damaged ones refers to at least
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,240 +58,278 @@ class Batch:
     part_maps: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What was read for a place of the stream (in training) or for a sample of the split (in testing).
+
+    ``damaged`` is number -> reason of the samples that were tried in vain; the sample is None if that was all.
+    """
+
+    place: int
+    damaged: dict[int, str]
+    number: int = -1
+    sample: Sample | None = None
+    window: Window | None = None
+
+
 class Loader:
     """Batches of one split for one rank.
 
-    Training is an endless stream of full, shuffled batches; testing is one pass in which every sample appears once.
+    Training is an endless stream of full, shuffled batches that the ranks share out (see ``plan``); testing is one pass
+    in which every sample appears once.
 
     Args:
-        folder: Folder of shards.
+        data: Folder of shards, or its URL.
         split: Name of the split.
         geometry: Window, output size and augmentation.
         batch_size: Images of a batch on this rank.
         annotations: Also deliver landmarks, boxes and part maps, as far as the data set has them.
-        decoder: ``cpu``, or ``mixed`` for GPU decoding.
-        threads: CPU threads of the pipeline; 0 takes the cores of the machine divided by ``local_world_size``.
-        seed: Seed of shuffling and augmentation; ranks differ.
+        decoding: How images are decoded; by default by DALI on the CPU.
+        seed: Seed of shuffling and augmentation, the same on all ranks.
         rank: Rank of this process.
         world_size: Number of ranks.
-        local_rank: GPU of this process.
-        local_world_size: Ranks on this machine.
-        state: What ``state()`` returned; the stream goes on from there, augmentation included.
+        max_damaged: Share of damaged samples, of those read and of at least 1000, above which the loader stops.
+
+    Attributes:
+        manifest: Of the folder.
+        samples: Number of samples of the split.
+        damaged: How often this rank met a damaged sample.
 
     Raises:
-        ValueError: no such split, files that do not agree with the manifest, fewer samples than ranks.
+        ValueError: no such split, a file is missing, too many samples are lost, or fewer samples than ranks.
+        OSError: the storage does not answer.
     """
 
     def __init__(
         self,
-        folder: Path,
+        data: Location,
         split: str,
         geometry: Geometry,
         batch_size: int,
         *,
         annotations: bool = False,
-        decoder: str = "cpu",
-        threads: int = 0,
+        decoding: Decoding | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        local_rank: int = 0,
-        local_world_size: int = 1,
-        state: bytes | None = None,
+        max_damaged: float = 0.01,
     ) -> None:
-        self.folder = folder
-        self.manifest = Manifest.load(folder)
-        content = self.manifest.split(split)
-        check_files(folder, self.manifest, split)
-        self.split = split
-        self.geometry = geometry
-        self.batch_size = batch_size
-        self.annotations = annotations
-        self.part_maps = annotations and PART_MAP in self.manifest.fields
-        self.device = torch.device("cuda", local_rank) if decoder == "mixed" else torch.device("cpu")
-        self.range = plan.shard_range(content.samples, rank, world_size)
-        graph = pipeline_def(_graph, enable_checkpointing=True)(
-            tars=[str(folder / shard.tar) for shard in content.shards],
-            indexes=[str(folder / shard.index) for shard in content.shards],
-            geometry=geometry,
-            part_maps=self.part_maps,
-            decoder=decoder,
-            rank=rank,
-            world_size=world_size,
-            shuffle_seed=seed,
-            batch_size=batch_size,
-            num_threads=threads or max(1, (os.cpu_count() or 1) // local_world_size),
-            device_id=local_rank if decoder == "mixed" else None,
-            seed=seed + 7919 * rank + 1,
-            checkpoint=state,
-        )
-        self.pipeline = graph
-        self._guarded(graph.build)
+        self._reader = Reader(data, split)
+        self.manifest, self.samples = self._reader.manifest, self._reader.size
+        self._range = plan.shard_range(self.samples, rank, world_size)
+        self._data, self._split = data, split
+        self._geometry, self._batch_size = geometry, batch_size
+        self._annotations = annotations
+        self._part_maps = annotations and PART_MAP in self.manifest.fields
+        self._decoding = decoding or Decoding()
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._max_damaged = max_damaged
+        self._stop_if_too_many(self._reader.lost(), self.samples)
+        self._stream = plan.Stream([shard.samples for shard in self._reader.shards], seed)
+        self._spare: Decoder | None = self._new_decoder()
+        self._fingerprint = self._describe(self._spare.version)
+        self._unusable: dict[int, str] = {}  # number -> reason, of images that the decoder refused
+        self._named: set[int] = set()
+        self._next = self._read = self.damaged = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.geometry.training:
-            while True:
-                yield self._read(self.batch_size)
-        for size in plan.batch_sizes(self.range[1] - self.range[0], self.batch_size):
-            yield self._read(size)
-
-    def state(self) -> bytes:
-        """The position of the stream, shuffling and augmentation included, after the last delivered batch."""
-        return self.pipeline.checkpoint()
-
-    def _guarded(self, call: Callable[[], Any]) -> Any:
-        """DALI's errors are many lines; this makes them one that says what to do."""
+        """Begins behind the last batch that was delivered (training), or with the first (testing)."""
+        decoder, self._spare = self._spare or self._new_decoder(), None
+        pool = ThreadPoolExecutor(self._reader.storage.concurrency, thread_name_prefix="reader")
+        ranges = self._training_ranges() if self._geometry.training else self._testing_ranges()
+        reading = deque(self._start_reading(pool, *places) for places in itertools.islice(ranges, READ_AHEAD))
+        decoding: deque[list[_Place]] = deque()
+        submitted = 0
         try:
-            return call()
-        except RuntimeError as error:
-            reason = next((line for line in str(error).splitlines() if "rror" in line), str(error).splitlines()[0])
+            while reading or decoding:
+                while reading and len(decoding) < self._decoding.prefetch:
+                    decoding.append([place for chunk in reading.popleft() for place in chunk.result()])
+                    reading.extend(self._start_reading(pool, *places) for places in itertools.islice(ranges, 1))
+                try:
+                    while submitted < len(decoding):
+                        _submit(decoder, decoding[submitted])
+                        submitted += 1
+                    images = decoder.result() if _good(decoding[0]) else None
+                except DecodeError as error:
+                    decoding = self._without_undecodable(decoding, error)
+                    decoder, submitted = self._new_decoder(), 0
+                    continue
+                places, submitted = decoding.popleft(), submitted - 1
+                self._account(places)
+                if images is not None:
+                    yield self._batch(_good(places), images)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream is after the last delivered batch, and what tells it from other streams: plain values."""
+        return self._fingerprint | {"next": self._next, "read": self._read, "damaged": self.damaged}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state()`` was asked for, on any rank, augmentation included; to be called before iterating.
+
+        Raises:
+            ValueError: it belongs to another stream; the message names what differs.
+        """
+        for name, value in self._fingerprint.items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"{self._data}: the checkpoint belongs to batches with {name} = {state.get(name)!r}, now it is "
+                    f"{value!r}; the run cannot go on exactly"
+                )
+        self._next, self._read, self.damaged = state["next"], state["read"], state["damaged"]
+
+    def _describe(self, decoder: str) -> dict[str, Any]:
+        """Whatever decides the batches. The number of ranks does not: they share out the same ones."""
+        sums = "".join(shard.sha256 for shard in self._reader.shards)
+        return {
+            "shards": hashlib.sha256(sums.encode()).hexdigest(),
+            "split": self._split,
+            "seed": self._seed,
+            "global batch": self._batch_size * self._world_size,
+            **asdict(self._geometry),
+            "decoder": decoder,
+            "numpy": ".".join(np.__version__.split(".")[:2]),  # its permutations may change with the version
+        }
+
+    def _new_decoder(self) -> Decoder:
+        return make_decoder(self._decoding, self._geometry.crop, self._batch_size)
+
+    def _probe(self) -> Decoder:
+        """A decoder for one image at a time."""
+        return make_decoder(replace(self._decoding, prefetch=1), self._geometry.crop, 1)
+
+    def _training_ranges(self) -> Iterator[tuple[int, int]]:
+        start = self._next
+        for number in itertools.count():
+            yield plan.rank_places(start, number, self._batch_size, self._rank, self._world_size)
+
+    def _testing_ranges(self) -> Iterator[tuple[int, int]]:
+        yield from plan.batch_ranges(*self._range, self._batch_size)
+
+    def _start_reading(self, pool: ThreadPoolExecutor, first: int, end: int) -> list[Future[list[_Place]]]:
+        """Reads places in chunks, so many that the batches read ahead keep all threads busy."""
+        length = -(-READ_AHEAD * self._batch_size // self._reader.storage.concurrency)
+        return [pool.submit(self._read_places, start, min(start + length, end)) for start in range(first, end, length)]
+
+    def _read_places(self, first: int, end: int) -> list[_Place]:
+        if not self._geometry.training:
+            return [self._read_place(place, place, ()) for place in range(first, end)]
+        samples = self._stream.samples(first, end)
+        uniforms = plan.uniforms(self._seed, first, end).tolist()
+        return [self._read_place(*each) for each in zip(range(first, end), samples, uniforms, strict=True)]
+
+    def _read_place(self, place: int, number: int, uniforms: Sequence[float]) -> _Place:
+        """Reads a sample; in training, if it is damaged, another one in its stead."""
+        damaged: dict[int, str] = {}
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                sample = self._read_sample(number)
+                window = self._geometry.window(sample.width, sample.height, uniforms)
+                return _Place(place, damaged, number, sample, window)
+            except DamagedSampleError as error:
+                damaged[number] = str(error)
+            if not self._geometry.training:
+                break
+            number = plan.substitute(self.samples, self._seed, place, attempt)
+        return _Place(place, damaged)
+
+    def _read_sample(self, number: int) -> Sample:
+        if number in self._unusable:
+            raise DamagedSampleError(self._unusable[number])
+        key, fields = self._reader.read(number)
+        if not self._part_maps:
+            fields.pop(PART_MAP, None)
+        try:
+            sample = decode(key, fields)
+            problems = self.manifest.violations(sample) or ([] if has_end(sample.jpeg) else ["the JPEG has no end"])
+        except Exception as error:  # a damaged field can break its parser in any way
+            problems = [str(error) or type(error).__name__]
+        if problems:
+            raise DamagedSampleError(f"{self._reader.name(number)}: {problems[0].removeprefix(f'{key}: ')}")
+        return sample
+
+    def _without_undecodable(self, batches: Iterable[list[_Place]], error: DecodeError) -> deque[list[_Place]]:
+        """Batches of which one cannot be decoded, without the images that cannot be decoded alone either."""
+        decoder = self._probe()
+        known = len(self._unusable)
+        usable: deque[list[_Place]] = deque()
+        for places in batches:
+            usable.append([])
+            for place in places:
+                while place.sample:
+                    try:
+                        _submit(decoder, [place])
+                        decoder.result()
+                        break
+                    except DecodeError as reason:
+                        self._unusable[place.number] = f"{self._reader.name(place.number)}: {reason}"
+                        (place,) = self._read_places(place.place, place.place + 1)
+                        decoder = self._probe()
+                usable[-1].append(place)
+        if len(self._unusable) == known:
+            raise ValueError(f"{self._data}: a batch cannot be decoded, though each of its images can ({error})")
+        return usable
+
+    def _account(self, places: Sequence[_Place]) -> None:
+        """Counts what was delivered, names what was damaged, stops if that is too much."""
+        self._next += self._batch_size * self._world_size
+        for place in places:
+            for number, reason in place.damaged.items():
+                if number not in self._named:
+                    logger.warning("left out %s", reason)
+                self._named.add(number)
+            if self._geometry.training and place.sample is None:
+                raise ValueError(f"{self._data}: {ATTEMPTS} samples of the split {self._split} in a row are damaged")
+            self.damaged += len(place.damaged)
+            self._read += len(place.damaged) + (place.sample is not None)
+        self._stop_if_too_many(self.damaged, self._read)
+
+    def _stop_if_too_many(self, damaged: int, read: int) -> None:
+        if damaged > self._max_damaged * max(read, COUNTED):
             raise ValueError(
-                f"{self.folder}: split {self.split} cannot be read ({reason.strip()}); "
-                "find what is wrong with `python -m rg verify`"
-            ) from None
-
-    def _read(self, size: int) -> Batch:
-        """The next batch, of which the first ``size`` samples are real."""
-        jpegs, images, labels, annotations, windows, *part_maps = self._guarded(self.pipeline.run)
-        keys = [_key(jpegs[index].source_info()) for index in range(size)]
-        batch = Batch(
-            images=_to_torch(images, self.device)[:size].permute(0, 3, 1, 2),
-            labels=torch.tensor([decode_label(_bytes(labels, i), key) for i, key in enumerate(keys)]),
-            keys=keys,
-        )
-        if not self.annotations:
-            return batch
-        return self._annotate(
-            batch,
-            [decode_annotation(_bytes(annotations, i), key) for i, key in enumerate(keys)],
-            np.array(windows.as_tensor())[:size],
-            _to_torch(part_maps[0], torch.device("cpu"))[:size].squeeze(3) if self.part_maps else None,
-        )
-
-    def _annotate(
-        self, batch: Batch, annotations: list[dict[str, Any]], windows: np.ndarray, part_maps: Tensor | None
-    ) -> Batch:
-        landmarks = visibility = boxes = None
-        if self.manifest.landmarks:
-            points = np.array([annotation["landmarks"] for annotation in annotations], dtype=np.float64)
-            visible = np.array([annotation["visibility"] for annotation in annotations], dtype=bool)
-            points = np.stack([self._move(p, window) for p, window in zip(points, windows, strict=True)])
-            inside = ((points >= 0) & (points < self.geometry.crop)).all(2)
-            landmarks = torch.from_numpy(points.astype(np.float32))
-            visibility = torch.from_numpy(visible & inside)
-        if any("boxes" in annotation for annotation in annotations):
-            boxes = [
-                self._move_boxes(np.array(annotation.get("boxes", []), dtype=np.float64).reshape(-1, 4), window)
-                for annotation, window in zip(annotations, windows, strict=True)
-            ]
-        return Batch(batch.images, batch.labels, batch.keys, landmarks, visibility, boxes, part_maps)
-
-    def _move(self, points: np.ndarray, window: np.ndarray) -> np.ndarray:
-        """Points [P, 2] of the stored image -> pixels of the output; window is (y0, x0, side, flipped)."""
-        y0, x0, side, flipped = window
-        moved = (points - (x0, y0)) * (self.geometry.crop / side)
-        if flipped:
-            moved[:, 0] = self.geometry.crop - moved[:, 0]
-        return moved
-
-    def _move_boxes(self, boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
-        first, second = self._move(boxes[:, :2], window), self._move(boxes[:, 2:], window)
-        moved = np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
-        moved = moved.clip(0, self.geometry.crop)
-        return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])].astype(np.float32)
-
-
-def pick_decoder(setting: str, device: torch.device) -> str:
-    """cpu or mixed, for a setting of cpu, mixed or auto (mixed where the model is on a GPU).
-
-    Raises:
-        ValueError: mixed without a GPU.
-    """
-    if setting == "mixed" and device.type != "cuda":
-        raise ValueError(f"input.decoder: mixed needs a GPU, but the device is {device}; use auto or cpu")
-    return ("mixed" if device.type == "cuda" else "cpu") if setting == "auto" else setting
-
-
-def _graph(
-    tars: list[str],
-    indexes: list[str],
-    geometry: Geometry,
-    part_maps: bool,
-    decoder: str,
-    rank: int,
-    world_size: int,
-    shuffle_seed: int,
-) -> tuple[Any, ...]:
-    training, crop = geometry.training, geometry.crop
-    fields: Any = fn.readers.webdataset(
-        paths=tars,
-        index_paths=indexes,
-        ext=[JPEG, LABEL, ANNOTATION] + [PART_MAP] * part_maps,
-        shard_id=rank,
-        num_shards=world_size,
-        stick_to_shard=True,
-        pad_last_batch=not training,
-        random_shuffle=training,
-        initial_fill=SHUFFLE_BUFFER,
-        seed=shuffle_seed,
-        missing_component_behavior="error",
-        name="reader",
-    )
-    jpeg, label, annotation, *part_png = fields
-    extent = fn.peek_image_shape(jpeg)[0:2]
-    side = geometry.side(fn.reductions.min(extent))
-    if training:
-        # Uniform over the extent - side + 1 whole positions.
-        where = fn.random.uniform(range=[0.0, 1.0], shape=[2])
-        start = dali_math.min(dali_math.floor((extent - side + 1) * where), extent - side)
-    else:
-        start = central_start(extent, side)
-    start, side = fn.cast(start, dtype=types.FLOAT), fn.cast(side, dtype=types.FLOAT)
-    flipped = fn.random.coin_flip(probability=geometry.flip, dtype=types.INT32) if training else types.Constant(0)
-    square = fn.stack(side, side)
-
-    images = fn.decoders.image_slice(
-        jpeg,
-        start,
-        square,
-        axes=[0, 1],
-        normalized_anchor=False,
-        normalized_shape=False,
-        device=decoder,
-        # The CPU decoder does this; without it the GPU up-samples chroma by repetition and the pixels differ.
-        jpeg_fancy_upsampling=True,
-    )
-    images = fn.resize(images, size=[crop, crop])
-    if training:
-        images = fn.flip(images, horizontal=flipped)
-        if geometry.jitter:
-            brightness, contrast, saturation = (
-                fn.random.uniform(range=[1 - geometry.jitter, 1 + geometry.jitter]) for _ in range(3)
+                f"{self._data}: {damaged} of {read} samples of the split {self._split} are damaged, more than a share "
+                f"of {self._max_damaged:g} (input.max_damaged); mend the shards with `python -m rg verify --repair`"
             )
-            images = fn.color_twist(images, brightness=brightness, contrast=contrast, saturation=saturation)
 
-    window = fn.cat(start, fn.stack(side), fn.stack(fn.cast(flipped, dtype=types.FLOAT)))
-    outputs = [jpeg, images, label, annotation, window]
-    if part_maps:
-        part_map = fn.decoders.image(part_png[0], output_type=types.GRAY, device="cpu")
-        part_map = fn.slice(part_map, start, square, axes=[0, 1], normalized_anchor=False, normalized_shape=False)
-        part_map = fn.resize(part_map, size=[crop, crop], interp_type=types.INTERP_NN)
-        outputs.append(fn.flip(part_map, horizontal=flipped) if training else part_map)
-    return tuple(outputs)
+    def _batch(self, places: Sequence[_Place], images: Tensor) -> Batch:
+        samples = [place.sample for place in places if place.sample]
+        windows = [place.window for place in places if place.window]
+        labels = torch.tensor([sample.label for sample in samples])
+        batch = Batch(images.permute(0, 3, 1, 2), labels, [sample.key for sample in samples])
+        return self._annotated(batch, samples, windows) if self._annotations else batch
+
+    def _annotated(self, batch: Batch, samples: Sequence[Sample], windows: Sequence[Window]) -> Batch:
+        geometry = self._geometry
+        landmarks = visibility = boxes = part_maps = None
+        if self.manifest.landmarks:
+            both = list(zip(samples, windows, strict=True))
+            moved = np.stack([geometry.move(np.asarray(sample.landmarks, float), window) for sample, window in both])
+            inside = ((moved >= 0) & (moved < geometry.crop)).all(2)
+            landmarks = torch.from_numpy(moved.astype(np.float32))
+            visibility = torch.from_numpy(np.stack([np.asarray(sample.visibility) for sample in samples]) & inside)
+        if any(sample.boxes is not None for sample in samples):
+            none = np.empty((0, 4))
+            boxes = [
+                geometry.move_boxes(none if sample.boxes is None else sample.boxes.astype(float), window)
+                for sample, window in zip(samples, windows, strict=True)
+            ]
+        if self._part_maps:
+            maps = [
+                geometry.move_part_map(np.asarray(sample.part_map), window)
+                for sample, window in zip(samples, windows, strict=True)
+            ]
+            part_maps = torch.from_numpy(np.stack(maps))
+        return replace(batch, landmarks=landmarks, visibility=visibility, boxes=boxes, part_maps=part_maps)
 
 
-def _to_torch(tensors: Any, device: torch.device) -> Tensor:
-    """A DALI batch of equal shapes -> a uint8 tensor of its own memory; device is where DALI left the batch."""
-    dense = tensors.as_tensor()
-    out = torch.empty(dense.shape(), dtype=torch.uint8, device=device)
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    return feed_ndarray(dense, out, cuda_stream=stream)
+def _good(places: Sequence[_Place]) -> list[_Place]:
+    """The places for which there is a sample."""
+    return [place for place in places if place.sample]
 
 
-def _bytes(tensors: Any, index: int) -> bytes:
-    return np.array(tensors[index]).tobytes()
-
-
-def _key(source_info: str) -> str:
-    """``<tar>:<offset>:<key>.jpg`` -> key."""
-    return source_info.rsplit(":", 1)[1].split(".", 1)[0]
+def _submit(decoder: Decoder, places: Sequence[_Place]) -> None:
+    """Starts decoding the places for which there is a sample, if there are any."""
+    samples = [place.sample.jpeg for place in places if place.sample]
+    if samples:
+        decoder.submit(samples, [place.window for place in places if place.window])

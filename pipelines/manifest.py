@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipelines.samples import Sample
+from pipelines.storage import Location, is_local, open_storage
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -175,21 +176,23 @@ class Manifest(Schema):
     splits: dict[str, Split]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> Manifest:
-        """Reads the manifest of a folder of shards.
+    def load(cls, data: Location) -> Manifest:
+        """Reads the manifest of a folder of shards, or of its URL.
 
         Raises:
             ValueError: there is none, or it cannot be understood.
+            OSError: the storage does not answer.
         """
-        path = Path(folder) / NAME
-        if not path.parent.is_dir():
-            raise ValueError(f"{folder}: no such folder")
-        if not path.is_file():
-            raise ValueError(f"{folder}: not a shard folder (no {NAME}); make one with `python -m rg prepare`")
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
+            content = open_storage(data).read(NAME)
+        except FileNotFoundError:
+            if is_local(data) and not os.path.isdir(data):
+                raise ValueError(f"{data}: no such folder") from None
+            raise ValueError(f"{data}: not a shard folder (no {NAME}); make one with `python -m rg prepare`") from None
+        try:
+            return cls.from_json(json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a manifest of shards ({type(error).__name__}: {error})") from None
+            raise ValueError(f"{data}: {NAME} is no manifest of shards ({type(error).__name__}: {error})") from None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Manifest:
@@ -249,14 +252,14 @@ class Manifest(Schema):
         return recipe | {f"options.{name}": value for name, value in options.items()}
 
 
-def check_files(folder: str | os.PathLike, manifest: Manifest, split: str) -> None:
+def check_files(folder: Path, manifest: Manifest, split: str) -> None:
     """Checks that every shard and index of a split is there with its recorded size.
 
     Raises:
         ValueError: one is not; the message names the first.
     """
     for shard in manifest.split(split).shards:
-        for problem in size_problems(Path(folder), shard):
+        for problem in size_problems(folder, shard):
             raise ValueError(f"{folder}: {problem}")
 
 

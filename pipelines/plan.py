@@ -1,13 +1,86 @@
-"""Which rank reads what, and how long an epoch is: pure functions of integers."""
+"""Which rank reads what, in which order, and with which random numbers: pure functions of integers.
+
+Training reads an endless stream of places 0, 1, 2, ... Epoch e holds the places e * size to (e + 1) * size - 1, in
+which every sample occurs once. The ranks share out every batch of the stream, so what a step sees depends neither on
+the number of ranks nor on where a run was interrupted; to go on, the number of the next place is all one needs to know.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+SHUFFLED = 16384  # neighbouring samples that are shuffled among each other, so that an epoch reads shard after shard
+SHARDS, PIECE, SUBSTITUTE = 1, 2, 3  # what random numbers are drawn for
+
+
+class Stream:
+    """The order of the samples.
+
+    In every epoch the shards are shuffled, and then, as they follow each other, pieces of ``SHUFFLED`` samples. Samples
+    are numbered through all shards.
+
+    Args:
+        shard_sizes: Number of samples of every shard.
+        seed: Decides the order.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int], seed: int) -> None:
+        self.seed = seed
+        self.size = sum(shard_sizes)
+        self._first = np.concatenate([[0], np.cumsum(shard_sizes)])
+        self._piece = functools.lru_cache(maxsize=4)(self._shuffled_piece)
+        self._shards = functools.lru_cache(maxsize=2)(self._shuffled_shards)
+
+    def samples(self, first: int, end: int) -> list[int]:
+        """The samples at the places ``first`` to ``end - 1``."""
+        return [self._sample(place) for place in range(first, end)]
+
+    def _sample(self, place: int) -> int:
+        epoch, index = divmod(place, self.size)
+        piece, offset = divmod(index, SHUFFLED)
+        return int(self._piece(epoch, piece)[offset])
+
+    def _shuffled_piece(self, epoch: int, piece: int) -> np.ndarray:
+        shards, starts = self._shards(epoch)
+        indices = np.arange(piece * SHUFFLED, min(self.size, (piece + 1) * SHUFFLED))
+        which = np.searchsorted(starts, indices, side="right") - 1
+        samples = self._first[shards[which]] + indices - starts[which]
+        return np.random.default_rng([PIECE, self.seed, epoch, piece]).permutation(samples)
+
+    def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of an epoch in their order, and the index of the first sample of each."""
+        shards = np.random.default_rng([SHARDS, self.seed, epoch]).permutation(len(self._first) - 1)
+        ends = np.cumsum(np.diff(self._first)[shards])
+        return shards, np.concatenate([[0], ends[:-1]])
+
+
+def uniforms(seed: int, first: int, end: int) -> np.ndarray:
+    """Four random numbers in [0, 1) for each of the places ``first`` to ``end - 1``: float64 [end - first, 4].
+
+    A place owns one block of a Philox counter, so its numbers are the same whoever draws them together with others.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=first))
+    return generator.random((end - first, 4))
+
+
+def substitute(size: int, seed: int, place: int, attempt: int) -> int:
+    """The sample that takes a place whose own cannot be read; ``attempt`` counts from 1."""
+    return int(np.random.default_rng([SUBSTITUTE, seed, place, attempt]).integers(size))
+
+
+def rank_places(start: int, number: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First and past-the-last place of a rank in batch ``number`` of a stream that is read from ``start`` on."""
+    first = start + (number * world_size + rank) * batch_size
+    return first, first + batch_size
+
 
 def shard_range(size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First and past-the-last sample of a rank, in the order of the index.
+    """First and past-the-last sample of a rank when every sample is read once.
 
-    The ranges of all ranks are disjoint, complete and differ by one sample at most. This is DALI's own rule for its
-    readers, so the loader can tell which samples of a padded batch are real.
+    The ranges of all ranks are disjoint, complete and differ by one sample at most.
 
     Raises:
         ValueError: a rank would get no sample, or there is no such rank.
@@ -22,15 +95,14 @@ def shard_range(size: int, rank: int, world_size: int) -> tuple[int, int]:
 def steps_per_epoch(size: int, global_batch: int) -> int:
     """Optimiser steps of a training epoch: the first number of steps that reads ``size`` samples or more.
 
-    Training reads an endless stream, in which every rank sees each of its samples once per cycle. So all ranks take
-    equally many full batches, nothing is padded, and what an epoch reads too much it does not read in the next.
+    All ranks take equally many full batches, nothing is padded, and what an epoch reads too much it does not read in
+    the next.
     """
     if size < 1 or global_batch < 1:
         raise ValueError(f"expected at least one sample and a batch of at least 1, got {size} and {global_batch}")
     return -(-size // global_batch)
 
 
-def batch_sizes(samples: int, batch_size: int) -> list[int]:
-    """Sizes of the batches that read every one of ``samples`` exactly once; only the last may be smaller."""
-    full, rest = divmod(samples, batch_size)
-    return [batch_size] * full + ([rest] if rest else [])
+def batch_ranges(first: int, end: int, batch_size: int) -> list[tuple[int, int]]:
+    """First and past-the-last of batches that read every one of a range once; only the last may be smaller."""
+    return [(start, min(start + batch_size, end)) for start in range(first, end, batch_size)]

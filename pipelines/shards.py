@@ -1,4 +1,4 @@
-"""WebDataset shards with the index that DALI reads: writing them in parallel, and plain reading without DALI.
+"""Writing WebDataset shards with the index that DALI reads, in parallel.
 
 A folder of shards holds ``<split>-00000.tar``, ``<split>-00000.idx``, ... and, once everything else is complete,
 ``manifest.json``. The bytes depend on the samples, the options and the seed only, not on the number of processes or
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipelines import samples
+from pipelines.index import Entry, index_text
 from pipelines.manifest import (
     FILES,
     NAME,
@@ -43,7 +44,6 @@ from pipelines.manifest import (
 )
 from pipelines.samples import Sample
 
-INDEX_VERSION = "v1.2"
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
 UNFINISHED = "unfinished"  # marks a folder that is being written, so that only our own remains are ever removed
 OUR_FILE = re.compile(rf"([a-z0-9_]+-\d{{5}}\.(tar|idx)|manifest\.json)(\.tmp)?|{UNFINISHED}")
@@ -67,14 +67,6 @@ class Source(Protocol):
     def source(self, index: int, /) -> str:
         """Where a sample comes from, without reading it."""
         ...
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One sample in a shard: its key, and extension -> (offset, size) in bytes."""
-
-    key: str
-    fields: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -194,77 +186,6 @@ def write(
         for path in out.glob("*.tmp"):  # of workers that were killed
             path.unlink()
     return manifest
-
-
-def read(folder: str | os.PathLike, split: str, keys: Sequence[str] | None = None) -> Iterator[Sample]:
-    """Reads samples one by one, without DALI.
-
-    Args:
-        folder: A folder of shards.
-        split: Name of the split.
-        keys: Which samples, in this order; all of them in the order of the shards if None.
-
-    Raises:
-        ValueError: the folder, the split, a key or the content of a shard is not as expected.
-        OSError: a file cannot be read.
-    """
-    folder = Path(folder)
-    shards = Manifest.load(folder).split(split).shards
-    entries = ((folder / shard.tar, entry) for shard in shards for entry in read_index(folder / shard.index))
-    if keys is not None:
-        by_key = {entry.key: (path, entry) for path, entry in entries}
-        unknown = [key for key in keys if key not in by_key]
-        if unknown:
-            raise ValueError(f"keys: {folder} has no {unknown[0]!r} in the split {split!r}")
-        entries = (by_key[key] for key in keys)
-    return (_read_entry(path, entry) for path, entry in entries)
-
-
-def read_index(path: Path) -> list[Entry]:
-    """The samples of an index, in the order of the shard.
-
-    Raises:
-        ValueError: it is no index of the version that is written here.
-    """
-    header, *lines = path.read_text().splitlines() or [""]
-    if header != f"{INDEX_VERSION} {len(lines)}":
-        raise ValueError(f"{path}: expected '{INDEX_VERSION} {len(lines)}' in the first line, found {header[:40]!r}")
-    entries = []
-    for line in lines:
-        words = line.split(" ")
-        try:
-            columns = list(zip(*[iter(words)] * 4, strict=True))
-            key = columns[0][3].removesuffix("." + columns[0][0])
-            entries.append(Entry(key, {field: (int(offset), int(size)) for field, offset, size, _ in columns}))
-        except (ValueError, IndexError):
-            raise ValueError(f"{path}: expected extension, offset, size and name, found {line[:60]!r}") from None
-    return entries
-
-
-def read_fields(path: Path, entry: Entry) -> dict[str, bytes]:
-    """Extension -> bytes of one sample of a tar.
-
-    Raises:
-        ValueError: the tar is too short to hold them.
-        OSError: the tar cannot be read.
-    """
-    fields = {}
-    with path.open("rb") as file:
-        for field, (offset, size) in entry.fields.items():
-            file.seek(offset)
-            fields[field] = file.read(size)
-            if len(fields[field]) < size:
-                raise ValueError(f"{entry.key}: field .{field} is cut short")
-    return fields
-
-
-def index_text(entries: Sequence[Entry]) -> str:
-    """The index of a shard as a text."""
-    lines = [
-        " ".join(f"{field} {offset} {size} {entry.key}.{field}" for field, (offset, size) in entry.fields.items())
-        for entry in entries
-    ]
-    return "\n".join([f"{INDEX_VERSION} {len(entries)}", *lines, ""])
 
 
 def write_shard(folder: Path, name: str, content: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard | None:
@@ -512,7 +433,3 @@ def _fields(splits: Mapping[str, Split], written: Iterable[_Written]) -> tuple[s
     if part_maps not in (0, count):
         raise ValueError(f"sources: expected part maps for all samples or for none, got {part_maps} for {count}")
     return samples.FIELDS if part_maps else samples.FIELDS[:-1]
-
-
-def _read_entry(path: Path, entry: Entry) -> Sample:
-    return samples.decode(entry.key, read_fields(path, entry))

@@ -12,19 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines import images, samples
+from pipelines.index import Entry, index_text, tar_entries
 from pipelines.manifest import Manifest, Quarantined, Shard, Split, sha256, size_problem
+from pipelines.reader import read_fields, read_index
 from pipelines.samples import Sample
-from pipelines.shards import (
-    Entry,
-    Progress,
-    count_labels,
-    index_text,
-    read_fields,
-    read_index,
-    run,
-    write_index,
-    write_shard,
-)
+from pipelines.shards import Progress, count_labels, run, write_index, write_shard
+from pipelines.storage import open_storage
 
 REPAIRED_NAME = re.compile(r"(.+)-r(\d+)")  # of a shard that replaces a damaged one
 
@@ -164,7 +157,7 @@ def _verify_shard(folder: Path, manifest: Manifest, decode_images: bool, shard: 
     entries: list[Entry] = []
     counts = [0] * manifest.num_classes
     try:
-        for entry in _tar_entries(tar):
+        for entry in _entries(tar):
             entries.append(entry)
             sample, _, found = _checked(tar, entry, manifest, decode_images)
             if sample:
@@ -188,7 +181,7 @@ def _repair_shard(folder: Path, manifest: Manifest, shard: Shard) -> _Repaired:
     if not report.tar_problems:
         if not report.index_problems:
             return _Repaired(shard, report)
-        write_index(index, list(_tar_entries(tar)))
+        write_index(index, list(_entries(tar)))
         shard = replace(shard, index_bytes=index.stat().st_size, index_sha256=sha256(index))
         return _Repaired(shard, replace(report, index_problems=()), (f"{shard.index}: rebuilt",))
 
@@ -230,9 +223,9 @@ def _salvageable(folder: Path, shard: Shard) -> list[Entry]:
     tar, index = folder / shard.tar, folder / shard.index
     places: dict[str, Entry] = {}
     if not _file_problems(index, shard.index_bytes, shard.index_sha256):
-        places = {entry.key: entry for entry in read_index(index)}
+        places = {entry.key: entry for entry in read_index(open_storage(folder), shard.index)}
     try:
-        for entry in _tar_entries(tar) if tar.is_file() else ():
+        for entry in _entries(tar) if tar.is_file() else ():
             if entry.key not in places or set(entry.fields) >= set(places[entry.key].fields):
                 places[entry.key] = entry
     except tarfile.TarError:
@@ -276,25 +269,9 @@ def _file_problems(path: Path, size: int, digest: str) -> list[str]:
     return problems
 
 
-def _tar_entries(path: Path) -> Iterator[Entry]:
-    """Neighbouring members that share a key, straight from the headers of the tar; also the last before damage."""
-    key = ""
-    places: dict[str, tuple[int, int]] = {}
-    damage: tarfile.TarError | None = None
-    with tarfile.open(path, "r:") as tar:
-        try:
-            for member in tar:
-                stem, _, extension = member.name.partition(".")
-                if places and stem != key:
-                    yield Entry(key, places)
-                    places = {}
-                key, places[extension] = stem, (member.offset_data, member.size)
-        except tarfile.TarError as error:
-            damage = error
-    if places:
-        yield Entry(key, places)
-    if damage:
-        raise damage
+def _entries(tar: Path) -> Iterator[Entry]:
+    with tar.open("rb") as file:
+        yield from tar_entries(file)
 
 
 def _checked(
@@ -302,7 +279,7 @@ def _checked(
 ) -> tuple[Sample | None, dict[str, bytes], list[str]]:
     """One sample of a tar, None if it has problems; its fields as far as they can be read; its problems."""
     try:
-        fields = read_fields(path, entry)
+        fields = read_fields(open_storage(path.parent), path.name, entry)
     except FileNotFoundError:
         return None, {}, ["the tar is missing"]
     except ValueError as error:

@@ -195,7 +195,7 @@ def train(arguments: Arguments) -> int:
         action=ActionConfigFile,
         help="file with settings, such as the config.json of a run; options given beside it win",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     for name, hint in get_type_hints(RunConfig).items():
@@ -210,7 +210,7 @@ def evaluate(arguments: Arguments) -> None:
     """Measure accuracy and parts of a run; prints a table and writes RUN/metrics.json."""
     parser = _parser("evaluate", evaluate)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
     parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
@@ -238,7 +238,7 @@ def report(arguments: Arguments) -> None:
     """Write one self-contained page about an evaluated run."""
     parser = _parser("report", report)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--data", type=Path | None, default=None, help="shards, if they have moved since evaluate")
+    parser.add_argument("--data", type=str | None, default=None, help="shards, if they have moved since evaluate")
     parser.add_argument("--out", type=Path | None, default=None, help="page to write; default RUN/report.html")
     args = parser.parse_args(arguments)
     print(importlib.import_module("rg.report").report(args.run, args.data, args.out))

@@ -166,9 +166,15 @@ class InputConfig:
         test_short_side: Short side for testing; 0 takes short_side.
         test_crop: Side of the central square for testing; 0 takes crop. Larger than crop, it gives a finer map.
         flip: Probability of a horizontal flip in training.
-        jitter: Brightness, contrast and saturation vary by up to this fraction in training.
-        decoder: Where JPEGs are decoded: cpu, mixed (GPU), or auto (mixed where there is a GPU).
+        brightness: Brightness varies by up to this fraction in training.
+        decoder: What decodes JPEGs: cpu or mixed (GPU) for DALI, pillow for machines without DALI, or auto (DALI
+            where it is installed, on the GPU where there is one).
         threads: Decoding threads of a rank; 0 takes the cores of the machine divided by its ranks.
+        prefetch: Batches decoded ahead.
+        hardware_load: Share of the images that mixed gives to the JPEG engine of the GPU, where it has one.
+        largest_width: Columns of the largest image, so that mixed allocates memory once; 0 if not known.
+        largest_height: Rows of the largest image.
+        max_damaged: Share of damaged samples, of those read and of at least 1000, above which a run stops.
     """
 
     short_side: int = 256
@@ -176,9 +182,14 @@ class InputConfig:
     test_short_side: int = 0
     test_crop: int = 0
     flip: float = 0.5
-    jitter: float = 0.1
-    decoder: Literal["auto", "cpu", "mixed"] = "auto"
+    brightness: float = 0.1
+    decoder: Literal["auto", "cpu", "mixed", "pillow"] = "auto"
     threads: int = 0
+    prefetch: int = 2
+    hardware_load: float = 0.65
+    largest_width: int = 0
+    largest_height: int = 0
+    max_damaged: float = 0.01
 
     @property
     def test_size(self) -> tuple[int, int]:
@@ -194,8 +205,12 @@ class InputConfig:
         side, crop = self.test_size
         _require(side >= crop, "input.test_short_side", f"at least the crop for testing = {crop}", side)
         _require(0 <= self.flip <= 1, "input.flip", "a probability", self.flip)
-        _require(0 <= self.jitter < 1, "input.jitter", "a fraction below 1", self.jitter)
-        _require(self.threads >= 0, "input.threads", "0 or more", self.threads)
+        _require(0 <= self.brightness < 1, "input.brightness", "a fraction below 1", self.brightness)
+        for name in ("threads", "largest_width", "largest_height"):
+            _require(getattr(self, name) >= 0, f"input.{name}", "0 or more", getattr(self, name))
+        _require(self.prefetch >= 1, "input.prefetch", "at least 1", self.prefetch)
+        for name in ("hardware_load", "max_damaged"):
+            _require(0 <= getattr(self, name) <= 1, f"input.{name}", "a share from 0 to 1", getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,13 @@ class Engine:
             dist.all_reduce(values)
         return values
 
+    def total(self, count: int) -> int:
+        """Sum of a whole number over the ranks."""
+        return int(self.sum(torch.tensor(count, device=self.ranks.device)).item())
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.ranks.device)).item())
+        return self.total(int(flag)) > 0
 
     def average_buffers(self) -> None:
         """Give all ranks the mean of their batch-norm and border statistics, which each keeps for its own images."""

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.geometry import Geometry
-from pipelines.loader import Batch, Loader, pick_decoder
+from pipelines.loader import Batch, Loader
 from pipelines.manifest import Manifest, atomic_write, sha256
-from rg import checkpoint, metrics
+from pipelines.storage import Location, resolve
+from rg import checkpoint, inputs, metrics
 from rg.checkpoint import Classes
 from rg.config import RunConfig
 from rg.explain import pick_device
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    run: Path, data: Path, split: str | None = None, batch_size: int = 64, device: str = "auto"
+    run: Path, data: Location, split: str | None = None, batch_size: int = 64, device: str = "auto"
 ) -> dict[str, Any]:
     """Measure a run on one split; the landmark regression is fitted on the training split.
 
     Args:
         run: Run folder.
-        data: Folder of shards with the classes that the run was trained on.
+        data: Folder of shards, or its URL, with the classes that the run was trained on.
         split: Default: test if there is one, else val.
         batch_size: Images at once.
         device: cpu, cuda or auto.
@@ -58,16 +58,13 @@ def evaluate(
     manifest.split(split)
     model.to(pick_device(device))
 
-    seen = _Seen(config, manifest)
-    for batch, output in _forward(model, config, data, split, batch_size):
-        seen.add(batch, output)
+    loader = _loader(config, data, split, batch_size, pick_device(device))
+    seen = _seen(model, config, loader, split)
     fit = None
     if manifest.landmarks:
-        fit = _Seen(config, manifest)
-        for batch, output in _forward(model, config, data, "train", batch_size):
-            fit.add(batch, output)
+        fit = _seen(model, config, _loader(config, data, "train", batch_size, pick_device(device)), "train")
     result, landmark_errors = _measure(seen, fit, config, classes, model.background.cpu().tolist())
-    result = {"data": str(data.resolve()), "dataset": manifest.dataset, "split": split} | result
+    result = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "damaged": loader.damaged} | result
 
     result["weights"] = sha256(run / checkpoint.WEIGHTS)
     checkpoint.write_json(run / METRICS, result)
@@ -90,6 +87,8 @@ def table(result: dict[str, Any]) -> str:
         ("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"),
     ]
     lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
+    if result["damaged"]:
+        lines[0] += f", {result['damaged']} more are damaged and left out"
     lines += [f"  {name:<24}{value}" for name, value in rows]
     lines += [f"  {line}" for line in not_measured(result)]
     lines.append("  part  occurrence  present  prior distance  attention  area    kind        state")
@@ -104,21 +103,32 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _forward(
-    model: RegionGroupingModel, config: RunConfig, data: Path, split: str, batch_size: int
-) -> Iterator[tuple[Batch, ModelOutput]]:
+def _loader(config: RunConfig, data: Location, split: str, batch_size: int, device: torch.device) -> Loader:
+    settings = config.input
+    if settings.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
+        settings = replace(settings, decoder="auto")
+    return Loader(
+        data,
+        split,
+        inputs.test_geometry(settings),
+        batch_size,
+        annotations=True,
+        decoding=inputs.decoding(settings, device),
+        max_damaged=settings.max_damaged,
+    )
+
+
+def _seen(model: RegionGroupingModel, config: RunConfig, loader: Loader, split: str) -> _Seen:
     device = next(model.parameters()).device
-    geometry = Geometry(*config.input.test_size)
-    decoder = pick_decoder("auto" if device.type == "cpu" else config.input.decoder, device)
-    loader = Loader(data, split, geometry, batch_size, annotations=True, decoder=decoder, threads=config.input.threads)
-    total = loader.manifest.split(split).samples
     model.to(memory_format=torch.channels_last)
-    with tqdm(total=total, desc=split, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+    seen = _Seen(config, loader.manifest)
+    with tqdm(total=loader.samples, desc=split, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         for batch in loader:
             with torch.inference_mode():
                 output = model(batch.images.to(device))
-            yield batch, ModelOutput(*(tensor.float().cpu() for tensor in output))
+            seen.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)))
             bar.update(len(batch.keys))
+    return seen
 
 
 @dataclass

@@ -19,9 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import rg
-from pipelines import shards
-from pipelines.manifest import NAME as MANIFEST
+from pipelines import reader
 from pipelines.manifest import Manifest, atomic_write, sha256
+from pipelines.storage import Location
 from rg import charts, checkpoint, pictures
 from rg.charts import percent
 from rg.config import flatten
@@ -87,7 +87,7 @@ class Card:
     bars: list[pictures.Bar]
 
 
-def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path:
+def report(run: Path, data: Location | None = None, out: Path | None = None) -> Path:
     """Write the page.
 
     Args:
@@ -115,7 +115,7 @@ def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path
     if manifest.classes != classes.names:
         raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
 
-    cards, spots = _pictures(run, data or Path(metrics["data"]), manifest, metrics, predictions)
+    cards, spots = _pictures(run, data or metrics["data"], manifest, metrics, predictions)
     colors = pictures.palette(len(metrics["parts"]))
     template = _environment().get_template(PAGE)
     page = template.render(
@@ -153,7 +153,7 @@ def report(run: Path, data: Path | None = None, out: Path | None = None) -> Path
 
 
 def _pictures(
-    run: Path, folder: Path, manifest: Manifest, metrics: Mapping[str, Any], predictions: Sequence[Prediction]
+    run: Path, data: Location, manifest: Manifest, metrics: Mapping[str, Any], predictions: Sequence[Prediction]
 ) -> tuple[dict[str, list[Card]], list[list[tuple[str, str]]]]:
     """The cards of both galleries, and for every part pictures of it with their labels.
 
@@ -169,7 +169,7 @@ def _pictures(
         *((k, prediction) for k, part in enumerate(parts) for prediction in _showing(predictions, k, part)[:STRIP]),
     ]
     keys = [prediction["key"] for _, prediction in wanted]
-    explained = _explain(run, folder, metrics["split"], keys, len(manifest.classes))
+    explained = _explain(run, data, metrics["split"], keys, len(manifest.classes))
     for (place, prediction), explanation in zip(wanted, explained, strict=True):
         if isinstance(place, int):
             spot = pictures.spotlight(explanation, place, (side, side))
@@ -188,10 +188,13 @@ def _read_lines(path: Path, verb: str) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: expected one JSON value per line ({error})") from None
 
 
-def _find_data(metrics: Mapping[str, Any], data: Path | None) -> Manifest:
-    if data is None and not (Path(metrics["data"]) / MANIFEST).is_file():
-        raise ValueError(f"--data: the shards are no longer in {metrics['data']}; say where they are")
-    return Manifest.load(data or metrics["data"])
+def _find_data(metrics: Mapping[str, Any], data: Location | None) -> Manifest:
+    if data is not None:
+        return Manifest.load(data)
+    try:
+        return Manifest.load(metrics["data"])
+    except ValueError:
+        raise ValueError(f"--data: the shards are no longer in {metrics['data']}; say where they are") from None
 
 
 def _errors(prediction: Prediction) -> int:
@@ -244,9 +247,9 @@ def _showing(predictions: Sequence[Prediction], k: int, part: Mapping[str, Any])
     return _take_turns(sorted(shown, key=lambda one: (-one["occurrence"][k], one["key"])), _group)
 
 
-def _explain(run: Path, folder: Path, split: str, keys: Sequence[str], classes: int) -> Iterator[Explanation]:
+def _explain(run: Path, data: Location, split: str, keys: Sequence[str], classes: int) -> Iterator[Explanation]:
     """Explanations of samples as they are tested, cut to what the model saw, one by one."""
-    samples = shards.read(folder, split, keys)
+    samples = reader.read(data, split, keys)
     images = (Image.open(io.BytesIO(sample.jpeg)) for sample in samples)
     with tqdm(total=len(keys), desc="explain", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         for explanation in rg.load(run).stream(images, view="crop", top_k=classes):

@@ -25,9 +25,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines import plan
 from pipelines.geometry import Geometry
-from pipelines.loader import Loader, pick_decoder
-from pipelines.manifest import Manifest, check_files
-from rg import checkpoint
+from pipelines.loader import Loader
+from pipelines.manifest import Manifest
+from pipelines.storage import Location, resolve
+from rg import checkpoint, inputs
 from rg.checkpoint import Classes
 from rg.config import RunConfig, differences
 from rg.engine import LATEST, Engine, Ranks, connect, micro_batch
@@ -41,12 +42,12 @@ CHECKPOINTS, LOG = "checkpoints", "train.log"
 DICTIONARY_IMAGES = 256
 
 
-def train(config: RunConfig, data: Path, out: Path, resume: bool = False, command: str | None = None) -> int:
+def train(config: RunConfig, data: Location, out: Path, resume: bool = False, command: str | None = None) -> int:
     """Train one model.
 
     Args:
         config: The run.
-        data: Folder of shards with a ``train`` split, and a ``val`` split if validation is on.
+        data: Folder of shards, or its URL, with a ``train`` split, and a ``val`` split if validation is on.
         out: Run folder; must not hold another run.
         resume: Continue the run in ``out`` from its newest checkpoint, exactly as if it had not stopped.
         command: What started the run, for the record.
@@ -63,11 +64,8 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False, comman
     _check_run_folder(out, config, classes, manifest, resume)
     ranks = connect()
     validates = "val" in manifest.splits and config.train.validate_epochs > 0
-    for split in ("train", "val") if validates else ("train",):
-        check_files(data, manifest, split)
-        plan.shard_range(manifest.split(split).samples, ranks.rank, ranks.world_size)
-    decoder = pick_decoder(config.input.decoder, ranks.device)
-    micro_batch(config, ranks)
+    loader = _loader(config, data, "train", inputs.training_geometry(config.input), ranks)
+    val_loader = _loader(config, data, "val", inputs.test_geometry(config.input), ranks) if validates else None
 
     torch.manual_seed(config.seed)
     model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=not resume)
@@ -76,6 +74,8 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False, comman
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
     engine = Engine(model, config, ranks, steps)
     step, rank_state = engine.load(out / CHECKPOINTS) if resume else (0, {})
+    if rank_state:
+        loader.resume(rank_state["loader"])
 
     if ranks.rank == 0:
         (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,21 @@ def train(config: RunConfig, data: Path, out: Path, resume: bool = False, comman
         else:
             checkpoint.save_config(out, config, classes)
             checkpoint.write_json(out / checkpoint.RECORD, _record(command, data, manifest, ranks))
-    return _Run(config, data, out, engine, steps, step, rank_state, validates, decoder).run()
+    return _Run(config, out, engine, loader, val_loader, steps, step, rank_state).run()
+
+
+def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, ranks: Ranks) -> Loader:
+    return Loader(
+        data,
+        split,
+        geometry,
+        micro_batch(config, ranks),
+        decoding=inputs.decoding(config.input, ranks.device, ranks.local_world_size),
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        max_damaged=config.input.max_damaged,
+    )
 
 
 def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: Manifest, resume: bool) -> None:
@@ -137,11 +151,11 @@ def _shard_sums(manifest: Manifest) -> list[str]:
     return [shard.sha256 for shard in manifest.split("train").shards]
 
 
-def _record(command: str | None, data: Path, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
+def _record(command: str | None, data: Location, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
     return {
         "command": command,
         "data": {
-            "folder": str(data.resolve()),
+            "folder": resolve(data),
             "dataset": manifest.dataset,
             "options": manifest.options,
             "shards": _shard_sums(manifest),
@@ -152,11 +166,12 @@ def _record(command: str | None, data: Path, manifest: Manifest, ranks: Ranks) -
     }
 
 
-def _first_images(config: RunConfig, data: Path, manifest: Manifest) -> Tensor:
-    """The same first training images on every rank, uint8 [N, 3, C, C]."""
+def _first_images(config: RunConfig, data: Location, manifest: Manifest) -> Tensor:
+    """The same first training images on every rank, uint8 [N, 3, C, C] on the CPU."""
     count = min(DICTIONARY_IMAGES, manifest.split("train").samples)
     geometry = Geometry(config.input.short_side, config.input.crop)
-    return next(iter(Loader(data, "train", geometry, count, threads=config.input.threads))).images
+    decoding = inputs.decoding(config.input, torch.device("cpu"))
+    return next(iter(Loader(data, "train", geometry, count, decoding=decoding))).images
 
 
 class _Run:
@@ -165,46 +180,24 @@ class _Run:
     def __init__(
         self,
         config: RunConfig,
-        data: Path,
         out: Path,
         engine: Engine,
+        loader: Loader,
+        val_loader: Loader | None,
         steps_per_epoch: int,
         step: int,
         rank_state: dict[str, Any],
-        validates: bool,
-        decoder: str,
     ) -> None:
-        self.config, self.data, self.out, self.engine = config, data, out, engine
+        self.config, self.out, self.engine = config, out, engine
+        self.loader, self.val_loader = loader, val_loader
         self.steps_per_epoch, self.step = steps_per_epoch, step
         self.total = config.train.epochs * steps_per_epoch
-        self.validates, self.decoder = validates, decoder
         self.is_main = engine.ranks.rank == 0
-        size = config.input
-        train_geometry = Geometry(size.short_side, size.crop, training=True, flip=size.flip, jitter=size.jitter)
-        state = bytes(rank_state["loader"].numpy()) if rank_state else None
-        self.loader = self._make_loader("train", train_geometry, state)
         if rank_state:
             torch.set_rng_state(rank_state["rng"])
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state(rank_state["cuda_rng"])
         self.meter = Meter(rank_state.get("meter"))
-
-    def _make_loader(self, split: str, geometry: Geometry, state: bytes | None = None) -> Loader:
-        ranks = self.engine.ranks
-        return Loader(
-            self.data,
-            split,
-            geometry,
-            self.engine.micro_batch,
-            decoder=self.decoder,
-            threads=self.config.input.threads,
-            seed=self.config.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            local_rank=ranks.local_rank,
-            local_world_size=ranks.local_world_size,
-            state=state,
-        )
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
@@ -230,14 +223,15 @@ class _Run:
                     epoch, rest = divmod(self.step, self.steps_per_epoch)
                     if self.step % config.log_steps == 0 or rest == 0:
                         record = self.meter.read(self.engine)
+                        record["damaged"] = self.engine.total(self.loader.damaged)
                         history.write("train", self.step, self.step / self.steps_per_epoch, record)
                         self._show(bar, record)
                     stop = self.engine.any(bool(received))
                     if stop or rest == 0:
                         self.engine.average_buffers()
                     due = self.step == self.total or (rest == 0 and epoch % max(1, config.validate_epochs) == 0)
-                    if self.validates and due:
-                        self._validate(history)
+                    if self.val_loader and due:
+                        self._validate(self.val_loader, history)
                     if stop or self.step == self.total or (rest == 0 and epoch % config.checkpoint_epochs == 0):
                         self._save()
                     if stop:
@@ -270,12 +264,10 @@ class _Run:
                 self.meter.add(torch.stack([loss, classification, prior, correct]).detach(), waited)
 
     @torch.no_grad()
-    def _validate(self, history: History) -> None:
+    def _validate(self, loader: Loader, history: History) -> None:
         """Accuracy and losses over the validation split, every sample counted once over all ranks."""
         model, ranks = self.engine.model, self.engine.ranks
         model.eval()
-        size = self.config.input
-        loader = self._make_loader("val", Geometry(*size.test_size))
         sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         for batch in loader:
             output = model(batch.images.to(ranks.device))
@@ -289,7 +281,7 @@ class _Run:
 
     def _save(self) -> None:
         state: dict[str, Any] = {
-            "loader": torch.frombuffer(bytearray(self.loader.state()), dtype=torch.uint8),
+            "loader": self.loader.state(),
             "rng": torch.get_rng_state(),
             "meter": self.meter.sums,
         }

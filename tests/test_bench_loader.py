@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks import bench_loader, ledger
-from pipelines import shards
+from pipelines import reader
 
 FILES = 24
 
@@ -45,7 +45,7 @@ def test_images_are_photos_in_size(images):
 
 def test_shards_hold_the_same_images(images):
     raw = {path.relative_to(images / "raw").as_posix(): path for path in (images / "raw" / "train").glob("*/*.jpg")}
-    samples = list(shards.read(images / "shards", "train"))
+    samples = list(reader.read(images / "shards", "train"))
     assert {sample.source for sample in samples} == set(raw)
     for sample in samples:
         assert sample.jpeg == raw[sample.source].read_bytes()
@@ -206,7 +206,7 @@ def test_plain_packing_holds_the_same_images(images, tmp_path):
     bench_loader.pack_plainly(images / "raw", tmp_path / "shards")
     tars = [str(path) for path in sorted((tmp_path / "shards").glob("*.tar"))]
     plain = {sample["jpg"]: int(sample["cls"]) for sample in wds.WebDataset(tars, shardshuffle=False)}
-    assert plain == {sample.jpeg: sample.label for sample in shards.read(images / "shards", "train")}
+    assert plain == {sample.jpeg: sample.label for sample in reader.read(images / "shards", "train")}
     assert all(Image.open(io.BytesIO(jpeg)).format == "JPEG" for jpeg in plain)
 
 

@@ -12,8 +12,9 @@ from pipelines.bird_shapes import puppet
 from pipelines.bird_species import LANDMARKS, PARTS, draw_species, shapes
 from pipelines.birds import OPTIONAL, Birds, BirdsConfig, draw
 from pipelines.manifest import Manifest, Schema
+from pipelines.reader import read
 from pipelines.samples import decode, encode
-from pipelines.shards import read, write
+from pipelines.shards import write
 from pipelines.verify import verify
 
 FIELDS = ("key", "jpeg", "label", "width", "height", "source", "super_category", "absent")

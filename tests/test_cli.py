@@ -84,7 +84,8 @@ WITHOUT_DALI = "import sys; sys.modules['nvidia.dali'] = None; from rg.__main__ 
 def test_what_is_not_installed_is_one_line(small_birds, tmp_path):
     config = recipes.get("birds_lite0")
     grouping = dataclasses.replace(config.model.grouping, num_parts=2)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, grouping=grouping))
+    model, size = dataclasses.replace(config.model, grouping=grouping), dataclasses.replace(config.input, decoder="cpu")
+    config = dataclasses.replace(config, model=model, input=size)
     classes = checkpoint.Classes(Manifest.load(small_birds).classes)
     checkpoint.save_config(tmp_path, config, classes)
     checkpoint.save_weights(tmp_path, RegionGroupingModel(config.model, len(classes.names), pretrained=False))

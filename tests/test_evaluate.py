@@ -14,7 +14,7 @@ from scipy.ndimage import map_coordinates
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torchvision.transforms import v2
 
-from pipelines import shards
+from pipelines import reader, shards
 from pipelines.birds import Birds, BirdsConfig
 from pipelines.manifest import Manifest, Schema, sha256
 from pipelines.samples import Sample
@@ -46,7 +46,7 @@ def make_run(folder, data, classes):
     """A run without training: random weights, parts from k-means, attention that differs between the parts."""
     torch.manual_seed(0)
     model = RegionGroupingModel(CONFIG.model, len(classes.names), classes.multi_label)
-    seen = images(shards.read(data, "train"))
+    seen = images(reader.read(data, "train"))
     model.initialize_dictionary(seen, 0)
     model.train()
     with torch.no_grad():
@@ -83,9 +83,9 @@ class Truth:
 
 
 def look(run, data, split):
-    """A plain forward pass over what ``shards.read`` yields; annotations moved by hand."""
+    """A plain forward pass over what ``reader.read`` yields; annotations moved by hand."""
     model, _, _ = checkpoint.load_model(run)
-    samples = list(shards.read(data, split))
+    samples = list(reader.read(data, split))
     with torch.no_grad():
         output = model(images(samples))
     landmarks = np.stack([sample.landmarks for sample in samples]).astype(np.float64) - MARGIN
@@ -288,7 +288,7 @@ def test_attributes_without_annotations(tmp_path):
     run = make_run(tmp_path / "run", data, classes)
     result = evaluate(run, data, device="cpu")
     model, _, _ = checkpoint.load_model(run)
-    samples = list(shards.read(data, "val"))
+    samples = list(reader.read(data, "val"))
     with torch.no_grad():
         probabilities = torch.sigmoid(model(images(samples)).logits).numpy()
     right = (probabilities > 0.5) == np.array([sample.label for sample in samples])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import shards
+from pipelines import reader, shards
 from pipelines.geometry import Geometry
 from pipelines.loader import Loader
 from pipelines.manifest import Schema
@@ -136,7 +136,7 @@ def test_crop_shows_the_model_the_pixels_of_the_loader(tmp_path, short_side, cro
     explainer = make(test_short_side=short_side, test_crop=crop)
     seen = []
     explainer.model.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
-    images = [Image.open(io.BytesIO(sample.jpeg)) for sample in shards.read(tmp_path, "val", batch.keys)]
+    images = [Image.open(io.BytesIO(sample.jpeg)) for sample in reader.read(tmp_path, "val", batch.keys)]
     explanations = explainer.explain(images, view="crop")
     for image, explanation, shown, expected in zip(images, explanations, seen, batch.images, strict=True):
         assert (shown.int() - expected.int()).abs().max() <= 1, image.size
@@ -179,7 +179,7 @@ def test_the_crop_gives_the_logits_of_evaluation(explainer, small_birds):
     (batch,) = list(loader)
     with torch.no_grad():
         expected = explainer.model(batch.images).logits
-    images = [Image.open(io.BytesIO(s.jpeg)) for s in shards.read(small_birds, "val", batch.keys)]
+    images = [Image.open(io.BytesIO(s.jpeg)) for s in reader.read(small_birds, "val", batch.keys)]
     for logits, explanation in zip(expected, explainer.explain(images, view="crop"), strict=True):
         assert explanation.logit == pytest.approx(logits.max().item(), abs=1e-3)
 

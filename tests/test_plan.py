@@ -1,10 +1,94 @@
 """The plan as properties of integers."""
 
+import itertools
+from collections import Counter
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import plan
+from pipelines.plan import SHUFFLED, Stream
+
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+
+
+@given(shards=sizes, seed=st.integers(0, 2**31), epoch=st.integers(0, 5))
+def test_an_epoch_holds_every_sample_once(shards, seed, epoch):
+    stream = Stream(shards, seed)
+    size = sum(shards)
+    assert sorted(stream.samples(epoch * size, (epoch + 1) * size)) == list(range(size))
+
+
+@given(shards=sizes, seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 2000), max_size=8))
+def test_a_stream_is_the_same_however_it_is_cut(shards, seed, cuts):
+    edges = [0, *sorted(cuts), 2000]
+    pieces = [Stream(shards, seed).samples(first, end) for first, end in itertools.pairwise(edges)]
+    assert [sample for piece in pieces for sample in piece] == Stream(shards, seed).samples(0, 2000)
+
+
+@given(
+    start=st.integers(0, 500),
+    batch=st.integers(1, 12),
+    worlds=st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=1, max_size=4),
+)
+def test_the_ranks_share_out_the_same_global_batches(start, batch, worlds):
+    """Whatever the number of ranks; also where it changes from batch to batch of a resumed run."""
+    place = start
+    for world in worlds:
+        own = batch * 12 // world
+        ranges = [plan.rank_places(place, 0, own, rank, world) for rank in range(world)]
+        assert [p for first, end in ranges for p in range(first, end)] == list(range(place, place + 12 * batch))
+        assert plan.rank_places(place, 3, own, 0, world)[0] == place + 3 * 12 * batch
+        place += 12 * batch
+
+
+def test_shards_are_read_in_another_order_every_epoch_but_one_after_the_other():
+    """Of 5 pieces each touches only the shards that follow each other in it, two of them not as a whole."""
+    shards, size = [1000] * 80, 80_000
+    orders = []
+    for epoch in range(2):
+        samples = np.array(Stream(shards, 1).samples(epoch * size, (epoch + 1) * size))
+        pieces = [samples[start : start + SHUFFLED] // 1000 for start in range(0, size, SHUFFLED)]
+        assert all(len(set(piece)) <= SHUFFLED // 1000 + 2 for piece in pieces)
+        orders.append([set(piece) for piece in pieces])
+    assert orders[0] != orders[1]
+
+
+def test_the_order_is_random():
+    """Neighbours of the stream come from anywhere: the correlation of 50,000 pairs is 0 up to 5 standard errors."""
+    samples = np.array(Stream([50_000], 7).samples(0, 50_000))[: 3 * SHUFFLED]
+    assert abs(np.corrcoef(samples[:-1] % SHUFFLED, samples[1:] % SHUFFLED)[0, 1]) < 5 / np.sqrt(len(samples))
+    assert Stream([5000], 7).samples(0, 5000) != Stream([5000], 8).samples(0, 5000)
+    assert Stream([5000], 7).samples(0, 5000) != Stream([5000], 7).samples(5000, 10_000)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), first=st.integers(0, 2**40), count=st.integers(1, 20), cut=st.integers(0, 20))
+def test_a_place_keeps_its_random_numbers(seed, first, count, cut):
+    middle = first + min(cut, count)
+    whole = plan.uniforms(seed, first, first + count)
+    halves = np.concatenate([plan.uniforms(seed, first, middle), plan.uniforms(seed, middle, first + count)])
+    assert np.array_equal(whole, halves)
+
+
+def test_random_numbers_are_uniform_and_differ_between_places_and_seeds():
+    numbers = plan.uniforms(3, 0, 20_000)
+    assert len(np.unique(numbers)) == numbers.size
+    assert not np.isin(plan.uniforms(4, 0, 20_000), numbers).any()
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    # The means of 20,000 uniform numbers, up to 5 standard errors; no correlation of two of the four.
+    assert np.abs(numbers.mean(0) - 0.5).max() < 5 * np.sqrt(1 / 12 / 20_000)
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 5 / np.sqrt(20_000)
+
+
+def test_substitutes_are_drawn_from_all_samples():
+    drawn = Counter(plan.substitute(10, 1, place, attempt) for place in range(300) for attempt in (1, 2))
+    assert set(drawn) == set(range(10))
+    assert plan.substitute(10**6, 1, 5, 1) == plan.substitute(10**6, 1, 5, 1)
+    assert plan.substitute(10**6, 1, 5, 1) != plan.substitute(10**6, 1, 5, 2)
 
 
 @given(size=st.integers(1, 10_000), world=st.integers(1, 64))
@@ -25,12 +109,12 @@ def test_an_epoch_is_the_fewest_steps_that_read_everything(size, batch):
     assert steps * batch >= size > (steps - 1) * batch
 
 
-@given(samples=st.integers(0, 5_000), batch=st.integers(1, 300))
-def test_batches_count_every_sample_once(samples, batch):
-    sizes = plan.batch_sizes(samples, batch)
-    assert sum(sizes) == samples
-    assert all(size == batch for size in sizes[:-1])
-    assert all(0 < size <= batch for size in sizes)
+@given(first=st.integers(0, 100), samples=st.integers(0, 5_000), batch=st.integers(1, 300))
+def test_batches_count_every_sample_once(first, samples, batch):
+    ranges = plan.batch_ranges(first, first + samples, batch)
+    assert [number for start, end in ranges for number in range(start, end)] == list(range(first, first + samples))
+    assert all(end - start == batch for start, end in ranges[:-1])
+    assert all(0 < end - start <= batch for start, end in ranges)
 
 
 def test_there_is_no_such_rank():

@@ -16,8 +16,9 @@ from PIL import Image
 from pipelines import shards
 from pipelines import verify as verifying
 from pipelines.manifest import Manifest, Schema
+from pipelines.reader import read, read_index
 from pipelines.samples import Sample
-from pipelines.shards import read
+from pipelines.storage import open_storage
 from pipelines.verify import repair, verify
 from rg.__main__ import main
 
@@ -109,7 +110,7 @@ def check_repaired(good: Path, folder: Path, name: str, lost: set[str]) -> None:
     originals = members(good / f"{name}.tar")
     expected = {file: data for file, data in originals.items() if file.partition(".")[0] not in lost}
     assert members(folder / f"{name}-r1.tar") == expected
-    entries = shards.read_index(folder / f"{name}-r1.idx")
+    entries = read_index(open_storage(folder), f"{name}-r1.idx")
     fields = [(f"{entry.key}.{field}", *where) for entry in entries for field, where in entry.fields.items()]
     with tarfile.open(folder / f"{name}-r1.tar") as tar:
         assert fields == [(member.name, member.offset_data, member.size) for member in tar]

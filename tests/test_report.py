@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.stats import beta
 
 import rg
-from pipelines import shards
+from pipelines import reader, shards
 from pipelines.birds import Birds, BirdsConfig
 from pipelines.manifest import Schema, sha256
 from pipelines.samples import Sample
@@ -98,7 +98,7 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
     history.append({"kind": "validation", "step": 30, "accuracy": 0.5, "classification_loss": 1.0})
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in history))
 
-    samples = list(shards.read(data, "test"))
+    samples = list(reader.read(data, "test"))
     images = [Image.open(io.BytesIO(sample.jpeg)) for sample in samples]
     explanations = rg.load(run, "cpu").explain(images, view="crop", top_k=len(classes.names))
     predictions = []
@@ -299,7 +299,7 @@ def test_mistakes_name_the_truth_and_its_probability(run, page):
     mistakes = re.sub(r"\s+", " ", Reader(page).section("Mistakes"))
     surest = max((one for one in predictions if one["label"] != one["predicted"]), key=lambda one: one["probability"])
     data = json.loads((run / "metrics.json").read_text())["data"]
-    sample = next(iter(shards.read(data, "test", [surest["key"]])))
+    sample = next(iter(reader.read(data, "test", [surest["key"]])))
     explained = explainer.explain(Image.open(io.BytesIO(sample.jpeg)), view="crop", top_k=4)
     truth = NAMES[surest["label"]]
     said = f"{explained.label}{explained.probability:.1%} In truth: {truth}{dict(explained.top_k)[truth]:.1%}"

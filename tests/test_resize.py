@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from pipelines.folder import Folder
 from pipelines.manifest import Manifest
+from pipelines.reader import read
 from pipelines.resize import Resized
 from pipelines.samples import Sample
-from pipelines.shards import read
 from rg.__main__ import main
 
 LANDMARKS = np.array([[40.5, 30.5], [350.25, 60.5], [200.0, 250.0], [12.0, 288.0]], np.float32)

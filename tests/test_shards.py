@@ -23,8 +23,10 @@ from PIL import Image
 from pipelines import samples, shards
 from pipelines.folder import Folder
 from pipelines.manifest import Manifest, Schema, check_files
+from pipelines.reader import read, read_index
 from pipelines.samples import Sample
-from pipelines.shards import read, write
+from pipelines.shards import write
+from pipelines.storage import open_storage
 from pipelines.verify import verify
 
 SCHEMA = Schema(
@@ -188,10 +190,13 @@ def test_dali_reads_the_same_samples(folder: Path) -> None:
     assert [value for record in zip(*columns, strict=True) for value in record] == everything
 
 
-@pytest.mark.skipif(shutil.which("wds2idx") is None, reason="wds2idx comes with DALI")
+WDS2IDX = shutil.which("wds2idx", path=str(Path(sys.executable).parent))
+
+
+@pytest.mark.skipif(WDS2IDX is None, reason="wds2idx comes with DALI")
 def test_index_is_that_of_wds2idx(folder: Path, tmp_path: Path) -> None:
     for name in ("train-00004", "val-00000"):
-        subprocess.run(["wds2idx", folder / f"{name}.tar", tmp_path / "expected.idx"], check=True, capture_output=True)
+        subprocess.run([WDS2IDX, folder / f"{name}.tar", tmp_path / "expected.idx"], check=True, capture_output=True)
         assert (folder / f"{name}.idx").read_bytes() == (tmp_path / "expected.idx").read_bytes()
 
 
@@ -502,6 +507,7 @@ KILLED = """
 import os, signal
 from pipelines.manifest import Schema
 from pipelines.shards import write
+from pipelines.storage import open_storage
 
 class Source:
     def __len__(self): return 4
@@ -588,7 +594,7 @@ def test_broken_index_is_named(tmp_path: Path) -> None:
     for text in ("", "v1.1 1\njpg 512 3 a.jpg\n", "v1.2 2\njpg 512 3 a.jpg\n", "v1.2 1\njpg 512 a.jpg\n", "v1.2 1\n\n"):
         (tmp_path / "x.idx").write_text(text)
         with pytest.raises(ValueError, match=r"x\.idx: expected"):
-            shards.read_index(tmp_path / "x.idx")
+            read_index(open_storage(tmp_path), "x.idx")
 
 
 def test_manifest_errors(folder: Path, tmp_path: Path) -> None:
@@ -599,8 +605,8 @@ def test_manifest_errors(folder: Path, tmp_path: Path) -> None:
     record = json.loads((folder / "manifest.json").read_text())
     without_splits = {name: value for name, value in record.items() if name != "splits"}
     for broken, message in {
-        "{": "not a manifest",
-        "[]": "not a manifest",
+        "{": "no manifest",
+        "[]": "no manifest",
         json.dumps(record | {"format": 2}): "format 2, this version reads 1",
         json.dumps(without_splits): "splits",
         json.dumps(record | {"surprise": 1}): "surprise",

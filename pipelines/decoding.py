@@ -1,0 +1,118 @@
+"""JPEG and window in, pixels out: what the loader needs of a decoder, and which decoders there are."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipelines.geometry import Window
+
+logger = logging.getLogger(__name__)
+
+
+class DecodeError(ValueError):
+    """An image of a batch cannot be decoded; the decoder cannot be used any more."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How images are decoded on one rank.
+
+    Attributes:
+        decoder: ``cpu`` or ``mixed`` (GPU), both DALI, or ``pillow``, on the CPU.
+        threads: Decoding threads; 0 takes the cores of the machine divided by ``ranks``.
+        prefetch: Batches that are decoded ahead.
+        hardware_load: Share of the images that ``mixed`` gives to the JPEG engine of the GPU, where it has one.
+        largest_width: Columns of the largest image, for which ``mixed`` allocates memory once; 0 if not known.
+        largest_height: Rows of the largest image.
+        gpu: Number of the GPU for ``mixed``.
+        ranks: Ranks on this machine.
+    """
+
+    decoder: str = "cpu"
+    threads: int = 0
+    prefetch: int = 2
+    hardware_load: float = 0.65
+    largest_width: int = 0
+    largest_height: int = 0
+    gpu: int = 0
+    ranks: int = 1
+
+    @property
+    def thread_count(self) -> int:
+        """Threads, with 0 replaced."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.ranks)
+
+
+class Decoder(Protocol):
+    """Decodes batches one after the other, some ahead.
+
+    Attributes:
+        device: Where the pixels are.
+        version: What decides the values of the pixels.
+    """
+
+    device: torch.device
+    version: str
+
+    def submit(self, jpegs: Sequence[bytes], windows: Sequence[Window]) -> None:
+        """Starts a batch; at most ``prefetch`` may be under way.
+
+        Raises:
+            DecodeError: see there.
+        """
+        ...
+
+    def result(self) -> Tensor:
+        """The oldest batch under way: uint8 [N, C, C, 3].
+
+        Raises:
+            DecodeError: see there.
+        """
+        ...
+
+
+def make_decoder(decoding: Decoding, crop: int, batch_size: int) -> Decoder:
+    """A decoder for windows that become [crop, crop], up to ``batch_size`` at once."""
+    if decoding.decoder == "pillow":
+        from pipelines.pillow_decoder import PillowDecoder
+
+        return PillowDecoder(decoding, crop)
+    from pipelines.dali_decoder import DaliDecoder
+
+    return DaliDecoder(decoding, crop, batch_size)
+
+
+def pick_decoder(setting: str, device: torch.device) -> str:
+    """cpu, mixed or pillow, for one of them or auto: DALI where it is installed, on the GPU where the model is.
+
+    Raises:
+        ValueError: mixed without a GPU.
+    """
+    if setting == "mixed" and device.type != "cuda":
+        raise ValueError(f"input.decoder: mixed needs a GPU, but the device is {device}; use auto, cpu or pillow")
+    if setting != "auto":
+        return setting
+    if not _dali_is_installed():
+        return "pillow"
+    return "mixed" if device.type == "cuda" else "cpu"
+
+
+@functools.cache
+def _dali_is_installed() -> bool:
+    """Says so once if it is not."""
+    try:
+        if importlib.util.find_spec("nvidia.dali"):
+            return True
+    except (ModuleNotFoundError, ValueError):  # no package nvidia; a module that was made unavailable
+        pass
+    logger.warning("NVIDIA DALI is not installed: Pillow decodes, which takes more CPU time for every image")
+    return False

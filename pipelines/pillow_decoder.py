@@ -1,0 +1,59 @@
+"""The windows decoded by Pillow, in threads: for machines without DALI."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.decoding import DecodeError, Decoding
+from pipelines.geometry import Window
+
+
+class PillowDecoder:
+    """``pipelines.decoding.Decoder`` by Pillow; it decodes whole images, so it takes longer than DALI.
+
+    Args:
+        decoding: Of which only the threads matter here.
+        crop: Side of the output in pixels.
+    """
+
+    device = torch.device("cpu")
+    version = f"Pillow {PIL.__version__}"
+
+    def __init__(self, decoding: Decoding, crop: int) -> None:
+        self._crop = crop
+        self._pool = ThreadPoolExecutor(decoding.thread_count, thread_name_prefix="decoder")
+        self._batches: deque[list[Future[np.ndarray]]] = deque()
+
+    def submit(self, jpegs: Sequence[bytes], windows: Sequence[Window]) -> None:
+        """See ``Decoder.submit``."""
+        self._batches.append([self._pool.submit(self._decode, *image) for image in zip(jpegs, windows, strict=True)])
+
+    def result(self) -> Tensor:
+        """See ``Decoder.result``."""
+        return torch.from_numpy(np.stack([image.result() for image in self._batches.popleft()]))
+
+    def _decode(self, jpeg: bytes, window: Window) -> np.ndarray:
+        box = (window.x0, window.y0, window.x0 + window.side, window.y0 + window.side)
+        try:
+            with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+                if box[2] > image.width or box[3] > image.height:
+                    raise ValueError(f"the image is {image.width}x{image.height}, too small for the window {box}")
+                pixels = image.convert("RGB").crop(box)
+        except Exception as error:  # damaged files make Pillow raise nearly anything
+            raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
+        if window.side != self._crop:
+            pixels = pixels.resize((self._crop, self._crop), Image.Resampling.BILINEAR)
+        if window.flipped:
+            pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if window.brightness == 1:
+            return np.asarray(pixels)
+        return np.rint(np.asarray(pixels, np.float32) * np.float32(window.brightness)).clip(0, 255).astype(np.uint8)
