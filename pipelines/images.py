@@ -6,6 +6,7 @@ name, because at run time one undecodable JPEG ends a DALI pipeline for good.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -45,12 +46,12 @@ def open_rgb(data: bytes | str | os.PathLike | Image.Image) -> Image.Image:
         OSError: the file cannot be read.
     """
     if isinstance(data, bytes):
-        return _decode(data)[0]
+        return _decode(data)[0].copy()
     if isinstance(data, Image.Image):
         return _upright(_rgb(data), _orientation(data))
     content = Path(data).read_bytes()
     try:
-        return _decode(content)[0]
+        return _decode(content)[0].copy()
     except ValueError as error:
         raise ValueError(f"{os.fspath(data)}: {error}") from None
 
@@ -74,6 +75,7 @@ def to_jpeg(data: bytes) -> tuple[bytes, int, int]:
     return data, image.width, image.height
 
 
+@functools.lru_cache(maxsize=1)  # what is scaled down while packing has just been decoded to check it
 def _decode(data: bytes) -> tuple[Image.Image, bool]:
     """Upright RGB image, and whether ``data`` may be stored as it is."""
     if not data:

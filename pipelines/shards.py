@@ -9,6 +9,7 @@ one JSON object in a line.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import logging
@@ -121,8 +122,8 @@ def write(
 
     Raises:
         ValueError: an argument is wrong, ``out`` holds foreign files or shards (of a complete or an interrupted run)
-            that were made differently or of other raw samples, no sample of a split can be used, or only some samples
-            of a split have a part map.
+            that were made differently or of other raw samples, another process is writing into it, no sample of a
+            split can be used, or only some samples of a split have a part map.
         OSError: the folder cannot be written to, or a worker process died. No manifest is left behind, nor any
             incomplete shard.
     """
@@ -148,12 +149,25 @@ def write(
     )
     counts = {split: len(source) for split, source in sources.items()}
     out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        return _write(out, plan, counts, sources, schema, jobs, progress)
+
+
+def _write(
+    out: Path,
+    plan: Manifest,
+    counts: Mapping[str, int],
+    sources: Mapping[str, Source],
+    schema: Schema,
+    jobs: int,
+    progress: Progress | None,
+) -> Manifest:
     complete = _complete(out, plan, counts)
     if complete:
         logger.info("%s: already complete", out)
         return complete
 
-    tasks = [task for split, count in counts.items() for task in _cut(split, count, samples_per_shard, seed)]
+    tasks = [task for split, count in counts.items() for task in _cut(split, count, plan)]
     written = _continue(out, plan, counts)
     if written:
         logger.info("%s: continuing an interrupted run, %d of %d shards are kept", out, len(written), len(tasks))
@@ -186,6 +200,20 @@ def write(
         for path in out.glob("*.tmp"):  # of workers that were killed
             path.unlink()
     return manifest
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing into a folder meanwhile; a process that is killed leaves no lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is writing into this folder") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_shard(folder: Path, name: str, content: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard | None:
@@ -360,11 +388,11 @@ def _written(line: Mapping[str, Any]) -> _Written:
     )
 
 
-def _cut(split: str, count: int, samples_per_shard: int, seed: int) -> Iterator[_Task]:
+def _cut(split: str, count: int, plan: Manifest) -> Iterator[_Task]:
     order = list(range(count))
-    random.Random(f"{seed}/{split}").shuffle(order)
-    for number, start in enumerate(range(0, count, samples_per_shard)):
-        yield _Task(split, f"{split}-{number:05d}", tuple(order[start : start + samples_per_shard]))
+    random.Random(f"{plan.seed}/{split}").shuffle(order)
+    for number, start in enumerate(range(0, count, plan.samples_per_shard)):
+        yield _Task(split, f"{split}-{number:05d}", tuple(order[start : start + plan.samples_per_shard]))
 
 
 def _write_shard(out: Path, sources: Mapping[str, Source], schema: Schema, task: _Task) -> _Written:

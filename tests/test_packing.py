@@ -253,3 +253,18 @@ def test_log_shows_images_per_second_and_the_time_left(
             progress(done, 1100)
     shown = [message for message in caplog.messages if "img/s" in message]
     assert shown[0].split(" ") == ["300/1100", "images", "7", "img/s", "eta", "02:00"]
+
+
+def test_two_at_once_are_refused(whole: dict[str, bytes], tmp_path: Path) -> None:
+    refused: list[int] = []
+
+    def progress(done: int, _: int) -> None:
+        with pytest.raises(
+            ValueError, match=f"{re.escape(str(tmp_path))}: another process is writing into this folder"
+        ):
+            pack(tmp_path)
+        refused.append(done)
+
+    pack(tmp_path, progress=progress)
+    assert len(refused) > 2
+    assert content(tmp_path) == whole

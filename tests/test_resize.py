@@ -188,3 +188,16 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert prepare("none", "--short-side", "-5") == 2
     assert prepare("none", "--short-side", "80", "--quality", "0") == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_every_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "train" / name / f"{number}.jpg").write_bytes(Scene(300 + 10 * number)[0].jpeg)
+    opened: list[object] = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(args) or original(*args, **options))
+    source = Resized(Folder(tmp_path, "train"), 100)
+    assert {min(source[index].width, source[index].height) for index in range(len(source))} == {100}
+    assert len(opened) == len(source) == 6
