@@ -154,11 +154,12 @@ def prepare_folder(arguments: Arguments) -> None:
 
 def verify(arguments: Arguments) -> int:
     """Check shards: sizes, sums, indexes, annotations, images; --repair mends what can be mended."""
+    from pipelines.storage import is_local
     from pipelines.verify import repair
     from pipelines.verify import verify as verify_shards
 
     parser = _parser("verify", verify)
-    parser.add_argument("folder", type=Path, help="folder of shards")
+    parser.add_argument("folder", help="local folder of shards")
     parser.add_argument("--decode", type=bool, default=True, help="decode every image")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument(
@@ -167,6 +168,8 @@ def verify(arguments: Arguments) -> int:
         help="rebuild indexes, and replace damaged shards by new ones without the samples that are lost",
     )
     args = parser.parse_args(arguments)
+    if not is_local(args.folder):
+        raise ValueError(f"folder: expected a local folder, got {args.folder}; verify before uploading")
     if args.repair and not args.decode:
         raise ValueError("--repair: expected --decode true, or images that do not decode would be kept")
     with _image_progress() as progress:

@@ -26,6 +26,8 @@ from rg.model import RegionGroupingModel
         (["prepare", "birds", "--out", "x", "--train", "0"], ["at least 1 image, got 0"]),
         (["prepare", "folder", "--out", "x", "--raw", "nowhere"], ["nowhere", "no such folder"]),
         (["verify", "nowhere"], ["nowhere", "no such folder"]),
+        (["verify", "s3://bucket/birds"], ["expected a local folder, got s3://bucket/birds"]),
+        (["train", "birds_lite0", "--data", "ftp://host/birds", "--out", "y"], ["s3://", "got ftp://host/birds"]),
         (["train", "bird_lite", "--data", "x", "--out", "y"], ["recipe", "birds_lite0"]),
         (["train", "birds_lite0", "--out", "y"], ["data"]),
         (["train", "birds_lite0", "--data", "nowhere", "--out", "y"], ["nowhere", "no such folder"]),
