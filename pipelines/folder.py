@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines import images
 from pipelines.manifest import sha256
+from pipelines.raw import held_out
 from pipelines.samples import Sample
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -64,7 +64,7 @@ class Folder:
         if len(files) < 2:
             raise ValueError(f"{raw}: expected images of at least 2 classes, found {len(files)}; {LAYOUT}")
         if split != "test" and "val" not in folders:
-            files = {name: _share(paths, split, f"{seed}/{name}", val_fraction) for name, paths in files.items()}
+            files = {name: held_out(paths, split, f"{seed}/{name}", val_fraction) for name, paths in files.items()}
         elif split != "train":
             files = _class_files(folders[split])
             unknown = sorted(set(files) - set(self.class_names))
@@ -178,10 +178,3 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-
-
-def _share(paths: list[Path], split: str, seed: str, val_fraction: float) -> list[Path]:
-    """The part of a class that belongs to a split."""
-    drawn = random.Random(seed).sample(paths, len(paths))
-    count = min(max(1, round(len(paths) * val_fraction)), len(paths) - 1)
-    return sorted(drawn[:count] if split == "val" else drawn[count:])
