@@ -16,7 +16,7 @@ from torch import Tensor
 from pipelines.decoding import DecodeError, Decoding
 from pipelines.geometry import Window
 
-INPUTS = ("jpegs", "starts", "shapes", "first_corners", "last_corners", "brightness")
+INPUTS = ("jpegs", "starts", "shapes", "sizes", "first_corners", "last_corners", "brightness")
 
 
 class DaliDecoder:
@@ -24,16 +24,14 @@ class DaliDecoder:
 
     Args:
         decoding: With the decoder ``cpu`` or ``mixed``.
-        crop: Side of the output in pixels.
         batch_size: Most images of a batch.
     """
 
-    def __init__(self, decoding: Decoding, crop: int, batch_size: int) -> None:
+    def __init__(self, decoding: Decoding, batch_size: int) -> None:
         mixed = decoding.decoder == "mixed"
         self.device = torch.device("cuda", decoding.gpu) if mixed else torch.device("cpu")
         self.version = f"DALI {dali.__version__} {decoding.decoder}"
         self._pipeline = pipeline_def(_graph)(
-            crop,
             decoding,
             batch_size=batch_size,
             num_threads=decoding.thread_count,
@@ -48,9 +46,10 @@ class DaliDecoder:
         self._feed(
             [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs],
             np.array([(window.y0, window.x0) for window in windows], np.float32),
-            np.array([(window.side, window.side) for window in windows], np.float32),
-            np.array([(0, window.side * window.flipped) for window in windows], np.float32),
-            np.array([(window.side, window.side * (not window.flipped)) for window in windows], np.float32),
+            np.array([(window.height, window.width) for window in windows], np.float32),
+            np.array([(window.rows, window.columns) for window in windows], np.float32),
+            np.array([(0, window.width * window.flipped) for window in windows], np.float32),
+            np.array([(window.height, window.width * (not window.flipped)) for window in windows], np.float32),
             np.array([window.brightness for window in windows], np.float32),
         )
 
@@ -88,8 +87,8 @@ def _errors() -> Iterator[None]:
         raise DecodeError(lines[0].rstrip(" :") if lines else str(error).partition("\n")[0]) from None
 
 
-def _graph(crop: int, decoding: Decoding) -> Any:
-    jpegs, starts, shapes, first, last, brightness = (fn.external_source(name=name) for name in INPUTS)
+def _graph(decoding: Decoding) -> Any:
+    jpegs, starts, shapes, sizes, first, last, brightness = (fn.external_source(name=name) for name in INPUTS)
     mixed = decoding.decoder == "mixed"
     images: Any = fn.decoders.image_slice(
         jpegs,
@@ -106,5 +105,5 @@ def _graph(crop: int, decoding: Decoding) -> Any:
         preallocate_height_hint=decoding.largest_height if mixed else None,
     )
     # A region that ends left of its start comes out mirrored; flipping afterwards would cost another pass.
-    images = fn.resize(images, size=[crop, crop], roi_start=first, roi_end=last)
+    images = fn.resize(images, size=sizes, roi_start=first, roi_end=last)
     return fn.brightness(images, brightness=brightness)

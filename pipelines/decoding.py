@@ -64,7 +64,7 @@ class Decoder(Protocol):
     version: str
 
     def submit(self, jpegs: Sequence[bytes], windows: Sequence[Window]) -> None:
-        """Starts a batch; at most ``prefetch`` may be under way.
+        """Starts a batch, whose outputs are of one size; at most ``prefetch`` may be under way.
 
         Raises:
             DecodeError: see there.
@@ -72,7 +72,7 @@ class Decoder(Protocol):
         ...
 
     def result(self) -> Tensor:
-        """The oldest batch under way: uint8 [N, C, C, 3].
+        """The oldest batch under way: uint8 [N, rows, columns, 3].
 
         Raises:
             DecodeError: see there.
@@ -80,15 +80,15 @@ class Decoder(Protocol):
         ...
 
 
-def make_decoder(decoding: Decoding, crop: int, batch_size: int) -> Decoder:
-    """A decoder for windows that become [crop, crop], up to ``batch_size`` at once."""
+def make_decoder(decoding: Decoding, batch_size: int) -> Decoder:
+    """A decoder of up to ``batch_size`` images at once."""
     if decoding.decoder == "pillow":
         from pipelines.pillow_decoder import PillowDecoder
 
-        return PillowDecoder(decoding, crop)
+        return PillowDecoder(decoding)
     from pipelines.dali_decoder import DaliDecoder
 
-    return DaliDecoder(decoding, crop, batch_size)
+    return DaliDecoder(decoding, batch_size)
 
 
 def pick_decoder(setting: str, device: torch.device) -> str:

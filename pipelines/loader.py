@@ -39,14 +39,14 @@ class Batch:
     """Images and what is known about them. Coordinates are continuous pixels of the images in the batch.
 
     Attributes:
-        images: uint8 [N, 3, C, C], channels_last, on the decoding device.
+        images: uint8 [N, 3, rows, columns], channels_last, on the decoding device.
         labels: int64 [N], or [N, L] attributes.
         keys: Sample keys, N of them.
         landmarks: float32 [N, P, 2]; None without annotations.
         visibility: bool [N, P]; landmarks outside the window are not visible. None without annotations.
         boxes: N arrays float32 [B, 4], clipped to the window; boxes that lie outside it are dropped. None without
             annotations.
-        part_maps: uint8 [N, C, C]; None without annotations.
+        part_maps: uint8 [N, rows, columns]; None without annotations.
     """
 
     images: Tensor
@@ -136,15 +136,14 @@ class Loader:
         """Begins behind the last batch that was delivered (training), or with the first (testing)."""
         decoder, self._spare = self._spare or self._new_decoder(), None
         pool = ThreadPoolExecutor(self._reader.storage.concurrency, thread_name_prefix="reader")
-        ranges = self._training_ranges() if self._geometry.training else self._testing_ranges()
-        reading = deque(self._start_reading(pool, *places) for places in itertools.islice(ranges, READ_AHEAD))
+        batches = self._batches(pool)
         decoding: deque[list[_Place]] = deque()
         submitted = 0
         try:
-            while reading or decoding:
-                while reading and len(decoding) < self._decoding.prefetch:
-                    decoding.append([place for chunk in reading.popleft() for place in chunk.result()])
-                    reading.extend(self._start_reading(pool, *places) for places in itertools.islice(ranges, 1))
+            while True:
+                decoding.extend(itertools.islice(batches, self._decoding.prefetch - len(decoding)))
+                if not decoding:
+                    return
                 try:
                     while submitted < len(decoding):
                         _submit(decoder, decoding[submitted])
@@ -160,6 +159,24 @@ class Loader:
                     yield self._batch(_good(places), images)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _batches(self, pool: ThreadPoolExecutor) -> Iterator[list[_Place]]:
+        """What is to be decoded together, read ahead; whole images are put together by their size."""
+        ranges = self._training_ranges() if self._geometry.training else self._testing_ranges()
+        reading = deque(self._start_reading(pool, *places) for places in itertools.islice(ranges, READ_AHEAD))
+        by_size: dict[tuple[int, int] | None, list[_Place]] = {}
+        while reading:
+            places = [place for chunk in reading.popleft() for place in chunk.result()]
+            reading.extend(self._start_reading(pool, *places) for places in itertools.islice(ranges, 1))
+            if self._geometry.view != "whole":
+                yield places
+                continue
+            for place in places:
+                size = (place.window.columns, place.window.rows) if place.window else None
+                by_size.setdefault(size, []).append(place)
+                if len(by_size[size]) == self._batch_size:
+                    yield by_size.pop(size)
+        yield from by_size.values()
 
     def state(self) -> dict[str, Any]:
         """Where the stream is after the last delivered batch, and what tells it from other streams: plain values."""
@@ -193,11 +210,11 @@ class Loader:
         }
 
     def _new_decoder(self) -> Decoder:
-        return make_decoder(self._decoding, self._geometry.crop, self._batch_size)
+        return make_decoder(self._decoding, self._batch_size)
 
     def _probe(self) -> Decoder:
         """A decoder for one image at a time."""
-        return make_decoder(replace(self._decoding, prefetch=1), self._geometry.crop, 1)
+        return make_decoder(replace(self._decoding, prefetch=1), 1)
 
     def _training_ranges(self) -> Iterator[tuple[int, int]]:
         start = self._next
@@ -300,23 +317,22 @@ class Loader:
         return self._annotated(batch, samples, windows) if self._annotations else batch
 
     def _annotated(self, batch: Batch, samples: Sequence[Sample], windows: Sequence[Window]) -> Batch:
-        geometry = self._geometry
         landmarks = visibility = boxes = part_maps = None
         if self.manifest.landmarks:
             both = list(zip(samples, windows, strict=True))
-            moved = np.stack([geometry.move(np.asarray(sample.landmarks, float), window) for sample, window in both])
-            inside = ((moved >= 0) & (moved < geometry.crop)).all(2)
+            moved = np.stack([window.move(np.asarray(sample.landmarks, float)) for sample, window in both])
+            inside = ((moved >= 0) & (moved < (windows[0].columns, windows[0].rows))).all(2)
             landmarks = torch.from_numpy(moved.astype(np.float32))
             visibility = torch.from_numpy(np.stack([np.asarray(sample.visibility) for sample in samples]) & inside)
         if any(sample.boxes is not None for sample in samples):
             none = np.empty((0, 4))
             boxes = [
-                geometry.move_boxes(none if sample.boxes is None else sample.boxes.astype(float), window)
+                window.move_boxes(none if sample.boxes is None else sample.boxes.astype(float))
                 for sample, window in zip(samples, windows, strict=True)
             ]
         if self._part_maps:
             maps = [
-                geometry.move_part_map(np.asarray(sample.part_map), window)
+                window.move_part_map(np.asarray(sample.part_map))
                 for sample, window in zip(samples, windows, strict=True)
             ]
             part_maps = torch.from_numpy(np.stack(maps))

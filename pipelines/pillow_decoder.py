@@ -22,14 +22,12 @@ class PillowDecoder:
 
     Args:
         decoding: Of which only the threads matter here.
-        crop: Side of the output in pixels.
     """
 
     device = torch.device("cpu")
     version = f"Pillow {PIL.__version__}"
 
-    def __init__(self, decoding: Decoding, crop: int) -> None:
-        self._crop = crop
+    def __init__(self, decoding: Decoding) -> None:
         self._pool = ThreadPoolExecutor(decoding.thread_count, thread_name_prefix="decoder")
         self._batches: deque[list[Future[np.ndarray]]] = deque()
 
@@ -41,8 +39,9 @@ class PillowDecoder:
         """See ``Decoder.result``."""
         return torch.from_numpy(np.stack([image.result() for image in self._batches.popleft()]))
 
-    def _decode(self, jpeg: bytes, window: Window) -> np.ndarray:
-        box = (window.x0, window.y0, window.x0 + window.side, window.y0 + window.side)
+    @staticmethod
+    def _decode(jpeg: bytes, window: Window) -> np.ndarray:
+        box = (window.x0, window.y0, window.x0 + window.width, window.y0 + window.height)
         try:
             with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
                 if box[2] > image.width or box[3] > image.height:
@@ -50,8 +49,7 @@ class PillowDecoder:
                 pixels = image.convert("RGB").crop(box)
         except Exception as error:  # damaged files make Pillow raise nearly anything
             raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
-        if window.side != self._crop:
-            pixels = pixels.resize((self._crop, self._crop), Image.Resampling.BILINEAR)
+        pixels = pixels.resize((window.columns, window.rows), Image.Resampling.BILINEAR)
         if window.flipped:
             pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if window.brightness == 1:

@@ -1,21 +1,14 @@
 """What the loader benchmark delivers, counts and refuses; its figures are not tested."""
 
 import csv
-import io
 import itertools
-import os
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from PIL import Image
 
-from benchmarks import bench_loader, ledger
-from pipelines import reader
+from benchmarks import bench_loader, comparison, image_set, ledger, process
 
-FILES = 24
+FILES = 16
 
 
 @pytest.fixture(scope="module")
@@ -25,51 +18,12 @@ def parent(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(parent):
-    return bench_loader.image_set(parent, FILES)
+    return image_set.image_set(parent, FILES)
 
 
-def skip_without(*providers):
-    for provider in providers:
-        if reason := bench_loader.missing(provider):
-            pytest.skip(f"{provider}: {reason}")
-
-
-def test_images_are_photos_in_size(images):
-    paths = sorted((images / "raw" / "train").glob("*/*.jpg"))
-    assert len(paths) == FILES
-    assert len({path.parent for path in paths}) == bench_loader.CLASSES
-    for path in paths:
-        assert 40_000 <= path.stat().st_size <= 110_000
-        assert Image.open(path).size in bench_loader.SIZES
-
-
-def test_shards_hold_the_same_images(images):
-    raw = {path.relative_to(images / "raw").as_posix(): path for path in (images / "raw" / "train").glob("*/*.jpg")}
-    samples = list(reader.read(images / "shards", "train"))
-    assert {sample.source for sample in samples} == set(raw)
-    for sample in samples:
-        assert sample.jpeg == raw[sample.source].read_bytes()
-        assert raw[sample.source].parent.name == f"class_{sample.label}"
-
-
-def test_images_are_made_once_and_are_the_same_for_all(parent, images, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in images.rglob("*")}
-    assert bench_loader.image_set(parent, FILES) == images
-    assert {path: path.stat().st_mtime_ns for path in images.rglob("*")} == before
-    again = bench_loader.image_set(tmp_path, FILES)
-    files = [path.relative_to(images) for path in before if path.is_file()]
-    assert all((again / path).read_bytes() == (images / path).read_bytes() for path in files)
-
-
-def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(bench_loader, "draw", lambda _: b"drawn")
-    monkeypatch.setattr(bench_loader, "pack", fail)
-    with pytest.raises(OSError, match="disk full"):
-        bench_loader.image_set(tmp_path, FILES)
-    assert list(tmp_path.iterdir()) == []
+def skip_without(provider):
+    if reason := bench_loader.missing(provider):
+        pytest.skip(f"{provider}: {reason}")
 
 
 @pytest.mark.parametrize("provider", bench_loader.PROVIDERS)
@@ -86,8 +40,17 @@ def test_batches(images, provider):
         assert 20 < pixels.float().mean() < 235
         assert pixels.float().std() > 10
         seen.update(labels.tolist())
-    assert seen <= set(range(bench_loader.CLASSES))
+    assert seen <= set(range(image_set.CLASSES))
     assert len(seen) > 1
+
+
+def test_our_loader_delivers_the_same_batches_with_and_without_dali(images):
+    skip_without("dali_cpu")
+    streams = (bench_loader.PROVIDERS[provider](images, 10, 2) for provider in ("dali_cpu", "pillow"))
+    for (dali, labels), (pillow, same) in itertools.islice(zip(*streams, strict=True), 3):
+        assert torch.equal(labels, same)
+        # Both round to whole grey levels, Pillow after each axis.
+        assert (dali.float() - pillow.float()).abs().mean() < 0.5
 
 
 def test_cached_batches_do_not_share_memory(images):
@@ -123,48 +86,10 @@ def test_a_slice_ends_with_the_batch_that_fills_it(size, step, seconds, images, 
 def test_figures():
     found = bench_loader.figures([(32, 2.0), (8, 0.25)], 0.2, 1.5)
     assert found == {"throughput": [16.0, 32.0], "CPU time": [5.0], "first batch": [1.5]}
-    assert set(found) | {"peak memory"} == set(bench_loader.UNITS)
+    assert set(found) | {"peak memory"} == set(comparison.UNITS)
 
 
-def test_the_table_compares_equal_numbers_of_workers():
-    def found(rate):
-        return {"throughput": [rate], "CPU time": [2.5], "peak memory": [300.0], "first batch": [0.5]}
-
-    pooled = {
-        (1, "dali_cpu"): found(250.0),
-        (1, "imagefolder"): found(100.0),
-        (2, "dali_cpu"): found(600.0),
-        (2, "imagefolder"): found(150.0),
-        (4, "dali_cpu"): found(700.0),
-    }
-    _, *lines = bench_loader.table(pooled, "workers", "imagefolder").splitlines()
-    assert lines[0].split() == ["1", "dali_cpu", "250.0", "250.0", "250.0", "2.50x", "2.50", "300", "0.50"]
-    assert [line.split()[5] for line in lines] == ["2.50x", "1.00x", "4.00x", "1.00x", "-"]
-
-
-@pytest.mark.skipif(not bench_loader.PROC.exists(), reason="no /proc")
-def test_living_children_count():
-    """A child that holds 200 MB and has computed for half a second, while it waits."""
-    code = (
-        "import time; held = bytearray(b'x') * 200_000_000\n"
-        "while time.process_time() < 0.5: pass\n"
-        "print('ready', flush=True); input()"
-    )
-    before = bench_loader.processor_seconds(os.getpid()), bench_loader.memory(os.getpid())
-    own = time.process_time()
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "ready\n"
-    held = bench_loader.memory(os.getpid()) - before[1]
-    spent = bench_loader.processor_seconds(os.getpid()) - before[0]
-    own = time.process_time() - own
-    child.communicate("\n")
-    # The interpreter takes some 10 MB on top.
-    assert 195e6 < held < 250e6
-    # Clock ticks are 10 ms; a process's user and system time are each cut to whole ones.
-    assert 0.5 - 0.05 <= spent - own <= 1.0
-
-
-@pytest.mark.skipif(not bench_loader.PROC.exists(), reason="no /proc")
+@pytest.mark.skipif(not process.PROC.exists(), reason="no /proc")
 def test_a_measurement_from_the_command_line(parent, images, tmp_path, monkeypatch, capsys):  # noqa: ARG001
     monkeypatch.setattr(bench_loader, "RESULTS", tmp_path / "loader.csv")
     options = f"--images {parent} --files {FILES} --batch 4 --workers 1 --seconds 0.1 --rounds 1 --record"
@@ -175,39 +100,60 @@ def test_a_measurement_from_the_command_line(parent, images, tmp_path, monkeypat
     with bench_loader.RESULTS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == ledger.COLUMNS
-    assert {row["metric"]: row["unit"] for row in rows} == bench_loader.UNITS
+    assert {row["metric"]: row["unit"] for row in rows} == comparison.UNITS
     by_metric = {row["metric"]: row for row in rows}
     assert by_metric["throughput"]["n"] == str(bench_loader.SLICES)
     assert by_metric["throughput"]["mode"] == "1 workers"
     assert float(by_metric["throughput"]["p50"]) > 0
 
 
-def test_a_window_differs_from_the_resized_image_by_rounding(images):
+@pytest.mark.skipif(not process.PROC.exists(), reason="no /proc")
+@pytest.mark.parametrize("leak,grown", [(0, 0), (10, 180)])
+def test_memory_is_read_as_often_as_asked_for(monkeypatch, capsys, leak, grown):
+    """Twenty batches, of which each leaves so many MB behind."""
+
+    def stream(*_):
+        left = []
+        while True:
+            left.append(bytearray(b"x") * leak * 1_000_000)
+            yield torch.empty(5), torch.empty(5)
+
+    monkeypatch.setitem(bench_loader.PROVIDERS, "dali_cpu", stream)
+    readings = bench_loader.read_memory("images", 5, 1, samples=100, every=10)
+    assert [count for count, _ in readings] == list(range(10, 101, 10))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed == [[str(count), "samples", f"{held:.1f}", "MB"] for count, held in readings]
+    assert bench_loader.growth(readings) == pytest.approx(grown, abs=20)
+
+
+def test_the_last_reading_is_at_the_end(monkeypatch):
+    monkeypatch.setitem(bench_loader.PROVIDERS, "dali_cpu", lambda *_: itertools.repeat((torch.empty(8), None)))
+    monkeypatch.setattr(process, "memory", lambda _: 1e6)
+    readings = bench_loader.read_memory("images", 8, 1, samples=90, every=20)
+    assert readings == [(24, 1.0), (40, 1.0), (64, 1.0), (80, 1.0), (96, 1.0)]
+
+
+def test_growth_begins_at_a_tenth():
+    assert bench_loader.growth([(5, 100.0), (11, 130.0), (50, 150.0), (104, 142.0)]) == 12.0
+
+
+@pytest.mark.skipif(not process.PROC.exists(), reason="no /proc")
+def test_memory_growth_from_the_command_line(parent, images, tmp_path, monkeypatch, capfd):  # noqa: ARG001
     skip_without("dali_cpu")
-    found = bench_loader.geometry(images)
-    assert all(len(values) == FILES for _, values in found.values())
-    # Two roundings to whole grey levels, Pillow's after each axis and DALI's after both, and two decoders' own.
-    assert max(found["window, max"][1]) <= 2
-    assert max(found["window, mean"][1]) < 0.5
-    # Of a window of side 262.5 at a corner of whole pixels: half a stored pixel of rounding in each, 0.85 of output.
-    assert max(found["offset of the corners"][1]) < 0.9
-
-
-def test_offset_is_zero_where_nothing_is_rounded():
-    # 640 x 640 -> 320 x 320, of which (48, 48) to (272, 272): (96, 96) to (544, 544) before.
-    assert bench_loader._offset((640, 640), (96, 96, 544, 544)) == 0
-    assert bench_loader._offset((640, 640), (98, 96, 546, 544)) == 1
-
-
-def test_plain_packing_holds_the_same_images(images, tmp_path):
-    skip_without("webdataset")
-    import webdataset as wds
-
-    bench_loader.pack_plainly(images / "raw", tmp_path / "shards")
-    tars = [str(path) for path in sorted((tmp_path / "shards").glob("*.tar"))]
-    plain = {sample["jpg"]: int(sample["cls"]) for sample in wds.WebDataset(tars, shardshuffle=False)}
-    assert plain == {sample.jpeg: sample.label for sample in reader.read(images / "shards", "train")}
-    assert all(Image.open(io.BytesIO(jpeg)).format == "JPEG" for jpeg in plain)
+    monkeypatch.setattr(bench_loader, "RESULTS", tmp_path / "loader.csv")
+    monkeypatch.setattr(bench_loader, "EVERY", 8)
+    options = f"--images {parent} --files {FILES} --batch 4 --workers 1 2 --samples 80 --record"
+    assert bench_loader.main(options.split()) == 0
+    *readings, growth = capfd.readouterr().out.splitlines()[-11:]
+    assert [line.split()[:2] for line in readings] == [[str(count), "samples"] for count in range(8, 81, 8)]
+    first, *_, last = (float(line.split()[2]) for line in readings)
+    assert float(growth.split()[-2]) == pytest.approx(last - first, abs=0.11)  # printed with one digit each
+    with bench_loader.RESULTS.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["case"] == f"{FILES} JPEGs of 500x375, batch 4"
+    assert (row["provider"], row["mode"]) == ("dali_cpu", "2 workers, 80 samples")
+    assert (row["metric"], row["unit"], row["n"]) == ("memory growth", "MB", "1")
+    assert float(row["p50"]) == pytest.approx(last - first, rel=1e-3, abs=0.11)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +167,10 @@ def test_plain_packing_holds_the_same_images(images, tmp_path):
         ("--rounds 0", "--rounds: expected 1 or more, got 0"),
         ("--workers 2 0", "--workers: expected 1 or more, got 0"),
         ("--providers tape", "'tape'"),
-        ("--packing --geometry", "expected one of them"),
+        ("--files many", "--files: invalid integer value: 'many'"),
+        ("--samples 49999", "--samples: expected 50000 or more, got 49999"),
+        ("--samples 50000 --seconds 1", "--seconds: not allowed with argument --samples"),
+        ("--samples 50000 --providers cached", "--samples, --providers: expected one of them, got both"),
         (f"--images {__file__}", "--images: expected a folder"),
     ],
 )
@@ -238,3 +187,10 @@ def test_a_provider_that_cannot_run_is_refused(monkeypatch, capsys):
         bench_loader.main(["--providers", "webdataset"])
     assert stopped.value.code == 2
     assert "webdataset cannot run here (cannot import no_such_module)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_memory_needs_our_loader(monkeypatch, capsys):
+    monkeypatch.setitem(bench_loader.MODULES, "dali_cpu", ("no_such_module",))
+    with pytest.raises(SystemExit):
+        bench_loader.main(["--samples", "50000"])
+    assert "--samples: dali_cpu cannot run here" in capsys.readouterr().err.splitlines()[-1]

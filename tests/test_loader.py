@@ -12,6 +12,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -323,3 +325,53 @@ def test_both_decoders_deliver_the_same_stream(small_birds):
         assert torch.equal(one.part_maps, other.part_maps)
         assert (one.images.float() - other.images.float()).abs().mean() < 0.5
         assert (one.images.float() - other.images.float()).abs().max() <= 6
+
+
+@given(width=st.integers(1, 900), height=st.integers(1, 900), short_side=st.integers(16, 500))
+def test_a_whole_image_is_cut_to_multiples_of_16(width, height, short_side):
+    """Around the centre, by less than 16 pixels of the output on the whole; the scale of both axes is the same."""
+    window = Geometry(short_side, 16, view="whole").central_window(width, height)
+    scale = Fraction(short_side, min(width, height))
+    for extent, first, inner, outer in (
+        (width, window.x0, window.width, window.columns),
+        (height, window.y0, window.height, window.rows),
+    ):
+        assert outer % 16 == 0
+        assert outer <= extent * scale < outer + 16
+        assert 0 <= first <= first + inner <= extent
+        assert abs(first - (extent - first - inner)) <= 1
+        assert abs(inner - outer / scale) <= Fraction(1, 2)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_whole_images_are_all_delivered_by_their_size(dots, decoder):
+    """160x120, 120x160 and 128x128, at short side 100: 128x96 or 96x128 or 96x96 with landmarks and part maps."""
+    folder, colors = dots
+    geometry = Geometry(100, 16, view="whole")
+    keys = Counter()
+    for batch in Loader(folder, "train", geometry, 3, annotations=True, decoding=Decoding(decoder)):
+        keys.update(batch.keys)
+        rows, columns = batch.images.shape[2:]
+        assert sorted({rows, columns}) in ([96, 128], [96])
+        assert batch.part_maps.shape[1:] == (rows, columns)
+        for n in range(len(batch.keys)):
+            for number in range(4):
+                x, y = batch.landmarks[n, number].int().tolist()
+                if 2 < x < columns - 3 and 2 < y < rows - 3:
+                    assert abs(batch.images[n, :, y, x].int() - torch.tensor(colors[number])).max() < 40
+                    assert batch.part_maps[n, y, x] == number + 1
+    assert keys == Counter(f"dot-{index}" for index in range(12))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_stretched_image_is_the_whole_one(dots, decoder):
+    folder, _ = dots
+    originals = {sample.key: sample for sample in reader.read(folder, "train")}
+    loader = Loader(folder, "train", Geometry(0, 64, view="stretch"), 5, annotations=True, decoding=Decoding(decoder))
+    for batch in loader:
+        for image, landmarks, key in zip(batch.images, batch.landmarks, batch.keys, strict=True):
+            sample = originals[key]
+            original = Image.open(io.BytesIO(sample.jpeg))
+            expected = np.asarray(original.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+            assert abs(image.permute(1, 2, 0).numpy() - expected).max() <= 2
+            assert np.allclose(landmarks, sample.landmarks * 64 / (sample.width, sample.height), atol=1e-4)
