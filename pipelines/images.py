@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -28,8 +29,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SOS, SOF_BASELINE, SOF_PROGRESSIVE = 0xDA, 0xC0, 0xC2
-EOI = b"\xff\xd9"
+SOS, APP0, FILL = 0xDA, 0xE0, 0xFF
+FRAMES = (0xC0, 0xC2)  # baseline, progressive
+TABLES = (0xC4, 0xDB, 0xDD)  # Huffman, quantisation, restart interval
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 
 
 def open_rgb(data: bytes | str | os.PathLike | Image.Image) -> Image.Image:
@@ -134,9 +137,7 @@ def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
     stored_as_rgb = image.mode == "RGB" and image.info.get("adobe_transform") == 0
     if image.mode not in ("L", "RGB") or stored_as_rgb:
         return False
-    markers = [marker for marker, _ in _segments(data)]
-    frames = [marker for marker in markers if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)]
-    return markers[-1:] == [SOS] and len(frames) == 1 and frames[0] in (SOF_BASELINE, SOF_PROGRESSIVE)
+    return _frame(data) is not None
 
 
 def has_end(jpeg: bytes) -> bool:
@@ -146,6 +147,39 @@ def has_end(jpeg: bytes) -> bool:
     """
     *_, (marker, position) = _segments(jpeg) or [(0, 0)]
     return marker != SOS or jpeg.rfind(EOI, position) >= 0
+
+
+def jpeg_defect(jpeg: bytes, width: int, height: int) -> str:
+    """What forbids to hand a stored JPEG to a decoder, as far as its headers tell; empty if nothing does.
+
+    DALI 2.4 does not survive a batch with an image whose headers it cannot read or whose window lies outside: the
+    process dies while the other images are being decoded.
+
+    Args:
+        jpeg: What ``to_jpeg`` has returned, perhaps damaged since.
+        width: Columns that the image should have.
+        height: Its rows.
+    """
+    frame = _frame(jpeg)
+    if frame is None:
+        return "not a JPEG, or its headers are damaged"
+    precision, rows, columns, components = struct.unpack_from(">BHHB", jpeg, frame + 4)
+    if (columns, rows) != (width, height):
+        return f"the JPEG has {columns}x{rows} pixels, expected {width}x{height}"
+    if precision != 8 or components not in (1, 3):
+        return f"the JPEG has {components} components of {precision} bits, expected 1 or 3 of 8 bits"
+    return "" if has_end(jpeg) else "the JPEG has no end"
+
+
+def _frame(jpeg: bytes) -> int | None:
+    """Position of the frame header of a JPEG; None if its headers are not those that every decoder knows."""
+    segments = _segments(jpeg)
+    markers = [marker for marker, _ in segments]
+    frames = [position for marker, position in segments if marker in FRAMES]
+    if not jpeg.startswith(SOI) or markers[-1:] != [SOS] or len(frames) != 1:
+        return None
+    known = all(marker in (*FRAMES, *TABLES, SOS) or APP0 <= marker < FILL for marker in markers)
+    return frames[0] if known else None
 
 
 def _segments(jpeg: bytes) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines import plan
 from pipelines.decoding import DecodeError, Decoder, Decoding, make_decoder
 from pipelines.geometry import Geometry, Window
-from pipelines.images import has_end
+from pipelines.images import jpeg_defect
 from pipelines.reader import DamagedSampleError, Reader
 from pipelines.samples import PART_MAP, Sample, decode
 from pipelines.storage import Location
@@ -259,17 +259,17 @@ class Loader:
             fields.pop(PART_MAP, None)
         try:
             sample = decode(key, fields)
-            problems = self.manifest.violations(sample) or ([] if has_end(sample.jpeg) else ["the JPEG has no end"])
+            problem, *_ = [*self.manifest.violations(sample), jpeg_defect(sample.jpeg, sample.width, sample.height)]
         except Exception as error:  # a damaged field can break its parser in any way
-            problems = [str(error) or type(error).__name__]
-        if problems:
-            raise DamagedSampleError(f"{self._reader.name(number)}: {problems[0].removeprefix(f'{key}: ')}")
+            problem = str(error) or type(error).__name__
+        if problem:
+            raise DamagedSampleError(f"{self._reader.name(number)}: {problem.removeprefix(f'{key}: ')}")
         return sample
 
     def _without_undecodable(self, batches: Iterable[list[_Place]], error: DecodeError) -> deque[list[_Place]]:
         """Batches of which one cannot be decoded, without the images that cannot be decoded alone either."""
         decoder = self._probe()
-        known = len(self._unusable)
+        replaced = 0
         usable: deque[list[_Place]] = deque()
         for places in batches:
             usable.append([])
@@ -283,8 +283,9 @@ class Loader:
                         self._unusable[place.number] = f"{self._reader.name(place.number)}: {reason}"
                         (place,) = self._read_places(place.place, place.place + 1)
                         decoder = self._probe()
+                        replaced += 1
                 usable[-1].append(place)
-        if len(self._unusable) == known:
+        if not replaced:
             raise ValueError(f"{self._data}: a batch cannot be decoded, though each of its images can ({error})")
         return usable
 

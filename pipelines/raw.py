@@ -116,7 +116,10 @@ def _extract(archive: Path, folder: Path) -> None:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter="data")
+                while file.fileobj.read(1 << 20):  # to the end, where gzip has its checksum
+                    pass
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the file system, not of the archive
             raise
-        raise ValueError(f"{archive}: cannot be extracted ({error or type(error).__name__})") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{archive}: cannot be extracted ({reason})") from None

@@ -1,6 +1,8 @@
 """Image files of every kind -> upright RGB, or a JPEG that DALI decodes."""
 
 import io
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -213,3 +215,78 @@ def test_dali_decodes_whatever_is_stored() -> None:
     for data in stored:
         (batch,) = decode.run()
         np.testing.assert_array_equal(np.asarray(batch[0]), np.asarray(images.open_rgb(data)))
+
+
+PLAIN = encoded(Image.fromarray(pixels()), quality=90)
+FRAME = PLAIN.index(b"\xff\xc0")
+DEFECTS = {
+    "nothing": (b"", "not a JPEG, or its headers are damaged"),
+    "zeros": (bytes(len(PLAIN)), "not a JPEG, or its headers are damaged"),
+    "a page": (b"<html>404 Not Found</html>", "not a JPEG, or its headers are damaged"),
+    "no frame": (PLAIN.replace(b"\xff\xc0", b"\xff\xfe"), "not a JPEG, or its headers are damaged"),
+    "lossless frame": (PLAIN.replace(b"\xff\xc0", b"\xff\xc3"), "not a JPEG, or its headers are damaged"),
+    "two frames": (PLAIN[:FRAME] + PLAIN[FRAME : FRAME + 19] + PLAIN[FRAME:], "not a JPEG, or its headers are damaged"),
+    "unknown marker": (PLAIN.replace(b"\xff\xdb", b"\xff\xff", 1), "not a JPEG, or its headers are damaged"),
+    "another size": (encoded(Image.fromarray(pixels(41))), "the JPEG has 56x41 pixels, expected 56x40"),
+    "four components": (
+        encoded(Image.fromarray(pixels()).convert("CMYK")),
+        "the JPEG has 4 components of 8 bits, expected 1 or 3 of 8 bits",
+    ),
+    "12 bits": (
+        PLAIN[: FRAME + 4] + b"\x0c" + PLAIN[FRAME + 5 :],
+        "the JPEG has 3 components of 12 bits, expected 1 or 3 of 8 bits",
+    ),
+    "cut short": (PLAIN[:-300], "the JPEG has no end"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_what_dali_would_not_survive_is_found_in_the_headers(name: str) -> None:
+    data, defect = DEFECTS[name]
+    assert images.jpeg_defect(data, 56, 40) == defect
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": turned(1)}, {"optimize": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_is_stored_has_no_defect(mode: str, options: dict[str, object]) -> None:
+    data = encoded(Image.fromarray(pixels()).convert(mode), **options)
+    assert images.jpeg_defect(*images.to_jpeg(data)) == ""
+
+
+def test_random_damage_ends_no_process() -> None:
+    """Headers with random bytes, among whole images: what is let through is decoded or refused by DALI."""
+    result = subprocess.run([sys.executable, "-c", DAMAGE_AT_RANDOM], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    decoded, refused, found = map(int, result.stdout.split())
+    assert min(decoded, refused, found) > 10
+
+
+DAMAGE_AT_RANDOM = """
+import numpy as np
+from pipelines.decoding import DecodeError, Decoding, make_decoder
+from pipelines.geometry import Geometry
+from pipelines.images import jpeg_defect
+from tests.test_images import PLAIN
+
+random = np.random.default_rng(0)
+window = Geometry(24, 16).window(56, 40, ())
+decoded = refused = found = 0
+decoder = make_decoder(Decoding(threads=2, prefetch=1), 20)
+for _ in range(300):
+    data = bytearray(PLAIN)
+    for position in random.integers(650, size=random.integers(1, 4)):
+        data[position] = random.integers(256)
+    if jpeg_defect(bytes(data), 56, 40):
+        found += 1
+        continue
+    jpegs = [PLAIN] * 20
+    jpegs[random.integers(20)] = bytes(data)
+    try:
+        decoder.submit(jpegs, [window] * 20)
+        decoder.result()
+        decoded += 1
+    except DecodeError:
+        refused += 1
+        decoder = make_decoder(Decoding(threads=2, prefetch=1), 20)
+print(decoded, refused, found)
+"""
