@@ -1,0 +1,319 @@
+"""Procedurally drawn creatures of four super-categories with different parts: embedded, in the likeness of iNaturalist.
+
+Birds, fish, beetles and flowers share few parts, so every part occurs in a known share of the images that is neither
+none nor all. A class is a species, that is a tuple of part variants. Two or three species make a genus, the first word
+of their names: they agree in two parts that tell the genera apart, and differ in one or both of two others, whose
+variants recur in other genera. So no part alone tells the species. Boxes are known for some super-categories only.
+Pose, size, place, light and surroundings vary from image to image and know nothing of the species. Every image has a
+random generator of its own, so any image can be drawn alone, by any worker, byte for byte.
+
+    >>> creatures = Creatures(CreaturesConfig(species=6), "train", per_species=50)
+    >>> sample = creatures[17]
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from . import bird_scenes
+from .bird_scenes import OVERSAMPLING, SCENES
+from .bird_shapes import rotation
+from .bird_species import COLOURS, Variant
+from .birds import JPEG_QUALITY, SPLITS, Drawing
+from .creature_shapes import ANATOMIES, PARTS, Anatomy, Part, Puppet, Species, puppet
+from .samples import Sample
+
+MAX_SPECIES = 48
+_SPECIES_STREAM = 2_000_003  # keeps the generator of the species apart from those of the images
+_CONTRAST = 130.0  # smallest distance in RGB of two colours that are to be told apart
+_POOL = 3  # variants of each part that tells the species of a genus apart
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
+_ROOTS = (
+    "Zelim", "Quavor", "Tirel", "Ombar", "Velun", "Fasil", "Druvan", "Nolar", "Pelim", "Saruv", "Wexil", "Yvann",
+    "Krelid", "Bomar", "Jundal", "Hespil",
+)  # fmt: skip
+_EPITHETS = (
+    "silvestris", "borealis", "elegans", "lacustris", "montensis", "fallax", "nobilis", "gracilis", "insularis",
+    "vernalis", "orientalis", "mirabilis", "pratensis", "ardens", "tenax", "australis",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CreaturesConfig:
+    """What to draw.
+
+    Attributes:
+        species: Number of species of each of the four super-categories, 4 to 48; four times as many classes.
+        size: Side of the square images in pixels, 64 to 1024.
+        seed: Chooses the species and, with the split and the index, each image.
+        absent: Probability that the legs of a bird or beetle, the pectoral fin of a fish, or the leaves of a flower are
+            not drawn. They tell nothing about the species. The manifest records what this makes of each part.
+        occlusion: Probability that a leaf, a reed or a twig covers a bit of the creature.
+        clutter: Density of everything that distracts from the creature, 0 to 4.
+        box_fraction: Share of the super-categories whose images have boxes, rounded to whole ones, in the order Aves,
+            Actinopterygii, Insecta, Plantae.
+    """
+
+    species: int = 6
+    size: int = 144
+    seed: int = 0
+    absent: float = 0.2
+    occlusion: float = 0.3
+    clutter: float = 1.0
+    box_fraction: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.species <= MAX_SPECIES:
+            raise ValueError(f"species: expected 4 to {MAX_SPECIES}, got {self.species}")
+        if not 64 <= self.size <= 1024:
+            raise ValueError(f"size: expected 64 to 1024 pixels, got {self.size}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a number >= 0, got {self.seed}")
+        for name in ("absent", "occlusion"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a probability, got {getattr(self, name)}")
+        if not 0 <= self.clutter <= 4:
+            raise ValueError(f"clutter: expected 0 to 4, got {self.clutter}")
+        if not 0 <= self.box_fraction <= 1:
+            raise ValueError(f"box_fraction: expected 0 to 1, got {self.box_fraction}")
+
+
+class Creatures:
+    """A split of the creatures; index i is image ``i // len(class_names)`` of species ``i % len(class_names)``.
+
+    Attributes:
+        class_names: Genus and species, one per class; classes of one super-category, and in it of one genus, follow
+            each other.
+        super_categories: One per class.
+        part_names: Value p of a part map is ``part_names[p - 1]``.
+        landmark_names: Those of the parts: the landmark of a part is its centre.
+        species: The part variants, one tuple per class.
+        boxed: The super-categories whose images have boxes.
+        absence: Exact probability that an image of the split lacks a part, one per part.
+    """
+
+    def __init__(self, config: CreaturesConfig, split: str, per_species: int) -> None:
+        """Draws the species; the same for all splits.
+
+        Raises:
+            ValueError: unknown split, or no image asked for.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        if per_species < 1:
+            raise ValueError(f"per_species: expected at least 1 image, got {per_species}")
+        self.config = config
+        self.split = split
+        self.per_species = per_species
+        rng = np.random.default_rng([config.seed, _SPECIES_STREAM])
+        self.class_names: list[str] = []
+        self.species: list[Species] = []
+        for super_category in ANATOMIES:
+            self.species += draw_species(super_category, config.species, rng)
+            self.class_names += _draw_names(ANATOMIES[super_category].suffix, config.species, rng)
+        self.super_categories = [species.super_category for species in self.species]
+        self.part_names = list(PARTS)
+        self.landmark_names = list(PARTS)
+        self.boxed = frozenset(list(ANATOMIES)[: round(config.box_fraction * len(ANATOMIES))])
+        rates = [_absence(anatomy, config) for anatomy in ANATOMIES.values()]  # all have equally many images
+        self.absence = [statistics.mean(rate[part] for rate in rates) for part in PARTS]
+
+    def __len__(self) -> int:
+        return self.per_species * len(self.species)
+
+    def __getitem__(self, index: int) -> Sample:
+        drawing = self.drawing(index)
+        buffer = io.BytesIO()
+        drawing.image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        label = index % len(self.species)
+        size = self.config.size
+        return Sample(
+            key=f"{self.split}-{index:06d}",
+            jpeg=buffer.getvalue(),
+            label=label,
+            width=size,
+            height=size,
+            source=f"creatures seed={self.config.seed} split={self.split} index={index}",
+            super_category=self.super_categories[label],
+            landmarks=drawing.landmarks,
+            visibility=drawing.visibility,
+            boxes=drawing.box() if self.super_categories[label] in self.boxed else None,
+            part_map=drawing.part_map,
+            absent=drawing.absent,
+        )
+
+    def drawing(self, index: int) -> Drawing:
+        """Image ``index`` before it is encoded.
+
+        Raises:
+            IndexError: no such image.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        rng = np.random.default_rng([self.config.seed, SPLITS.index(self.split), index])
+        return draw(self.species[index % len(self.species)], self.config, rng)
+
+
+def draw_species(super_category: str, count: int, rng: np.random.Generator) -> list[Species]:
+    """Draws the species of a super-category, genus by genus.
+
+    Each of the two parts that tell species apart has three variants, which differ clearly in pairs; a variant that one
+    species has, another has, too. Genera differ in both parts that tell them apart, and clearly in one.
+    """
+    anatomy = ANATOMIES[super_category]
+    sizes = _genera(count)
+    pools = [_draw_pool(anatomy.parts[part], rng) for part in anatomy.species]
+    while True:
+        cells = [divmod(int(cell), _POOL) for size in sizes for cell in rng.choice(_POOL**2, size, replace=False)]
+        if all(1 not in np.bincount(column) for column in zip(*cells, strict=True)):
+            break
+    genera: list[tuple[Variant, ...]] = []
+    while len(genera) < len(sizes):
+        new = tuple(_draw_variant(anatomy.parts[part], rng) for part in anatomy.genus)
+        if all(all(map(_unlike, new, old)) and any(map(_clear, new, old)) for old in genera):
+            genera.append(new)
+    shared = [genus for genus, size in zip(genera, sizes, strict=True) for _ in range(size)]
+    return [
+        Species(super_category, (*genus, *(pool[k] for pool, k in zip(pools, cell, strict=True))))
+        for genus, cell in zip(shared, cells, strict=True)
+    ]
+
+
+def _genera(count: int) -> list[int]:
+    """Sizes of genera, two or three, that sum to ``count``."""
+    genera = -(-count // 3)
+    return [count // genera + (k < count % genera) for k in range(genera)]
+
+
+def _draw_names(suffix: str, count: int, rng: np.random.Generator) -> list[str]:
+    sizes = _genera(count)
+    roots = rng.choice(_ROOTS, len(sizes), replace=False)
+    return [
+        f"{root}{suffix} {epithet}"
+        for root, size in zip(roots, sizes, strict=True)
+        for epithet in rng.choice(_EPITHETS, size, replace=False)
+    ]
+
+
+def _draw_pool(part: Part, rng: np.random.Generator) -> list[Variant]:
+    """Variants of a part that differ clearly in pairs."""
+    while True:
+        pool = [_draw_variant(part, rng) for _ in range(_POOL)]
+        if all(_clear(pool[k], pool[k - 1]) for k in range(_POOL)):
+            return pool
+
+
+def _draw_variant(part: Part, rng: np.random.Generator) -> Variant:
+    """A shape, and two colours in contrast."""
+    while True:
+        colour, accent = (str(name) for name in rng.choice(list(COLOURS), 2))
+        if _distance(colour, accent) >= _CONTRAST:
+            return Variant(str(rng.choice(list(part.looks))), colour, accent)
+
+
+def _clear(a: Variant, b: Variant) -> bool:
+    """Whether two variants differ in shape, and in colour by more than light does."""
+    return a.shape != b.shape and _distance(a.colour, b.colour) >= _CONTRAST
+
+
+def _unlike(a: Variant, b: Variant) -> bool:
+    """Whether two variants differ in shape, or in colour by more than light does."""
+    return a.shape != b.shape or _distance(a.colour, b.colour) >= _CONTRAST
+
+
+def _distance(a: str, b: str) -> float:
+    return math.dist(COLOURS[a], COLOURS[b])
+
+
+def _absence(anatomy: Anatomy, config: CreaturesConfig) -> dict[str, float]:
+    """The probability that a creature of an anatomy lacks a part, for each of ``PARTS``."""
+    rates = {part: config.absent if part == anatomy.optional else 0.0 for part in anatomy.parts}
+    return {part: rates.get(part, 1.0) for part in PARTS}
+
+
+def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator) -> Drawing:
+    """Draws one image of a species.
+
+    All that is random depends on the generator and on the super-category, so that with equal generators two species of
+    one super-category differ in the pixels of their differing parts only.
+    """
+    anatomy = ANATOMIES[species.super_category]
+    rates = _absence(anatomy, config)
+    skipped = tuple(part for (part, rate), u in zip(rates.items(), rng.random(len(rates)), strict=True) if u < rate)
+    absent = {PARTS.index(part) + 1 for part in skipped}
+    creature = puppet(species)
+    points, extent = _pose(creature, anatomy, config.size, rng)
+    on_canvas = OVERSAMPLING * points - 0.5  # Pillow's integer coordinates are the centres of pixels
+
+    side = OVERSAMPLING * config.size
+    scene = list(SCENES.values())[rng.integers(len(SCENES))]
+    canvas = bird_scenes.backdrop(config.size, scene, config.clutter, rng, [on_canvas[creature.shadow]])
+    brush = ImageDraw.Draw(canvas)
+    bird_scenes.growth(brush, side, scene, config.clutter, rng)
+    bird_scenes.things(brush, side, round(8 * config.clutter), rng)
+    centres = on_canvas[creature.centres]
+    if rng.random() < 0.4:
+        middle = centres[rng.integers(len(centres))]
+        reach = rotation(rng.uniform(-90, 90))[:, 0] * rng.uniform(0.3, 0.8) * side
+        bird_scenes.twig(brush, middle - reach, middle + reach, side, 4, scene.greens, rng, 0.03)
+    flat = on_canvas.ravel().tolist()
+    for start, stop, fill in creature.polygons:
+        if fill[3] not in absent:
+            brush.polygon(flat[2 * start : 2 * stop], fill=fill)
+    if rng.random() < config.occlusion:
+        target = centres[rng.integers(len(centres))]
+        bird_scenes.occluder(brush, side, target, OVERSAMPLING * extent, scene, rng)
+
+    small = (config.size, config.size)
+    part_map = np.array(canvas.resize(small, Image.Resampling.NEAREST).getchannel(3))
+    top, bottom = points[creature.frame, 1].min(), points[creature.frame, 1].max()
+    field, tint = bird_scenes.light(part_map > 0, top, bottom, rng)
+    red, green, blue = (
+        Image.fromarray(np.minimum(np.asarray(channel) * (field * gain), 255).astype(np.uint8))
+        for channel, gain in zip(canvas.reduce(OVERSAMPLING).split()[:3], tint, strict=True)
+    )
+    landmarks = np.zeros((len(PARTS), 2), dtype=np.float32)
+    landmarks[[PARTS.index(part) for part in anatomy.parts]] = points[creature.centres]
+    return Drawing(
+        image=Image.merge("RGB", (red, green, blue)),
+        part_map=part_map,
+        landmarks=landmarks,
+        visibility=_visible(landmarks, part_map),
+        absent=skipped,
+    )
+
+
+def _pose(creature: Puppet, anatomy: Anatomy, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Bends, turns, mirrors, scales and places a puppet: its points in image pixels, and the creature's extent."""
+    turns = rng.uniform(*creature.swings)
+    mirror = -1.0 if rng.random() < 0.5 and anatomy.mirrored else 1.0
+    tilt, squeeze = rng.uniform(-anatomy.tilt, anatomy.tilt), rng.uniform(0.85, 1.0)
+    whole = np.diag([mirror, 1.0]) @ rotation(tilt) @ np.diag([squeeze, 1.0])
+    joints = np.stack([rotation(turn) for turn in turns])
+    shifts = creature.pivots - np.einsum("jab,jb->ja", joints, creature.pivots)
+    posed = np.einsum("nab,nb->na", (whole @ joints)[creature.joints], creature.points)
+    posed += (shifts @ whole.T)[creature.joints]
+    low, high = posed[creature.frame].min(axis=0), posed[creature.frame].max(axis=0)
+    extent = size * rng.uniform(0.44, 0.82)
+    scale = extent / (high - low).max()
+    box = (high - low) * scale
+    corner = -0.06 * box + rng.beta(0.6, 0.6, 2) * (size - 0.88 * box)  # seldom in the middle
+    return (posed - low) * scale + corner, float(extent)
+
+
+def _visible(landmarks: np.ndarray, part_map: np.ndarray) -> np.ndarray:
+    """Whether a part shows in the pixel of its landmark or in one of the four beside it."""
+    size = len(part_map)
+    padded = np.pad(part_map, 1)
+    visible = []
+    for value, (x, y) in enumerate(landmarks.tolist(), start=1):
+        column, row = math.floor(x), math.floor(y)
+        inside = 0 <= column < size and 0 <= row < size
+        visible.append(inside and value in padded[row : row + 3, column : column + 3][_CROSS])
+    return np.array(visible)
