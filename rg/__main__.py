@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rg import __version__, recipes
-from rg.config import RunConfig, flatten
+from rg.config import EvaluationConfig, RunConfig, flatten
 
 Arguments = list[str]
 
@@ -211,15 +211,21 @@ def train(arguments: Arguments) -> int:
 
 def evaluate(arguments: Arguments) -> None:
     """Measure accuracy and parts of a run; prints a table and writes RUN/metrics.json."""
+    from rg.checkpoint import CONFIG, load_config
+
     parser = _parser("evaluate", evaluate)
-    parser.add_argument("run", type=Path, help="run folder")
+    trained = bool(arguments) and Path(arguments[0], CONFIG).is_file()
+    how = load_config(Path(arguments[0]))[0].evaluation if trained else EvaluationConfig()
+    parser.add_argument("run", type=Path, help="run folder, given first")
     parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
     parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--evaluation", type=EvaluationConfig, default=how)
+    args = parser.instantiate(parser.parse_args(arguments))
     module = importlib.import_module("rg.evaluate")
-    print(module.table(module.evaluate(args.run, args.data, args.split, args.batch_size, args.device)))
+    settings = (args.split, args.batch_size, args.device, args.evaluation)
+    print(module.table(module.evaluate(args.run, args.data, *settings)))
 
 
 def explain(arguments: Arguments) -> None:

@@ -161,7 +161,8 @@ class InputConfig:
     """Geometry and augmentation.
 
     Attributes:
-        short_side: The short side of the image is resized to this many pixels.
+        view: crop resizes the short side of the image and cuts a square; stretch makes the whole image a square.
+        short_side: The short side of the image is resized to this many pixels (view = crop).
         crop: Then a square of this many pixels is cut: at random for training, from the centre for testing.
         test_short_side: Short side for testing; 0 takes short_side.
         test_crop: Side of the central square for testing; 0 takes crop. Larger than crop, it gives a finer map.
@@ -177,6 +178,7 @@ class InputConfig:
         max_damaged: Share of damaged samples, of those read and of at least 1000, above which a run stops.
     """
 
+    view: Literal["crop", "stretch"] = "crop"
     short_side: int = 256
     crop: int = 224
     test_short_side: int = 0
@@ -252,8 +254,40 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """How a run is measured. All of it may be changed for a finished run.
+
+    Attributes:
+        view: input tests on what input says; whole on whole images of short side input.test_short_side, cut to
+            multiples of 16 (fully convolutional).
+        landmark_view: The same for the landmark error alone.
+        landmark_scale: Landmark errors are fractions of the box of the object (box; of the image where there is none),
+            or of the distance between the first two landmarks, the eyes (interocular).
+        landmark_classes: Class numbers, from 0, whose landmark error is also measured alone: regression fitted and
+            tested on images of that class only.
+        flip: Average the logits of the image and its mirror image.
+        attribute_threshold: Attributes hold where the probability, or as in the authors' code the logit, is above 0.5.
+    """
+
+    view: Literal["input", "whole"] = "input"
+    landmark_view: Literal["input", "whole"] = "input"
+    landmark_scale: Literal["box", "interocular"] = "box"
+    landmark_classes: tuple[int, ...] = ()
+    flip: bool = False
+    attribute_threshold: Literal["probability", "logit"] = "probability"
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.landmark_classes, default=0) >= 0,
+            "evaluation.landmark_classes",
+            "class numbers from 0",
+            self.landmark_classes,
+        )
+
+
+@dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes.
+    """Everything that decides what a run computes, and how it is measured.
 
     Attributes:
         model: Architecture.
@@ -261,6 +295,7 @@ class RunConfig:
         optimizer: Optimiser and schedule.
         input: Geometry and augmentation of the images.
         train: Length and bookkeeping.
+        evaluation: How the run is measured.
         seed: Seed of every random stream of the run.
     """
 
@@ -269,6 +304,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     input: InputConfig = field(default_factory=InputConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:

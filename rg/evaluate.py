@@ -5,34 +5,38 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.loader import Batch, Loader
+from pipelines.loader import Loader
 from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location, resolve
 from rg import checkpoint, inputs, metrics
 from rg.checkpoint import Classes
-from rg.config import RunConfig
+from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
 from rg.model import ModelOutput, RegionGroupingModel
 from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured
+from rg.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    run: Path, data: Location, split: str | None = None, batch_size: int = 64, device: str = "auto"
+    run: Path,
+    data: Location,
+    split: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    settings: EvaluationConfig | None = None,
 ) -> dict[str, Any]:
-    """Measure a run on one split; the landmark regression is fitted on the training split.
+    """Measure a run on one split; the landmark regression is fitted on the split ``fit``, or ``train`` without one.
 
     Args:
         run: Run folder.
@@ -40,38 +44,55 @@ def evaluate(
         split: Default: test if there is one, else val.
         batch_size: Images at once.
         device: cpu, cuda or auto.
+        settings: How; as the run says if None.
 
     Returns:
         What metrics.json holds: errors and rates as fractions, None for what the data set cannot tell.
 
     Raises:
-        ValueError: run, data or split cannot be used.
+        ValueError: run, data, split or settings cannot be used.
     """
     model, config, classes = checkpoint.load_model(run)
+    how = settings or config.evaluation
     manifest = Manifest.load(data)
     if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
         raise ValueError(
             f"--data: {data} has {len(manifest.classes)} classes ({', '.join(manifest.classes[:2])}, ...), which are "
             f"not the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of {run}"
         )
+    _check(how, classes, manifest)
     split = split or ("test" if "test" in manifest.splits else "val")
     manifest.split(split)
     model.to(pick_device(device))
+    model.to(memory_format=torch.channels_last)
 
-    loader = _loader(config, data, split, batch_size, pick_device(device))
-    seen = _seen(model, config, loader, split)
-    fit = None
+    def tally(of: str, view: str) -> tuple[Tally, int]:
+        return _tally(model, config, how, data, of, view, batch_size)
+
+    seen, damaged = tally(split, how.view)
+    result = _measure(seen, config, classes, model.background.cpu().tolist())
+    landmark_errors: dict[str, np.ndarray] = {}
     if manifest.landmarks:
-        fit = _seen(model, config, _loader(config, data, "train", batch_size, pick_device(device)), "train")
-    result, landmark_errors = _measure(seen, fit, config, classes, model.background.cpu().tolist())
-    result = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "damaged": loader.damaged} | result
-
-    result["weights"] = sha256(run / checkpoint.WEIGHTS)
+        tested = seen if how.landmark_view == how.view else tally(split, how.landmark_view)[0]
+        fit, _ = tally("fit" if "fit" in manifest.splits else "train", how.landmark_view)
+        found, landmark_errors = _measure_landmarks(fit, tested, how, classes)
+        result |= found
+    about = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "damaged": damaged}
+    result = about | result | {"evaluation": flatten(asdict(how)), "weights": sha256(run / checkpoint.WEIGHTS)}
     checkpoint.write_json(run / METRICS, result)
     with atomic_write(run / PREDICTIONS) as file:
         for line in seen.predictions(landmark_errors):
             file.write((json.dumps(line) + "\n").encode())
     return result
+
+
+def _check(how: EvaluationConfig, classes: Classes, manifest: Manifest) -> None:
+    if how.landmark_classes and (classes.multi_label or max(how.landmark_classes) >= len(classes.names)):
+        raise ValueError(
+            f"evaluation.landmark_classes: expected numbers of {len(classes.names)} classes, got {how.landmark_classes}"
+        )
+    if how.landmark_scale == "interocular" and len(manifest.landmarks) < 2:
+        raise ValueError("evaluation.landmark_scale: interocular needs two landmarks, the eyes")
 
 
 def table(result: dict[str, Any]) -> str:
@@ -103,124 +124,48 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _loader(config: RunConfig, data: Location, split: str, batch_size: int, device: torch.device) -> Loader:
+def _tally(
+    model: RegionGroupingModel,
+    config: RunConfig,
+    how: EvaluationConfig,
+    data: Location,
+    split: str,
+    view: str,
+    batch_size: int,
+) -> tuple[Tally, int]:
+    """What the model says of a split, and how many of its samples are damaged."""
+    device = next(model.parameters()).device
     settings = config.input
     if settings.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
         settings = replace(settings, decoder="auto")
-    return Loader(
+    loader = Loader(
         data,
         split,
-        inputs.test_geometry(settings),
+        inputs.evaluation_geometry(settings, view),
         batch_size,
         annotations=True,
         decoding=inputs.decoding(settings, device),
         max_damaged=settings.max_damaged,
     )
-
-
-def _seen(model: RegionGroupingModel, config: RunConfig, loader: Loader, split: str) -> _Seen:
-    device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)
-    seen = _Seen(config, loader.manifest)
+    seen = Tally(loader.manifest, threshold=0.5 if how.attribute_threshold == "logit" else 0.0)
     with tqdm(total=loader.samples, desc=split, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         for batch in loader:
+            images = batch.images.to(device)
             with torch.inference_mode():
-                output = model(batch.images.to(device))
+                output = model(images)
+                if how.flip:
+                    output = output._replace(logits=(output.logits + model(images.flip(3)).logits) / 2)
             seen.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)))
             bar.update(len(batch.keys))
-    return seen
+    return seen, loader.damaged
 
 
-@dataclass
-class _Seen:
-    """What is kept of the images of a split: a few numbers each, whatever the size of the maps."""
-
-    config: RunConfig
-    manifest: Manifest
-    keys: list[str] = field(default_factory=list)
-    labels: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    occurrence: list[Tensor] = field(default_factory=list)
-    attention: list[Tensor] = field(default_factory=list)
-    centers: list[Tensor] = field(default_factory=list)
-    wins: list[Tensor] = field(default_factory=list)
-    overlap: Tensor | None = None
-    landmarks: list[Tensor] = field(default_factory=list)
-    visibility: list[Tensor] = field(default_factory=list)
-    boxes: list[np.ndarray] = field(default_factory=list)
-    pointing: list[bool | None] = field(default_factory=list)
-    landmark_table: np.ndarray | int = 0
-    part_map_table: np.ndarray | int = 0
-
-    def add(self, batch: Batch, output: ModelOutput) -> None:
-        """Take note of one batch."""
-        size, K = self.config.input.test_size[1], output.assign.shape[1]
-        attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
-        self.keys += batch.keys
-        self.labels.append(batch.labels)
-        self.logits.append(output.logits)
-        self.occurrence.append(output.occurrence)
-        self.attention.append(attention)
-        self.centers.append(metrics.part_centers(output.assign) * size)
-        winner = torch.nn.functional.one_hot(output.assign.argmax(1), K).float()
-        self.wins.append(winner.mean((1, 2)))
-        maps = output.assign.transpose(0, 1).flatten(1)
-        self.overlap = maps @ maps.T + (0 if self.overlap is None else self.overlap)
-
-        if batch.landmarks is not None and batch.visibility is not None:
-            self.landmarks.append(batch.landmarks)
-            self.visibility.append(batch.visibility)
-            where = batch.visibility.numpy()
-            predicted = metrics.parts_at(output.assign, batch.landmarks, size).numpy()
-            truth = np.broadcast_to(np.arange(where.shape[1]), where.shape)
-            self.landmark_table += metrics.contingency(predicted[where], truth[where], K, where.shape[1])
-        whole = np.array([[0, 0, size, size]], dtype=np.float32)
-        for boxes in batch.boxes or [whole[:0]] * len(batch.keys):
-            self.boxes.append(boxes[0] if len(boxes) else whole[0])
-        attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
-        peaks = metrics.peaks(attribution, size).numpy()
-        self.pointing += [
-            metrics.in_any_box(peak, boxes) if len(boxes) else None
-            for peak, boxes in zip(peaks, batch.boxes or [whole[:0]] * len(batch.keys), strict=True)
-        ]
-        if batch.part_maps is not None:
-            up = torch.nn.functional.interpolate(output.assign, (size, size), mode="bilinear", align_corners=False)
-            truth_map, predicted_map = batch.part_maps.numpy(), up.argmax(1).numpy()
-            on = truth_map > 0
-            self.part_map_table += metrics.contingency(
-                predicted_map[on], truth_map[on] - 1, K, len(self.manifest.parts)
-            )
-
-    def predictions(self, landmark_errors: np.ndarray | None) -> Iterator[dict[str, Any]]:
-        """One line of predictions.jsonl per image."""
-        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
-        multi_label = labels.ndim == 2
-        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
-        predicted = (probabilities > 0.5).int() if multi_label else logits.argmax(1)
-        occurrence, attention, area = torch.cat(self.occurrence), torch.cat(self.attention), torch.cat(self.wins)
-        for n, key in enumerate(self.keys):
-            errors = landmark_errors[n][~np.isnan(landmark_errors[n])] if landmark_errors is not None else np.empty(0)
-            yield {
-                "key": key,
-                "label": labels[n].tolist(),
-                "predicted": predicted[n].tolist(),
-                "probability": float(probabilities[n].max()),
-                "occurrence": [round(value, 6) for value in occurrence[n].tolist()],
-                "attention": [round(value, 6) for value in attention[n].tolist()],
-                "area": [round(value, 6) for value in area[n].tolist()],
-                "landmark_error": float(errors.mean()) if len(errors) else None,
-                "pointing": self.pointing[n],
-            }
-
-
-def _measure(
-    seen: _Seen, fit: _Seen | None, config: RunConfig, classes: Classes, background: list[bool]
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """The metrics, and the error of every landmark of every image."""
+def _measure(seen: Tally, config: RunConfig, classes: Classes, background: list[bool]) -> dict[str, Any]:
+    """Everything but the landmark error."""
     labels, logits = torch.cat(seen.labels), torch.cat(seen.logits)
     occurrence = torch.cat(seen.occurrence)
     if classes.multi_label:
-        correct = ((logits > 0) == labels.bool()).double()
+        correct = ((logits > seen.threshold) == labels.bool()).double()
         accuracy, mean_class_accuracy = correct.mean().item(), correct.mean(0).mean().item()
     else:
         correct = (logits.argmax(1) == labels).double()
@@ -240,14 +185,6 @@ def _measure(
         "part_map_nmi": None,
         "part_map_ari": None,
     }
-    errors = None
-    if fit is not None and seen.landmarks:
-        arguments = [array for split in (fit, seen) for array in _relative(split)]
-        errors, mean_shape_errors = metrics.landmark_errors(*arguments)
-        result["landmark_error"], result["mean_shape_error"] = _mean(errors), _mean(mean_shape_errors)
-        result["landmark_errors"] = {name: _mean(errors[:, p]) for p, name in enumerate(seen.manifest.landmarks)}
-    if np.sum(seen.landmark_table) >= 2:
-        result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
     if np.sum(seen.part_map_table) >= 2:
         result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(np.asarray(seen.part_map_table))
     pointing = [hit for hit in seen.pointing if hit is not None]
@@ -272,20 +209,44 @@ def _measure(
         }
         for k, state in enumerate(states)
     ]
-    return result, errors
+    return result
+
+
+def _measure_landmarks(
+    fit: Tally, seen: Tally, how: EvaluationConfig, classes: Classes
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The landmark errors, NMI and ARI; and the errors of every landmark of every image, by its key."""
+    fitted, _ = _landmarks(fit, how.landmark_scale)
+    tested, lengths = _landmarks(seen, how.landmark_scale)
+    errors, mean_shape_errors = metrics.landmark_errors(*fitted, *tested, lengths)
+    names = seen.manifest.landmarks
+    result: dict[str, Any] = {
+        "landmark_error": _mean(errors),
+        "mean_shape_error": _mean(mean_shape_errors),
+        "landmark_errors": {name: _mean(errors[:, p]) for p, name in enumerate(names)},
+    }
+    if np.sum(seen.landmark_table) >= 2:
+        result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
+    if how.landmark_classes:
+        result["landmark_errors_alone"] = {}
+    for label in how.landmark_classes:
+        first, second = (torch.cat(tally.labels).numpy() == label for tally in (fit, seen))
+        (a, b, c), (d, e, f) = fitted, tested
+        alone, _ = metrics.landmark_errors(
+            a[first], b[first], c[first], d[second], e[second], f[second], lengths[second]
+        )
+        result["landmark_errors_alone"][classes.names[label]] = _mean(alone)
+    return result, dict(zip(seen.keys, errors, strict=True))
+
+
+def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Part centres, landmarks and visibility of all images; and the lengths of a unit."""
+    boxes, lengths = seen.frames(scale)
+    centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
+    visibility = torch.cat(seen.visibility).numpy()
+    return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
 
 
 def _mean(errors: np.ndarray) -> float | None:
     """Mean over what was measured, None if nothing was."""
     return None if np.isnan(errors).all() else float(np.nanmean(errors))
-
-
-def _relative(split: _Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Part centres, landmarks (both relative to the box) and visibility of all images of a split."""
-    boxes = np.stack(split.boxes)
-    centers, landmarks = torch.cat(split.centers).numpy(), torch.cat(split.landmarks).numpy()
-    return (
-        metrics.relative_to_box(centers, boxes),
-        metrics.relative_to_box(landmarks, boxes),
-        torch.cat(split.visibility).numpy(),
-    )

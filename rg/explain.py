@@ -21,10 +21,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines.folder import SUFFIXES
-from pipelines.geometry import Geometry, central_start
+from pipelines.geometry import central_start
 from pipelines.images import open_rgb
 from pipelines.manifest import atomic_write
-from rg import checkpoint, pictures
+from rg import checkpoint, inputs, pictures
 from rg.checkpoint import Classes
 from rg.config import RunConfig
 from rg.metrics import part_centers
@@ -247,6 +247,8 @@ class Explainer:
 
     @cached_property
     def _auto_view(self) -> str:
+        if self.config.input.view == "stretch":
+            return "crop"
         if self._takes_any_size:
             return "whole"
         name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
@@ -255,12 +257,12 @@ class Explainer:
 
     def _view(self, image: Image.Image, view: str) -> tuple[Tensor, tuple[float, float, float, float]]:
         """uint8 [3, h, w] for the model, and the box of the image that it shows."""
-        geometry = Geometry(*self.config.input.test_size)
+        geometry = inputs.evaluation_geometry(self.config.input)
         width, height = image.size
         short, stride = min(width, height), self.model.backbone.stride
         if view == "crop":
-            extent = (geometry.side(short), geometry.side(short))
-            size = (geometry.crop, geometry.crop)
+            seen = geometry.central_window(width, height)
+            extent, size = (seen.width, seen.height), (seen.columns, seen.rows)
         else:
             # Whole positions of the feature map; a panorama is cut to its middle before it fills the memory.
             extent = (min(width, MAX_ASPECT * short), min(height, MAX_ASPECT * short))

@@ -11,12 +11,15 @@ from rg.config import InputConfig
 
 def training_geometry(config: InputConfig) -> Geometry:
     """Random windows, flips and brightness."""
-    return Geometry(config.short_side, config.crop, training=True, flip=config.flip, brightness=config.brightness)
+    return Geometry(
+        config.short_side, config.crop, config.view, training=True, flip=config.flip, brightness=config.brightness
+    )
 
 
-def test_geometry(config: InputConfig) -> Geometry:
-    """The central window."""
-    return Geometry(*config.test_size)
+def evaluation_geometry(config: InputConfig, view: str = "input") -> Geometry:
+    """What training looks at without randomness, or (view = whole) whole images of the short side for testing."""
+    short_side, crop = config.test_size
+    return Geometry(short_side, crop, "whole" if view == "whole" else config.view)
 
 
 def decoding(config: InputConfig, device: torch.device, local_world_size: int = 1) -> Decoding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,11 +38,13 @@ def landmark_errors(
     centers: np.ndarray,
     landmarks: np.ndarray,
     visibility: np.ndarray,
+    lengths: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Landmarks predicted from part centres by one linear regression per landmark (Section 4 of the paper).
 
     All coordinates are relative to the object's box: (0, 0) and (1, 1) are its corners. The regression sees visible
-    landmarks only.
+    landmarks only. Least squares do not care whether features and targets are standardised, nor whether landmarks that
+    are always visible are predicted together, as the authors' code does.
 
     Args:
         fit_centers: [M, K, 2] part centres of the images to fit on.
@@ -49,11 +53,13 @@ def landmark_errors(
         centers: [N, K, 2] part centres of the images to test on.
         landmarks: [N, P, 2].
         visibility: bool [N, P].
+        lengths: [N, 2], the length of a unit along x and y of every image; 1 if None. nan leaves an image out.
 
     Returns:
         errors: L2 distance of every landmark [N, P]; nan where it is invisible, or was never visible in fitting.
         mean_shape_errors: The same for the mean of the fitted landmarks instead of the prediction.
     """
+    units = np.ones((len(centers), 2)) if lengths is None else lengths
     errors = np.full(visibility.shape, np.nan)
     mean_shape_errors = errors.copy()
     for p in range(landmarks.shape[1]):
@@ -63,8 +69,8 @@ def landmark_errors(
         target = fit_landmarks[fit, p]
         regression = LinearRegression().fit(fit_centers[fit].reshape(fit.sum(), -1), target)
         predicted = regression.predict(centers[test].reshape(test.sum(), -1))
-        errors[test, p] = np.linalg.norm(predicted - landmarks[test, p], axis=1)
-        mean_shape_errors[test, p] = np.linalg.norm(target.mean(0) - landmarks[test, p], axis=1)
+        errors[test, p] = np.linalg.norm((predicted - landmarks[test, p]) * units[test], axis=1)
+        mean_shape_errors[test, p] = np.linalg.norm((target.mean(0) - landmarks[test, p]) * units[test], axis=1)
     return errors, mean_shape_errors
 
 
@@ -73,7 +79,7 @@ def relative_to_box(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return (points - boxes[:, None, :2]) / (boxes[:, None, 2:] - boxes[:, None, :2])
 
 
-def peaks(attribution: Tensor, size: int) -> Tensor:
+def peaks(attribution: Tensor, size: tuple[int, int]) -> Tensor:
     """Position of the largest value of an attribution map after bicubic up-sampling.
 
     Bilinear interpolation can have its maximum nowhere but at the centre of a position of the map, up to half a stride
@@ -81,14 +87,21 @@ def peaks(attribution: Tensor, size: int) -> Tensor:
 
     Args:
         attribution: [N, H, W].
-        size: Side of the image in pixels.
+        size: Columns and rows of the image.
 
     Returns:
         [N, 2]: x, y, the centre of the peak pixel.
     """
-    up = F.interpolate(attribution[:, None].float(), (size, size), mode="bicubic", align_corners=False)
+    columns, rows = size
+    up = F.interpolate(attribution[:, None].float(), (rows, columns), mode="bicubic", align_corners=False)
     index = up.flatten(1).argmax(1)
-    return torch.stack([index % size, index // size], dim=1) + 0.5
+    return torch.stack([index % columns, index // columns], dim=1) + 0.5
+
+
+def pointing(attribution: Tensor, boxes: Sequence[np.ndarray], size: tuple[int, int]) -> list[bool | None]:
+    """The pointing game: whether the peak of each map [N, H, W] lies in a box of its image; None without boxes."""
+    found = peaks(attribution, size).cpu().numpy()
+    return [in_any_box(peak, inside) if len(inside) else None for peak, inside in zip(found, boxes, strict=True)]
 
 
 def in_any_box(point: np.ndarray, boxes: np.ndarray) -> bool:
@@ -97,18 +110,18 @@ def in_any_box(point: np.ndarray, boxes: np.ndarray) -> bool:
     return bool(((boxes[:, 0] <= x) & (x < boxes[:, 2]) & (boxes[:, 1] <= y) & (y < boxes[:, 3])).any())
 
 
-def parts_at(assign: Tensor, points: Tensor, size: int) -> Tensor:
+def parts_at(assign: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """The strongest part at some points, as after bilinear up-sampling of the maps.
 
     Args:
         assign: [N, K, H, W].
         points: [N, P, 2], x and y in pixels of the image.
-        size: Side of the image in pixels.
+        size: Columns and rows of the image.
 
     Returns:
         int64 [N, P].
     """
-    grid = (2 * points / size - 1)[:, None].to(assign)
+    grid = (2 * points / torch.tensor(size, dtype=points.dtype) - 1)[:, None].to(assign)
     values = F.grid_sample(assign, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return values[:, :, 0].argmax(1)
 

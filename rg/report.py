@@ -108,7 +108,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     if metrics["weights"] != sha256(run / checkpoint.WEIGHTS):
         raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
-    if "chance" not in metrics or not all("area" in prediction for prediction in predictions):
+    if "evaluation" not in metrics or not all("area" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     history = _read_lines(run / HISTORY, "train")
     manifest = _find_data(metrics, data)

@@ -65,7 +65,7 @@ def train(config: RunConfig, data: Location, out: Path, resume: bool = False, co
     ranks = connect()
     validates = "val" in manifest.splits and config.train.validate_epochs > 0
     loader = _loader(config, data, "train", inputs.training_geometry(config.input), ranks)
-    val_loader = _loader(config, data, "val", inputs.test_geometry(config.input), ranks) if validates else None
+    val_loader = _loader(config, data, "val", inputs.evaluation_geometry(config.input), ranks) if validates else None
 
     torch.manual_seed(config.seed)
     model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=not resume)

@@ -81,13 +81,13 @@ def test_parts_at_points_are_those_of_the_upsampled_map():
     pixels = torch.randint(0, 128, (3, 20, 2))
     up = F.interpolate(assign, (128, 128), mode="bilinear", align_corners=False).argmax(1)
     expected = torch.stack([up[n, pixels[n, :, 1], pixels[n, :, 0]] for n in range(3)])
-    assert torch.equal(metrics.parts_at(assign, pixels + 0.5, 128), expected)
+    assert torch.equal(metrics.parts_at(assign, pixels + 0.5, (128, 128)), expected)
 
 
 def test_peak_of_one_hot_position():
     attribution = torch.zeros(1, 8, 8)
     attribution[0, 2, 5] = 1
-    x, y = metrics.peaks(attribution, 128)[0].tolist()
+    x, y = metrics.peaks(attribution, (128, 128))[0].tolist()
     assert abs(x - 5.5 * 16) <= 1
     assert abs(y - 2.5 * 16) <= 1
 
@@ -97,7 +97,7 @@ def test_peak_between_two_positions():
     centers = (torch.arange(8) + 0.5) * 16
     true = torch.tensor([70.0, 47.0])
     attribution = torch.exp(-((centers[None, :] - true[0]) ** 2 + (centers[:, None] - true[1]) ** 2) / (2 * 20.0**2))
-    found = metrics.peaks(attribution[None], 128)[0]
+    found = metrics.peaks(attribution[None], (128, 128))[0]
     assert (found - true).abs().max() < 2
     assert (torch.tensor([72.0, 40.0]) - true).abs().max() > 2 * (found - true).abs().max()
 

@@ -136,6 +136,8 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
         "data": str(data),
         "dataset": SCRIPT,
         "split": "test",
+        "damaged": 0,
+        "evaluation": {},
         "samples": len(predictions),
         "chance": None if multi_label else 1 / len(classes.names),
         "accuracy": float(right),

@@ -1,0 +1,139 @@
+"""What is kept of the images of a split while it is measured: a few numbers each, whatever the size of the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.loader import Batch
+from pipelines.manifest import Manifest
+from rg import metrics
+from rg.model import ModelOutput
+
+
+@dataclass
+class Tally:
+    """Lists grow with every batch; all coordinates are pixels of the images as the model sees them.
+
+    Attributes:
+        manifest: Of the data set.
+        threshold: Attributes hold where their logit is above this.
+        keys: Sample keys.
+        labels: int64 [n] or [n, L] of every batch, like the next ones.
+        logits: float32 [n, classes].
+        occurrence: float32 [n, K].
+        attention: float32 [n, K], the mean over attributes.
+        centers: float32 [n, K, 2], soft centres of the parts.
+        wins: float32 [n, K], share of the positions at which a part is the strongest.
+        landmarks: float32 [n, P, 2].
+        visibility: bool [n, P].
+        sizes: (columns, rows) of every image.
+        boxes: The first box of every image [4], or the image where there is none.
+        pointing: Whether the peak of the attribution lies in a box; None without boxes.
+        overlap: [K, K] inner products of the assignment maps, summed over images.
+        landmark_table: How often each part was the strongest at each landmark.
+        part_map_table: The same at each pixel of the true parts.
+    """
+
+    manifest: Manifest
+    threshold: float = 0.0
+    keys: list[str] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    occurrence: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    centers: list[Tensor] = field(default_factory=list)
+    wins: list[Tensor] = field(default_factory=list)
+    landmarks: list[Tensor] = field(default_factory=list)
+    visibility: list[Tensor] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    pointing: list[bool | None] = field(default_factory=list)
+    overlap: Tensor | None = None
+    landmark_table: np.ndarray | int = 0
+    part_map_table: np.ndarray | int = 0
+
+    def add(self, batch: Batch, output: ModelOutput) -> None:
+        """Take note of one batch."""
+        K = output.assign.shape[1]
+        rows, columns = batch.images.shape[2:]
+        attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
+        self.keys += batch.keys
+        self.labels.append(batch.labels)
+        self.logits.append(output.logits)
+        self.occurrence.append(output.occurrence)
+        self.attention.append(attention)
+        self.centers.append(metrics.part_centers(output.assign) * torch.tensor([columns, rows]))
+        winner = F.one_hot(output.assign.argmax(1), K).float()
+        self.wins.append(winner.mean((1, 2)))
+        maps = output.assign.transpose(0, 1).flatten(1)
+        self.overlap = maps @ maps.T + (0 if self.overlap is None else self.overlap)
+        self.sizes += [(columns, rows)] * len(batch.keys)
+
+        if batch.landmarks is not None and batch.visibility is not None:
+            self.landmarks.append(batch.landmarks)
+            self.visibility.append(batch.visibility)
+            where = batch.visibility.numpy()
+            predicted = metrics.parts_at(output.assign, batch.landmarks, (columns, rows)).numpy()
+            truth = np.broadcast_to(np.arange(where.shape[1]), where.shape)
+            self.landmark_table += metrics.contingency(predicted[where], truth[where], K, where.shape[1])
+        whole = np.array([0, 0, columns, rows], dtype=np.float32)
+        boxes_of_all = batch.boxes or [whole[None][:0]] * len(batch.keys)
+        self.boxes += [boxes[0] if len(boxes) else whole for boxes in boxes_of_all]
+        attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
+        self.pointing += metrics.pointing(attribution, boxes_of_all, (columns, rows))
+        if batch.part_maps is not None:
+            up = F.interpolate(output.assign, (rows, columns), mode="bilinear", align_corners=False)
+            truth_map, predicted_map = batch.part_maps.numpy(), up.argmax(1).numpy()
+            on = truth_map > 0
+            self.part_map_table += metrics.contingency(
+                predicted_map[on], truth_map[on] - 1, K, len(self.manifest.parts)
+            )
+
+    def predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """One line of predictions.jsonl per image; landmark errors are those of a sample, nan where not measured."""
+        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
+        multi_label = labels.ndim == 2
+        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
+        predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
+        occurrence, attention, area = torch.cat(self.occurrence), torch.cat(self.attention), torch.cat(self.wins)
+        for n, key in enumerate(self.keys):
+            errors = landmark_errors.get(key, np.empty(0))
+            errors = errors[~np.isnan(errors)]
+            yield {
+                "key": key,
+                "label": labels[n].tolist(),
+                "predicted": predicted[n].tolist(),
+                "probability": float(probabilities[n].max()),
+                "occurrence": [round(value, 6) for value in occurrence[n].tolist()],
+                "attention": [round(value, 6) for value in attention[n].tolist()],
+                "area": [round(value, 6) for value in area[n].tolist()],
+                "landmark_error": float(errors.mean()) if len(errors) else None,
+                "pointing": self.pointing[n],
+            }
+
+    def frames(self, scale: str) -> tuple[np.ndarray, np.ndarray]:
+        """What landmark coordinates and errors of an image are fractions of.
+
+        Args:
+            scale: box, or interocular: coordinates are fractions of the image, errors of the distance between the
+                first two landmarks.
+
+        Returns:
+            boxes: [N, 4]; coordinates are relative to them.
+            lengths: [N, 2], what a difference of 1 in x and in y is as an error; nan where that is not known.
+        """
+        if scale == "box":
+            return np.stack(self.boxes), np.ones((len(self.keys), 2))
+        sizes = np.array(self.sizes, dtype=float)
+        landmarks, visible = torch.cat(self.landmarks).numpy(), torch.cat(self.visibility).numpy()
+        distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
+        known = visible[:, :2].all(1) & (distance > 0)
+        lengths = sizes / np.where(known, distance, np.nan)[:, None]
+        return np.concatenate([np.zeros_like(sizes), sizes], axis=1), lengths
