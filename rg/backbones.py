@@ -1,4 +1,4 @@
-"""Feature extractors: ResNet (torchvision) and any timm model, up to the deepest map within a stride.
+"""Feature extractors: ResNet (torchvision) and any timm model, up to the deepest map within a stride or complete.
 
 The pixel statistics a network was trained with belong to it, so the backbone takes images in 0..255 and normalises
 them itself: whoever has the weights has the preprocessing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,6 +75,22 @@ def build_backbone(config: BackboneConfig, pretrained: bool = True) -> Backbone:
     return _resnet(config, source) if config.name in RESNETS else _timm(config, source)
 
 
+def build_network(config: BackboneConfig, pretrained: bool = True) -> Backbone:
+    """The complete network that a configuration names, up to the feature map that its classifier averages.
+
+    Args:
+        config: Name and weights; the stride is the network's own.
+        pretrained: False leaves the weights random, for when a checkpoint is loaded right after.
+
+    Raises:
+        ValueError: unknown name, a network that ends without a feature map, or weights that do not fit.
+    """
+    source = config.weights if pretrained else "none"
+    if config.name in RESNETS:
+        return _resnet(replace(config, stride=32), source)
+    return _whole_timm(config.name, source)
+
+
 def _resnet(config: BackboneConfig, source: str) -> Backbone:
     import torchvision
 
@@ -99,43 +116,66 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
 
 
 def _timm(config: BackboneConfig, source: str) -> Backbone:
-    import timm
-
-    if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, {*RESNETS, *timm.list_models()}, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"model.backbone.name: neither {', '.join(RESNETS)} nor a timm model: {config.name!r}{hint}")
+    _check_name(config.name)
     # Most transformers take the option, and then images of any size.
     info, size = _feature_info(config.name, {"dynamic_img_size": True})
     within = [level for level, stride in enumerate(info.reduction()) if stride <= config.stride]
     if not within:
         raise ValueError(f"model.backbone.stride: {config.name} has {info.reduction()}, none within {config.stride}")
     level = within[-1]
+    features, mean, std = _create(
+        config.name, source, features_only=True, out_indices=(info.out_indices[level],), **size
+    )
+    return Backbone(features, info.channels()[level], info.reduction()[level], mean, std)
 
-    pretrained_cfg = timm.get_pretrained_cfg(config.name)
+
+def _whole_timm(name: str, source: str) -> Backbone:
+    import timm
+
+    _check_name(name)
+    try:
+        network, mean, std = _create(name, source, num_classes=0, global_pool="")
+        backbone = Backbone(network, 0, network.feature_info[-1]["reduction"], mean, std).eval()
+    except (AssertionError, AttributeError, TypeError) as error:  # networks that end in tokens lack the options
+        raise ValueError(f"model.backbone.name: {name} ends without a feature map ({error})") from None
+    with torch.no_grad():
+        shape = backbone(torch.zeros(1, *timm.get_pretrained_cfg(name).input_size)).shape
+    if len(shape) != 4:
+        raise ValueError(f"model.backbone.name: {name} ends without a feature map (its output is {list(shape)})")
+    backbone.channels = shape[1]
+    return backbone.train()
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, {*RESNETS, *timm.list_models()}, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"model.backbone.name: neither {', '.join(RESNETS)} nor a timm model: {name!r}{hint}")
+
+
+def _create(name: str, source: str, **options: Any) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+    """A timm model with its weights, and the mean and standard deviation of the pixels that those expect."""
+    import timm
+
+    pretrained_cfg = timm.get_pretrained_cfg(name)
     mean, std = pretrained_cfg.mean, pretrained_cfg.std
     local: Mapping[str, Tensor] | None = None
-    if source == "imagenet" and config.name in PACKAGED_WEIGHTS:
-        local, mean, std = PACKAGED_WEIGHTS[config.name]()
+    if source == "imagenet" and name in PACKAGED_WEIGHTS:
+        local, mean, std = PACKAGED_WEIGHTS[name]()
     elif source not in ("imagenet", "none"):
         local = load_weights(Path(source))
     if local is not None:
-        _check_fit(timm.create_model(config.name, **size), local, source)
+        _check_fit(timm.create_model(name), local, source)
         # timm would warn of the layers that a feature extractor leaves out, which is no news.
         logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
     def create() -> nn.Module:
-        return timm.create_model(
-            config.name,
-            pretrained=source != "none",
-            pretrained_cfg_overlay={"state_dict": dict(local)} if local is not None else None,
-            features_only=True,
-            out_indices=(info.out_indices[level],),
-            **size,
-        )
+        overlay = {"state_dict": dict(local)} if local is not None else None
+        return timm.create_model(name, pretrained=source != "none", pretrained_cfg_overlay=overlay, **options)
 
-    features = create() if local is not None or source == "none" else _download(create, config.name)
-    return Backbone(features, info.channels()[level], info.reduction()[level], mean, std)
+    return create() if local is not None or source == "none" else _download(create, name), mean, std
 
 
 def _feature_info(name: str, options: dict[str, bool]) -> tuple[Any, dict[str, bool]]:

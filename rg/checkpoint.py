@@ -12,6 +12,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from pipelines.manifest import atomic_write
 from rg.config import RunConfig
-from rg.model import RegionGroupingModel
+from rg.model import Model, RegionGroupingModel, build_model
 
+ROOT = Path(__file__).parents[1]
 CONFIG, CLASSES, WEIGHTS, RECORD = "config.json", "classes.json", "model.safetensors", "run.json"
 PACKAGES = (
     "region-grouping",
@@ -94,21 +96,21 @@ def load_config(run: Path) -> tuple[RunConfig, Classes]:
         raise ValueError(f"{run}: {CONFIG} or {CLASSES} is no file of this program ({error!r})") from None
 
 
-def save_weights(run: Path, model: RegionGroupingModel) -> None:
+def save_weights(run: Path, model: Model) -> None:
     """Write model.safetensors, all or nothing."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(run / WEIGHTS) as file:
         file.write(save(state))
 
 
-def load_model(run: Path) -> tuple[RegionGroupingModel, RunConfig, Classes]:
+def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
     """The trained model of a run, on the CPU and in evaluation mode.
 
     Raises:
         ValueError: the folder holds no run, no weights yet, or weights that do not fit its configuration.
     """
     config, classes = load_config(run)
-    model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=False)
+    model = build_model(config.model, len(classes.names), classes.multi_label, pretrained=False)
     if not (run / WEIGHTS).is_file():
         raise ValueError(f"{run}: holds no {WEIGHTS}; the run has not reached its first checkpoint")
     try:
@@ -120,6 +122,18 @@ def load_model(run: Path) -> tuple[RegionGroupingModel, RunConfig, Classes]:
         raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({misfit})")
     model.load_state_dict(weights)
     return model.eval(), config, classes
+
+
+def load_region_grouping(run: Path) -> tuple[RegionGroupingModel, RunConfig, Classes]:
+    """``load_model`` where parts are needed.
+
+    Raises:
+        ValueError: see there; or the run holds a plain network.
+    """
+    model, config, classes = load_model(run)
+    if not isinstance(model, RegionGroupingModel):
+        raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
+    return model, config, classes
 
 
 def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -136,10 +150,22 @@ def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str 
 
 def environment() -> dict[str, str]:
     """Versions of everything that decides what a run computes."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {"python": platform.python_version(), "platform": platform.platform()} | _commit()
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _commit() -> dict[str, str]:
+    """The commit of this code, if it runs out of a git checkout; ``-dirty`` if files differ from it."""
+    if not (ROOT / ".git").exists():
+        return {}
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    try:
+        found = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or it does not trust the owner of the folder
+        return {}
+    return {"commit": found}

@@ -88,11 +88,14 @@ class ModelConfig:
         backbone: The feature extractor.
         grouping: The part dictionary.
         head: Region transform, attention and classifier.
+        kind: region_grouping, or plain: the whole network of the backbone with a linear classifier, to compare with. Of
+            grouping it takes the number of parts for deep feature factorisation, and nothing of head.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    kind: Literal["region_grouping", "plain"] = "region_grouping"
 
 
 @dataclass(frozen=True)

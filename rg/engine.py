@@ -23,7 +23,8 @@ from torch import Tensor
 from pipelines.manifest import sha256
 from rg.checkpoint import write_json
 from rg.config import OptimizerConfig, RunConfig
-from rg.model import ModelOutput, RegionGroupingModel
+from rg.model import Model, ModelOutput
+from rg.plain import PlainOutput
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -105,7 +106,7 @@ class Engine:
         lr: Learning rate of the backbone in the last step.
     """
 
-    def __init__(self, model: RegionGroupingModel, config: RunConfig, ranks: Ranks, steps_per_epoch: int) -> None:
+    def __init__(self, model: Model, config: RunConfig, ranks: Ranks, steps_per_epoch: int) -> None:
         self.ranks = ranks
         self.model = model
         self.micro_batch = micro_batch(config, ranks)
@@ -137,7 +138,7 @@ class Engine:
         # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it.
         model.to(memory_format=torch.channels_last)
 
-    def __call__(self, images: Tensor) -> ModelOutput:
+    def __call__(self, images: Tensor) -> ModelOutput | PlainOutput:
         """Images [N, 3, H, W] on any device -> output of the model."""
         return self.engine(images.to(self.ranks.device, non_blocking=True))
 

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location, resolve
-from rg import checkpoint, inputs, metrics
+from rg import calibration, checkpoint, inputs, metrics, rollup
+from rg.baselines import evaluate_plain
 from rg.checkpoint import Classes
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
-from rg.model import ModelOutput, RegionGroupingModel
+from rg.model import Model, ModelOutput, RegionGroupingModel
 from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured
-from rg.tally import Tally
-
-logger = logging.getLogger(__name__)
+from rg.tally import Answers, Tally, landmark_metrics, threshold
 
 
 def evaluate(
@@ -63,27 +60,81 @@ def evaluate(
     _check(how, classes, manifest)
     split = split or ("test" if "test" in manifest.splits else "val")
     manifest.split(split)
-    model.to(pick_device(device))
-    model.to(memory_format=torch.channels_last)
+    model.to(pick_device(device)).to(memory_format=torch.channels_last)
 
-    def tally(of: str, view: str) -> tuple[Tally, int]:
-        return _tally(model, config, how, data, of, view, batch_size)
+    def load(of: str, view: str) -> Loader:
+        return inputs.evaluation_loader(config.input, data, of, view, batch_size, pick_device(device))
 
-    seen, damaged = tally(split, how.view)
-    result = _measure(seen, config, classes, model.background.cpu().tolist())
-    landmark_errors: dict[str, np.ndarray] = {}
-    if manifest.landmarks:
-        tested = seen if how.landmark_view == how.view else tally(split, how.landmark_view)[0]
-        fit, _ = tally("fit" if "fit" in manifest.splits else "train", how.landmark_view)
-        found, landmark_errors = _measure_landmarks(fit, tested, how, classes)
-        result |= found
-    about = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "damaged": damaged}
-    result = about | result | {"evaluation": flatten(asdict(how)), "weights": sha256(run / checkpoint.WEIGHTS)}
+    fit = "fit" if "fit" in manifest.splits else "train"
+    answers: Answers
+    if isinstance(model, RegionGroupingModel):
+        answers, found, lines = _measure_parts(model, load, fit, split, how, config)
+    else:
+        answers, found, lines = evaluate_plain(model, load, fit, split, how, config)
+    found["levels"] = _levels(answers)
+    validated = "val" in manifest.splits and split != "val"
+    found |= _calibration(answers, _answers(model, load("val", how.view), how) if validated else None)
+    about = {"data": resolve(data), "dataset": manifest.dataset, "split": split}
+    result = about | found | {"evaluation": flatten(asdict(how)), "weights": sha256(run / checkpoint.WEIGHTS)}
     checkpoint.write_json(run / METRICS, result)
     with atomic_write(run / PREDICTIONS) as file:
-        for line in seen.predictions(landmark_errors):
+        for line in lines:
             file.write((json.dumps(line) + "\n").encode())
     return result
+
+
+def _measure_parts(
+    model: RegionGroupingModel,
+    load: Callable[[str, str], Loader],
+    fit: str,
+    split: str,
+    how: EvaluationConfig,
+    config: RunConfig,
+) -> tuple[Tally, dict[str, Any], Iterator[dict[str, Any]]]:
+    """The answers, and what metrics.json and predictions.jsonl hold of a model with parts."""
+    loader = load(split, how.view)
+    seen = _tally(model, loader, how)
+    result = {"damaged": loader.damaged} | _measure(seen, config, model.background.cpu().tolist())
+    landmark_errors: dict[str, np.ndarray] = {}
+    if loader.manifest.landmarks:
+        tested = seen if how.landmark_view == how.view else _tally(model, load(split, how.landmark_view), how)
+        fitted = _tally(model, load(fit, how.landmark_view), how)
+        found, landmark_errors = landmark_metrics(fitted, tested, how, loader.manifest.classes)
+        result |= found
+    return seen, result, seen.part_predictions(landmark_errors)
+
+
+def _levels(answers: Answers) -> dict[str, dict[str, float]]:
+    """Accuracy at the levels above the classes; nothing where the names tell of none."""
+    manifest = answers.manifest
+    found = {} if manifest.multi_label else rollup.levels(manifest.classes, manifest.super_categories)
+    return rollup.accuracies(*answers.arrays(), found) if found else {}
+
+
+def _calibration(answers: Answers, validation: Answers | None) -> dict[str, Any]:
+    """How far confidence can be trusted, and the temperature, fitted on the validation split, that makes it so."""
+    temperature = calibration.fit_temperature(*validation.arrays()) if validation else None
+    kept: dict[str, Any] = {"temperature": temperature}
+    for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
+        kept[name] = None
+        if divisor:
+            measured = asdict(calibration.reliability(*calibration.confidences(*answers.arrays(), divisor)))
+            kept[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
+    return kept
+
+
+def _answers(model: Model, loader: Loader, how: EvaluationConfig) -> Answers:
+    """Logits of a split."""
+    device = next(model.parameters()).device
+    answers = Answers(loader.manifest, threshold(how))
+    for batch in inputs.progress(loader):
+        images = batch.images.to(device)
+        with torch.inference_mode():
+            logits = model(images).logits
+            if how.flip:
+                logits = (logits + model(images.flip(3)).logits) / 2
+        answers.answer(batch, logits.float().cpu())
+    return answers
 
 
 def _check(how: EvaluationConfig, classes: Classes, manifest: Manifest) -> None:
@@ -98,20 +149,40 @@ def _check(how: EvaluationConfig, classes: Classes, manifest: Manifest) -> None:
 def table(result: dict[str, Any]) -> str:
     """The metrics for people: percentages, and a line per part."""
 
-    found = {key: f"{100 * result[key]:.2f} %" for _, key, _, _ in MEASURED if result[key] is not None}
+    found = {key: f"{100 * result[key]:.2f} %" for _, key, _, _ in MEASURED if result.get(key) is not None}
     if result["chance"] is not None:
         right = round(result["accuracy"] * result["samples"])
         found["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
-    rows = [
-        *((name, found[key]) for name, key, _, _ in MEASURED if key in found),
-        ("Occurrence prior loss", f"{result['prior_loss']:.4f}"),
-        ("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"),
-    ]
+    rows = [(name, found[key]) for name, key, _, _ in MEASURED if key in found]
+    for name, of in result["levels"].items():
+        rows.append((f"Accuracy by {name.replace('_', '-')}", f"{100 * of['accuracy']:.2f} %"))
+    rows.append(("Calibration error", f"{100 * result['reliability']['ece']:.2f} %"))
+    if result["temperature"] is not None:
+        error, temperature = result["calibrated_reliability"]["ece"], result["temperature"]
+        rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {100 * error:.2f} % at temperature {temperature:.2f}")
     lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
     if result["damaged"]:
         lines[0] += f", {result['damaged']} more are damaged and left out"
-    lines += [f"  {name:<24}{value}" for name, value in rows]
-    lines += [f"  {line}" for line in not_measured(result)]
+    about_parts = []
+    if "parts" in result:
+        about_parts = _part_lines(result)
+        rows.append(("Occurrence prior loss", f"{result['prior_loss']:.4f}"))
+        rows.append(("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"))
+    else:
+        rows += _baseline_rows(result)
+    return "\n".join([*lines, *(f"  {name:<32}{value}" for name, value in rows), *about_parts])
+
+
+def _baseline_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What others make of a plain network."""
+    names = {"cam": "CAM", "grad_cam": "Grad-CAM", "guided_grad_cam": "Guided Grad-CAM"}
+    errors = {f"Pointing error, {names[key]}": error for key, error in result["pointing_errors"].items()}
+    errors["Landmark error, DFF"] = result["dff_landmark_error"]
+    return [(name, "not measured" if error is None else f"{100 * error:.2f} %") for name, error in errors.items()]
+
+
+def _part_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"  {line}" for line in not_measured(result)]
     lines.append("  part  occurrence  present  prior distance  attention  area    kind        state")
     for part in result["parts"]:
         lines.append(
@@ -121,61 +192,27 @@ def table(result: dict[str, Any]) -> str:
         )
     if any(part["background"] for part in result["parts"]):
         lines.append("  background: surroundings, or parts that hardly count")
-    return "\n".join(lines)
+    return lines
 
 
-def _tally(
-    model: RegionGroupingModel,
-    config: RunConfig,
-    how: EvaluationConfig,
-    data: Location,
-    split: str,
-    view: str,
-    batch_size: int,
-) -> tuple[Tally, int]:
-    """What the model says of a split, and how many of its samples are damaged."""
+def _tally(model: RegionGroupingModel, loader: Loader, how: EvaluationConfig) -> Tally:
+    """What the model says of a split."""
     device = next(model.parameters()).device
-    settings = config.input
-    if settings.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
-        settings = replace(settings, decoder="auto")
-    loader = Loader(
-        data,
-        split,
-        inputs.evaluation_geometry(settings, view),
-        batch_size,
-        annotations=True,
-        decoding=inputs.decoding(settings, device),
-        max_damaged=settings.max_damaged,
-    )
-    seen = Tally(loader.manifest, threshold=0.5 if how.attribute_threshold == "logit" else 0.0)
-    with tqdm(total=loader.samples, desc=split, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for batch in loader:
-            images = batch.images.to(device)
-            with torch.inference_mode():
-                output = model(images)
-                if how.flip:
-                    output = output._replace(logits=(output.logits + model(images.flip(3)).logits) / 2)
-            seen.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)))
-            bar.update(len(batch.keys))
-    return seen, loader.damaged
+    tally = Tally(loader.manifest, threshold(how))
+    for batch in inputs.progress(loader):
+        images = batch.images.to(device)
+        with torch.inference_mode():
+            output = model(images)
+            if how.flip:
+                output = output._replace(logits=(output.logits + model(images.flip(3)).logits) / 2)
+        tally.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)))
+    return tally
 
 
-def _measure(seen: Tally, config: RunConfig, classes: Classes, background: list[bool]) -> dict[str, Any]:
+def _measure(seen: Tally, config: RunConfig, background: list[bool]) -> dict[str, Any]:
     """Everything but the landmark error."""
-    labels, logits = torch.cat(seen.labels), torch.cat(seen.logits)
     occurrence = torch.cat(seen.occurrence)
-    if classes.multi_label:
-        correct = ((logits > seen.threshold) == labels.bool()).double()
-        accuracy, mean_class_accuracy = correct.mean().item(), correct.mean(0).mean().item()
-    else:
-        correct = (logits.argmax(1) == labels).double()
-        accuracy = correct.mean().item()
-        mean_class_accuracy = torch.stack([correct[labels == label].mean() for label in labels.unique()]).mean().item()
-    result: dict[str, Any] = {
-        "samples": len(labels),
-        "chance": None if classes.multi_label else 1 / len(classes.names),
-        "accuracy": accuracy,
-        "mean_class_accuracy": mean_class_accuracy,
+    result: dict[str, Any] = seen.accuracies() | {
         "landmark_error": None,
         "mean_shape_error": None,
         "landmark_errors": None,
@@ -210,43 +247,3 @@ def _measure(seen: Tally, config: RunConfig, classes: Classes, background: list[
         for k, state in enumerate(states)
     ]
     return result
-
-
-def _measure_landmarks(
-    fit: Tally, seen: Tally, how: EvaluationConfig, classes: Classes
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The landmark errors, NMI and ARI; and the errors of every landmark of every image, by its key."""
-    fitted, _ = _landmarks(fit, how.landmark_scale)
-    tested, lengths = _landmarks(seen, how.landmark_scale)
-    errors, mean_shape_errors = metrics.landmark_errors(*fitted, *tested, lengths)
-    names = seen.manifest.landmarks
-    result: dict[str, Any] = {
-        "landmark_error": _mean(errors),
-        "mean_shape_error": _mean(mean_shape_errors),
-        "landmark_errors": {name: _mean(errors[:, p]) for p, name in enumerate(names)},
-    }
-    if np.sum(seen.landmark_table) >= 2:
-        result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
-    if how.landmark_classes:
-        result["landmark_errors_alone"] = {}
-    for label in how.landmark_classes:
-        first, second = (torch.cat(tally.labels).numpy() == label for tally in (fit, seen))
-        (a, b, c), (d, e, f) = fitted, tested
-        alone, _ = metrics.landmark_errors(
-            a[first], b[first], c[first], d[second], e[second], f[second], lengths[second]
-        )
-        result["landmark_errors_alone"][classes.names[label]] = _mean(alone)
-    return result, dict(zip(seen.keys, errors, strict=True))
-
-
-def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """Part centres, landmarks and visibility of all images; and the lengths of a unit."""
-    boxes, lengths = seen.frames(scale)
-    centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
-    visibility = torch.cat(seen.visibility).numpy()
-    return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
-
-
-def _mean(errors: np.ndarray) -> float | None:
-    """Mean over what was measured, None if nothing was."""
-    return None if np.isnan(errors).all() else float(np.nanmean(errors))

@@ -159,7 +159,7 @@ class Explainer:
     @classmethod
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
         """Read a run folder; see ``rg.load``."""
-        model, config, classes = checkpoint.load_model(Path(run))
+        model, config, classes = checkpoint.load_region_grouping(Path(run))
         return cls(model, config, classes, pick_device(device))
 
     def explain(

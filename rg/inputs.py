@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
+from tqdm import tqdm
 
 from pipelines.decoding import Decoding, pick_decoder
 from pipelines.geometry import Geometry
+from pipelines.loader import Batch, Loader
+from pipelines.storage import Location
 from rg.config import InputConfig
 
 
@@ -38,3 +45,29 @@ def decoding(config: InputConfig, device: torch.device, local_world_size: int = 
         gpu=device.index or 0,
         ranks=local_world_size,
     )
+
+
+def evaluation_loader(
+    config: InputConfig, data: Location, split: str, view: str, batch_size: int, device: torch.device
+) -> Loader:
+    """One pass over a split with its annotations; ``view`` is that of ``evaluation_geometry``."""
+    if config.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
+        config = replace(config, decoder="auto")
+    return Loader(
+        data,
+        split,
+        evaluation_geometry(config, view),
+        batch_size,
+        annotations=True,
+        decoding=decoding(config, device),
+        max_damaged=config.max_damaged,
+    )
+
+
+def progress(loader: Loader) -> Iterator[Batch]:
+    """The batches of one pass, with a bar on a terminal."""
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=loader.samples, desc=loader.split, unit="image", disable=hidden, leave=False) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch.keys))

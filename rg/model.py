@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from scipy.cluster.vq import kmeans2
@@ -21,6 +21,7 @@ from rg.layers import (
     PartDictionary,
     RegionTransform,
 )
+from rg.plain import PlainModel
 
 
 class ModelOutput(NamedTuple):
@@ -169,3 +170,13 @@ class RegionGroupingModel(nn.Module):
         centers, _ = kmeans2(positions, len(self.dictionary.centers), iter=30, minit="++", rng=seed)
         self.dictionary.centers.copy_(torch.as_tensor(centers))
         self.train(was_training)
+
+
+Model: TypeAlias = RegionGroupingModel | PlainModel
+
+
+def build_model(config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True) -> Model:
+    """The model of the kind that the configuration names; see there for the arguments and errors."""
+    if config.kind == "plain":
+        return PlainModel(config.backbone, num_classes, multi_label, pretrained)
+    return RegionGroupingModel(config, num_classes, multi_label, pretrained)

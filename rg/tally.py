@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from pipelines.loader import Batch
 from pipelines.manifest import Manifest
 from rg import metrics
+from rg.config import EvaluationConfig
 from rg.model import ModelOutput
 
 
 @dataclass
-class Tally:
-    """Lists grow with every batch; all coordinates are pixels of the images as the model sees them.
+class Answers:
+    """What a model says of the classes. Lists grow with every batch.
 
     Attributes:
         manifest: Of the data set.
@@ -27,6 +28,60 @@ class Tally:
         keys: Sample keys.
         labels: int64 [n] or [n, L] of every batch, like the next ones.
         logits: float32 [n, classes].
+    """
+
+    manifest: Manifest
+    threshold: float = 0.0
+    keys: list[str] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+    def answer(self, batch: Batch, logits: Tensor) -> None:
+        """Take note of the logits of one batch."""
+        self.keys += batch.keys
+        self.labels.append(batch.labels)
+        self.logits.append(logits)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and labels of all images."""
+        return torch.cat(self.logits).numpy(), torch.cat(self.labels).numpy()
+
+    def accuracies(self) -> dict[str, Any]:
+        """What metrics.json holds of the classes, as fractions."""
+        labels, logits = torch.cat(self.labels), torch.cat(self.logits)
+        if labels.ndim == 2:
+            correct = ((logits > self.threshold) == labels.bool()).double()
+            mean_class_accuracy = correct.mean(0).mean()
+        else:
+            correct = (logits.argmax(1) == labels).double()
+            mean_class_accuracy = torch.stack([correct[labels == label].mean() for label in labels.unique()]).mean()
+        return {
+            "samples": len(labels),
+            "chance": None if labels.ndim == 2 else 1 / self.manifest.num_classes,
+            "accuracy": correct.mean().item(),
+            "mean_class_accuracy": mean_class_accuracy.item(),
+        }
+
+    def predictions(self) -> Iterator[dict[str, Any]]:
+        """One line of predictions.jsonl per image."""
+        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
+        multi_label = labels.ndim == 2
+        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
+        predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
+        for n, key in enumerate(self.keys):
+            yield {
+                "key": key,
+                "label": labels[n].tolist(),
+                "predicted": predicted[n].tolist(),
+                "probability": float(probabilities[n].max()),
+            }
+
+
+@dataclass
+class Tally(Answers):
+    """Also of the parts; all coordinates are pixels of the images as the model sees them.
+
+    Attributes:
         occurrence: float32 [n, K].
         attention: float32 [n, K], the mean over attributes.
         centers: float32 [n, K, 2], soft centres of the parts.
@@ -41,11 +96,6 @@ class Tally:
         part_map_table: The same at each pixel of the true parts.
     """
 
-    manifest: Manifest
-    threshold: float = 0.0
-    keys: list[str] = field(default_factory=list)
-    labels: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
     occurrence: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     centers: list[Tensor] = field(default_factory=list)
@@ -64,9 +114,7 @@ class Tally:
         K = output.assign.shape[1]
         rows, columns = batch.images.shape[2:]
         attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
-        self.keys += batch.keys
-        self.labels.append(batch.labels)
-        self.logits.append(output.logits)
+        self.answer(batch, output.logits)
         self.occurrence.append(output.occurrence)
         self.attention.append(attention)
         self.centers.append(metrics.part_centers(output.assign) * torch.tensor([columns, rows]))
@@ -96,21 +144,13 @@ class Tally:
                 predicted_map[on], truth_map[on] - 1, K, len(self.manifest.parts)
             )
 
-    def predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        """One line of predictions.jsonl per image; landmark errors are those of a sample, nan where not measured."""
-        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
-        multi_label = labels.ndim == 2
-        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
-        predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
+    def part_predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """``predictions`` with the parts; landmark errors are those of a sample, nan where not measured."""
         occurrence, attention, area = torch.cat(self.occurrence), torch.cat(self.attention), torch.cat(self.wins)
-        for n, key in enumerate(self.keys):
-            errors = landmark_errors.get(key, np.empty(0))
+        for n, line in enumerate(self.predictions()):
+            errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
-            yield {
-                "key": key,
-                "label": labels[n].tolist(),
-                "predicted": predicted[n].tolist(),
-                "probability": float(probabilities[n].max()),
+            yield line | {
                 "occurrence": [round(value, 6) for value in occurrence[n].tolist()],
                 "attention": [round(value, 6) for value in attention[n].tolist()],
                 "area": [round(value, 6) for value in area[n].tolist()],
@@ -137,3 +177,58 @@ class Tally:
         known = visible[:, :2].all(1) & (distance > 0)
         lengths = sizes / np.where(known, distance, np.nan)[:, None]
         return np.concatenate([np.zeros_like(sizes), sizes], axis=1), lengths
+
+
+def landmark_metrics(
+    fit: Tally, seen: Tally, how: EvaluationConfig, classes: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The landmark error and what belongs to it (Section 4 of the paper).
+
+    Args:
+        fit: Of the images that the regression is fitted on.
+        seen: Of those that it is tested on.
+        how: Scale, and classes to measure alone.
+        classes: Names of all classes.
+
+    Returns:
+        What metrics.json holds of it; and the errors [P] of every image by its key, nan where not measured.
+    """
+    fitted, _ = _landmarks(fit, how.landmark_scale)
+    tested, lengths = _landmarks(seen, how.landmark_scale)
+    errors, mean_shape_errors = metrics.landmark_errors(*fitted, *tested, lengths)
+    names = seen.manifest.landmarks
+    result: dict[str, Any] = {
+        "landmark_error": _mean(errors),
+        "mean_shape_error": _mean(mean_shape_errors),
+        "landmark_errors": {name: _mean(errors[:, p]) for p, name in enumerate(names)},
+    }
+    if np.sum(seen.landmark_table) >= 2:
+        result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
+    if how.landmark_classes:
+        result["landmark_errors_alone"] = {}
+    for label in how.landmark_classes:
+        first, second = (torch.cat(tally.labels).numpy() == label for tally in (fit, seen))
+        (a, b, c), (d, e, f) = fitted, tested
+        alone, _ = metrics.landmark_errors(
+            a[first], b[first], c[first], d[second], e[second], f[second], lengths[second]
+        )
+        result["landmark_errors_alone"][classes[label]] = _mean(alone)
+    return result, dict(zip(seen.keys, errors, strict=True))
+
+
+def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Part centres, landmarks and visibility of all images; and the lengths of a unit."""
+    boxes, lengths = seen.frames(scale)
+    centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
+    visibility = torch.cat(seen.visibility).numpy()
+    return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
+
+
+def _mean(errors: np.ndarray) -> float | None:
+    """Mean over what was measured, None if nothing was."""
+    return None if np.isnan(errors).all() else float(np.nanmean(errors))
+
+
+def threshold(how: EvaluationConfig) -> float:
+    """The logit above which an attribute holds."""
+    return 0.5 if how.attribute_threshold == "logit" else 0.0

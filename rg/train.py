@@ -34,7 +34,7 @@ from rg.config import RunConfig, differences
 from rg.engine import LATEST, Engine, Ranks, connect, micro_batch
 from rg.history import History, Meter
 from rg.losses import classification_loss, occurrence_prior_loss
-from rg.model import RegionGroupingModel
+from rg.model import Model, ModelOutput, RegionGroupingModel, build_model
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,14 @@ CHECKPOINTS, LOG = "checkpoints", "train.log"
 DICTIONARY_IMAGES = 256
 
 
-def train(config: RunConfig, data: Location, out: Path, resume: bool = False, command: str | None = None) -> int:
+def train(
+    config: RunConfig,
+    data: Location,
+    out: Path,
+    resume: bool = False,
+    command: str | None = None,
+    recipe: str | None = None,
+) -> int:
     """Train one model.
 
     Args:
@@ -51,6 +58,7 @@ def train(config: RunConfig, data: Location, out: Path, resume: bool = False, co
         out: Run folder; must not hold another run.
         resume: Continue the run in ``out`` from its newest checkpoint, exactly as if it had not stopped.
         command: What started the run, for the record.
+        recipe: The recipe that the settings started from, for the record.
 
     Returns:
         Exit code: 0 when trained to the end, 128 + n when signal n stopped the run after a checkpoint.
@@ -68,9 +76,9 @@ def train(config: RunConfig, data: Location, out: Path, resume: bool = False, co
     val_loader = _loader(config, data, "val", inputs.evaluation_geometry(config.input), ranks) if validates else None
 
     torch.manual_seed(config.seed)
-    model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=not resume)
+    model = build_model(config.model, len(classes.names), classes.multi_label, pretrained=not resume)
     _check_map(config, model)
-    if not resume and config.model.grouping.init == "kmeans":
+    if isinstance(model, RegionGroupingModel) and not resume and config.model.grouping.init == "kmeans":
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
     engine = Engine(model, config, ranks, steps)
     step, rank_state = engine.load(out / CHECKPOINTS) if resume else (0, {})
@@ -83,7 +91,8 @@ def train(config: RunConfig, data: Location, out: Path, resume: bool = False, co
             checkpoint.save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
         else:
             checkpoint.save_config(out, config, classes)
-            checkpoint.write_json(out / checkpoint.RECORD, _record(command, data, manifest, ranks))
+            record = {"recipe": recipe, "command": command} | _record(data, manifest, ranks)
+            checkpoint.write_json(out / checkpoint.RECORD, record)
     return _Run(config, out, engine, loader, val_loader, steps, step, rank_state).run()
 
 
@@ -127,7 +136,7 @@ def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: 
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
 
 
-def _check_map(config: RunConfig, model: RegionGroupingModel) -> None:
+def _check_map(config: RunConfig, model: Model) -> None:
     """Refuse crops that the backbone does not take, or whose map the smoothing window does not fit into."""
     grouping = config.model.grouping
     window = 2 * grouping.smoothing_radius + 1
@@ -139,7 +148,8 @@ def _check_map(config: RunConfig, model: RegionGroupingModel) -> None:
         except (AssertionError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{name}: {config.model.backbone.name} takes no {crop}x{crop} images ({reason})") from None
-        if grouping.smoothing_padding == "valid" and min(height, width) < window:
+        windowed = config.model.kind == "region_grouping" and grouping.smoothing_padding == "valid"
+        if windowed and min(height, width) < window:
             raise ValueError(
                 f"{name}: {crop} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
                 "window; use a larger crop or model.grouping.smoothing_padding = same"
@@ -151,9 +161,8 @@ def _shard_sums(manifest: Manifest) -> list[str]:
     return [shard.sha256 for shard in manifest.split("train").shards]
 
 
-def _record(command: str | None, data: Location, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
+def _record(data: Location, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
     return {
-        "command": command,
         "data": {
             "folder": resolve(data),
             "dataset": manifest.dataset,
@@ -254,9 +263,11 @@ class _Run:
             output = self.engine(batch.images)
             labels = batch.labels.to(output.logits.device, non_blocking=True)
             classification = classification_loss(output.logits, labels)
-            prior = occurrence_prior_loss(
-                self.engine.gather(output.occurrence), loss_config.prior_alpha, loss_config.prior_beta
-            )
+            prior = torch.zeros_like(classification)
+            if isinstance(output, ModelOutput):
+                prior = occurrence_prior_loss(
+                    self.engine.gather(output.occurrence), loss_config.prior_alpha, loss_config.prior_beta
+                )
             loss = loss_config.classification_weight * classification + loss_config.prior_weight * prior
             self.engine.step(loss)
             with torch.no_grad():
