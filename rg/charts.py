@@ -1,4 +1,4 @@
-"""Curves over the steps of a run as SVG: positions and ticks, ready for the page."""
+"""Curves over the steps of a run, and of reliability, as SVG: positions and ticks, ready for the page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from rg.calibration import Reliability
+
 WIDTH, HEIGHT = 520, 220
 CURVE_POINTS, DOTS = 300, 40
+LEAST_RADIUS, LARGEST_RADIUS = 2.0, 9.0
 CURVES = {  # title -> name, kind of line in metrics.jsonl, value
     "Loss": (
         ("train, total", "train", "loss"),
@@ -39,6 +42,38 @@ class Chart:
 
     title: str
     curves: list[Curve]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A bin of a reliability chart: position and radius in the SVG, and what it says."""
+
+    x: float
+    y: float
+    radius: float
+    text: str
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """One line of a reliability chart: name, SVG path, a dot for every bin, expected calibration error."""
+
+    name: str
+    path: str
+    dots: list[Dot]
+    ece: str
+
+
+@dataclass(frozen=True)
+class ReliabilityChart:
+    """Accuracy against confidence, the same on the diagonal, an SVG path; the description is for who cannot see it."""
+
+    title: str
+    description: str
+    curves: list[ReliabilityCurve]
+    diagonal: str
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
 
@@ -80,6 +115,39 @@ def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], share
         curves,
         [(round(tick * x_scale, 1), f"{tick:g}") for tick in x_ticks if tick <= last_step],
         [(round(HEIGHT - tick * y_scale, 1), percent(tick, 0) if shares else f"{tick:g}") for tick in y_ticks],
+    )
+
+
+def reliability_chart(measured: Mapping[str, Reliability]) -> ReliabilityChart:
+    """The reliability of decisions, for example before and after their temperature was fitted.
+
+    Args:
+        measured: Name of a curve -> its bins; those without decisions are left out. The area of a dot is in proportion
+            to its share of the decisions, unless it were too small to be seen.
+
+    Returns:
+        The chart. Names are in it as they are; the page escapes them.
+    """
+    curves = []
+    for name, one in measured.items():
+        dots = []
+        for count, confidence, accuracy in zip(one.counts, one.confidences, one.accuracies, strict=True):
+            if confidence is None or accuracy is None:
+                continue
+            radius = max(LEAST_RADIUS, LARGEST_RADIUS * math.sqrt(count / sum(one.counts)))
+            text = f"{name}: {count} decisions, {percent(confidence)} sure, {percent(accuracy)} right"
+            dots.append(Dot(round(confidence * WIDTH, 1), round(HEIGHT - accuracy * HEIGHT, 1), round(radius, 1), text))
+        curves.append(
+            ReliabilityCurve(name, "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots), dots, percent(one.ece))
+        )
+    errors = ", ".join(f"{curve.ece} {curve.name}" for curve in curves)
+    return ReliabilityChart(
+        title="Accuracy against confidence",
+        description=f"Accuracy against confidence; expected calibration error: {errors}",
+        curves=curves,
+        diagonal=f"M0 {HEIGHT}L{WIDTH} 0",
+        x_ticks=[(round(tick * WIDTH, 1), percent(tick, 0)) for tick in ticks(1.0)],
+        y_ticks=[(round(HEIGHT - tick * HEIGHT, 1), percent(tick, 0)) for tick in ticks(1.0)],
     )
 
 

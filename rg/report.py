@@ -23,6 +23,7 @@ from pipelines import reader
 from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location
 from rg import charts, checkpoint, pictures
+from rg.calibration import Reliability
 from rg.charts import percent
 from rg.config import flatten
 from rg.explain import Explanation
@@ -102,13 +103,15 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         ValueError: the run has not been evaluated, or its data is gone.
     """
     config, classes = checkpoint.load_config(run)
+    if config.model.kind == "plain":
+        raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = checkpoint.read_json(run / METRICS), checkpoint.read_json(run / checkpoint.RECORD)
     if metrics["weights"] != sha256(run / checkpoint.WEIGHTS):
         raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
-    if "evaluation" not in metrics or not all("area" in prediction for prediction in predictions):
+    if "reliability" not in metrics or not all("area" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     history = _read_lines(run / HISTORY, "train")
     manifest = _find_data(metrics, data)
@@ -137,6 +140,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         least_span=pictures.NOTABLE,
         colors=[_css(color) for color in colors],
         inks=[_css(pictures.ink_on(color)) for color in colors],
+        reliability=_reliability(metrics),
         charts=charts.charts(history),
         chart_size=(charts.WIDTH, charts.HEIGHT),
         settings=_plain(flatten(dataclasses.asdict(config))),
@@ -350,8 +354,20 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and meaning of every metric that was measured."""
     return [
         *((name, percent(metrics[key], 2), about) for name, key, about, _ in MEASURED if metrics[key] is not None),
+        *(
+            (f"Accuracy by {level.replace('_', '-')}", percent(of["accuracy"], 2), "Classes of a group count as one.")
+            for level, of in metrics["levels"].items()
+        ),
         ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
     ]
+
+
+def _reliability(metrics: Mapping[str, Any]) -> charts.ReliabilityChart:
+    """How far confidence can be trusted, as measured and with the temperature that was fitted."""
+    measured = {"as measured": metrics["reliability"]}
+    if metrics["temperature"] is not None:
+        measured[f"at temperature {metrics['temperature']:.2f}"] = metrics["calibrated_reliability"]
+    return charts.reliability_chart({name: Reliability(**values) for name, values in measured.items()})
 
 
 def not_measured(result: Mapping[str, Any]) -> list[str]:

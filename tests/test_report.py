@@ -23,6 +23,7 @@ from pipelines.manifest import Schema, sha256
 from pipelines.samples import Sample
 from rg import charts, checkpoint
 from rg import report as module
+from rg.calibration import Reliability, reliability
 from rg.checkpoint import Classes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.losses import prior_quantiles
@@ -60,6 +61,9 @@ class Attributes:
         sample = self.birds[index]
         assert isinstance(sample.label, int)
         return dataclasses.replace(sample, label=(sample.label % 2, sample.label // 2), super_category=None)
+
+
+RELIABILITY = {"counts": [2, 0, 6], "confidences": [0.2, None, 0.9], "accuracies": [0.5, None, 1.0], "ece": 0.0789}
 
 
 def make_run(folder: Path, multi_label: bool = False) -> Path:
@@ -138,6 +142,10 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
         "split": "test",
         "damaged": 0,
         "evaluation": {},
+        "levels": {"super_category": {"accuracy": 0.875, "accuracy_of_best_class": 0.75}},
+        "temperature": 0.5,
+        "reliability": RELIABILITY,
+        "calibrated_reliability": RELIABILITY | {"ece": 0.0123},
         "samples": len(predictions),
         "chance": None if multi_label else 1 / len(classes.names),
         "accuracy": float(right),
@@ -232,7 +240,7 @@ def test_the_page_is_well_formed_and_complete(run, page):
     assert reader.count("article", "right") == len(right)
     assert reader.count("article", "mistake") == 12
     assert reader.count("article", "part") == K
-    assert reader.count("svg") == K + 4
+    assert reader.count("svg") == K + 4 + 1
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
     assert ids == ["legend", "gallery", "parts", "mistakes", "curves", "metrics", "run"]
@@ -418,9 +426,9 @@ def test_data_may_move(run, copy, page):
 
 def test_curves_end_where_the_values_do(page):
     paths = re.findall(r'class="curve" d="([^"]+)"', page)
-    assert len(paths) == 7
+    assert len(paths) == 7 + 2  # those of the reliability, as measured and calibrated, come last
     loss, *_, accuracy, validation, rate = (
-        np.array([point.split() for point in path[1:].split("L")], float) for path in paths
+        np.array([point.split() for point in path[1:].split("L")], float) for path in paths[:7]
     )
     width, height = charts.WIDTH, charts.HEIGHT
     assert loss.tolist() == [[173.3, 0], [520, 0]]  # 2 of 2, and the nan is left out
@@ -446,6 +454,36 @@ def test_many_points_are_thinned_to_their_means():
     assert len(thin) == charts.CURVE_POINTS
     assert np.mean(thin, axis=0) == pytest.approx(np.mean(points, axis=0))
     assert charts.thinned(points[:5]) == points[:5]
+
+
+def test_reliability_is_drawn_where_it_was_measured():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, 1000)
+    before, after = (reliability(confidence**power, rng.random(1000) < confidence, 10) for power in (0.3, 1))
+    chart = charts.reliability_chart({"before": before, "after": after})
+    assert chart.diagonal == f"M0 {charts.HEIGHT}L{charts.WIDTH} 0"
+    assert chart.x_ticks[-1] == (charts.WIDTH, "100\N{NO-BREAK SPACE}%")
+    assert chart.y_ticks[-1] == (0, "100\N{NO-BREAK SPACE}%")
+    assert [curve.name for curve in chart.curves] == ["before", "after"]
+    for curve, one in zip(chart.curves, (before, after), strict=True):
+        assert curve.ece == charts.percent(one.ece)
+        assert f"{curve.ece} {curve.name}" in chart.description
+        measured = [values for values in zip(one.counts, one.confidences, one.accuracies, strict=True) if values[0]]
+        assert 0 < len(measured) < 10
+        assert [point.split() for point in curve.path[1:].split("L")] == [[f"{d.x}", f"{d.y}"] for d in curve.dots]
+        for dot, (count, sure, right) in zip(curve.dots, measured, strict=True):
+            assert dot.x / charts.WIDTH == pytest.approx(sure, abs=1e-3)
+            assert 1 - dot.y / charts.HEIGHT == pytest.approx(right, abs=1e-3)
+            share = (dot.radius / charts.LARGEST_RADIUS) ** 2
+            assert share == pytest.approx(count / 1000, abs=0.02) or dot.radius == charts.LEAST_RADIUS
+            assert dot.text.startswith(f"{curve.name}: {count} decisions")
+
+
+def test_a_reliability_of_one_bin_is_one_dot():
+    (curve,) = charts.reliability_chart({"": Reliability((0, 8), (None, 0.75), (None, 0.5), 0.25)}).curves
+    (dot,) = curve.dots
+    assert (dot.x, dot.y, dot.radius) == (0.75 * charts.WIDTH, 0.5 * charts.HEIGHT, charts.LARGEST_RADIUS)
+    assert curve.path == f"M{dot.x} {dot.y}"
 
 
 def test_histograms_count_and_the_prior_is_that_of_scipy(run, page):
