@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -35,13 +35,14 @@ from PIL import Image
 
 from pipelines import images
 from pipelines.manifest import Schema
-from pipelines.raw import check_count, digest, find, unpack
+from pipelines.raw import check_count, digest, find, held_out, unpack
 from pipelines.samples import Sample
 
 ARCHIVES = {"img_align_celeba.zip": "img_align_celeba"}
 ATTRIBUTES = 40
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth", "right mouth")
 PARTITION = {"train": 162_770, "val": 19_867, "test": 19_962}  # its number in the file is the place in this order
+LARGE_FACES = {"train": 45_609, "fit": 5_379, "test": 283}
 MIN_FACE_PERCENT = 30
 PIXELS = range(-100_000, 100_000)  # numbers that can be a position or a size
 NAME = re.compile(r"\d{6}\.jpg")
@@ -56,7 +57,6 @@ logger = logging.getLogger(__name__)
 class _Faces:
     """The images of one split with their attributes and landmarks: what both settings share."""
 
-    SPLITS: ClassVar[Mapping[str, int]]
     SIZE: ClassVar[tuple[int, int] | None] = None
     landmark_names = LANDMARKS
 
@@ -104,7 +104,8 @@ class _Faces:
         """Reads one image.
 
         Raises:
-            ValueError: the file cannot be decoded, or is an aligned image of another size; the message names it.
+            ValueError: the file cannot be decoded, is an aligned image of another size, or the box lies outside of the
+                image; the message names the file.
             OSError: the file cannot be read.
         """
         source = self.source(index)
@@ -114,6 +115,11 @@ class _Faces:
             raise ValueError(f"{source}: {error}") from None
         if self.SIZE not in (None, (width, height)):
             raise ValueError(f"{source}: expected {self.SIZE[0]}x{self.SIZE[1]} pixels, got {width}x{height}")
+        boxes = None
+        if self._boxes is not None:
+            boxes = self._boxes[[index]].clip(0, (width, height, width, height))
+            if not (boxes[:, :2] < boxes[:, 2:]).all():
+                raise ValueError(f"{source}: box {self._boxes[index].tolist()} is not in the {width}x{height} image")
         landmarks = self._landmarks[index]
         return Sample(
             key=f"{self._prefix}-{self._names[index].removesuffix('.jpg')}",
@@ -124,17 +130,12 @@ class _Faces:
             source=source,
             landmarks=landmarks,
             visibility=((landmarks >= 0) & (landmarks <= (width, height))).all(axis=1),
-            boxes=None if self._boxes is None else self._boxes[[index]].clip(0, (width, height, width, height)),
+            boxes=boxes,
         )
 
     def source(self, index: int) -> str:
         """Path of an image below the raw folder."""
         return f"{self._folder}/{self._names[index]}"
-
-    @classmethod
-    def splits(cls) -> tuple[str, ...]:
-        """The splits of this setting."""
-        return tuple(cls.SPLITS)
 
     @property
     def schema(self) -> Schema:
@@ -153,7 +154,7 @@ class AlignedCelebA(_Faces):
 
     Args:
         raw: The folder of the data set. An archive of the images is extracted there, once.
-        split: One of ``splits()``: train (162,770 images), val (19,867) or test (19,962).
+        split: One of ``SPLITS``: train (162,770 images), val (19,867) or test (19,962).
         allow_partial: Whether the data set may be a part of the published one. Images without a file are left out.
 
     Attributes:
@@ -166,7 +167,7 @@ class AlignedCelebA(_Faces):
         OSError: a file cannot be read, or the archive cannot be extracted.
     """
 
-    SPLITS = PARTITION
+    SPLITS = tuple(PARTITION)
     SIZE = (178, 218)
 
     def __init__(self, raw: str | os.PathLike, split: str, allow_partial: bool = False) -> None:
@@ -194,7 +195,9 @@ class UnalignedCelebA(_Faces):
 
     - ``train`` has the training partition of CelebA without the test images of MAFL (45,609 of 161,962 images),
     - ``fit``, for fitting the regression to landmarks, the training images of MAFL (5,379 of 19,000),
-    - ``test`` the test images of MAFL (283 of 1,000).
+    - ``test`` the test images of MAFL (283 of 1,000),
+    - ``val``, for the selection of models, a share of the images of ``train`` that are not in ``fit``; ``train`` then
+      lacks it. The published setting has none.
 
     MAFL was drawn from all of CelebA. So most of ``fit`` is in ``train`` as well, where its landmarks are not used, and
     its keys are others there. 808 test images of MAFL are training images of CelebA, and 162,770 - 808 is the length of
@@ -204,7 +207,9 @@ class UnalignedCelebA(_Faces):
 
     Args:
         raw: The folder of the data set.
-        split: One of ``splits()``.
+        split: One of ``splits(val_fraction)``.
+        seed: Decides which images go to ``val``.
+        val_fraction: Share of the images of ``train`` outside of ``fit`` that goes to ``val``, in [0, 1).
         allow_partial: Whether the data set may be a part of the published one. Images without a file are left out.
 
     Attributes:
@@ -216,25 +221,38 @@ class UnalignedCelebA(_Faces):
         OSError: a file cannot be read.
     """
 
-    SPLITS: ClassVar = {"train": 45_609, "fit": 5_379, "test": 283}
-
-    def __init__(self, raw: str | os.PathLike, split: str, allow_partial: bool = False) -> None:
+    def __init__(
+        self,
+        raw: str | os.PathLike,
+        split: str,
+        seed: int = 0,
+        val_fraction: float = 0.0,
+        allow_partial: bool = False,
+    ) -> None:
         raw = Path(raw)
-        _check_arguments(raw, split, self.SPLITS)
+        _check_arguments(raw, split, self.splits(val_fraction))
         folder = _unaligned_folder(raw)
         boxes = _find(raw, "Anno/list_bbox_celeba.txt")
         _, rows = _read_table(boxes, 4, allow_partial)
-        listed = _find_mafl(raw, "training.txt" if split == "fit" else "testing.txt")
-        members = sorted(_read_rows(listed, 0))
-        chosen_by = [boxes, listed]
-        if split == "train":
+        fit, test = (_find_mafl(raw, name) for name in ("training.txt", "testing.txt"))
+        official = "train" if split == "val" else split
+        if official == "train":
             partition = _find(raw, "Eval/list_eval_partition.txt")
-            members = sorted(set(_members(partition, split, allow_partial)) - set(members))
-            chosen_by.append(partition)
+            members = sorted(set(_members(partition, "train", allow_partial)) - set(_read_rows(test, 0)))
+            chosen_by = [boxes, partition, test]
+        else:
+            listed = fit if split == "fit" else test
+            members = sorted(_read_rows(listed, 0))
+            chosen_by = [boxes, listed]
         members = _on_disk(folder, members, allow_partial)
         names = _large_faces(folder, members, _select(boxes, rows, members))
-        what = f"{folder}: {split} images with a face on {MIN_FACE_PERCENT} % of them"
-        check_count(what, len(names), self.SPLITS[split], allow_partial)
+        what = f"{folder}: {official} images with a face on {MIN_FACE_PERCENT} % of them"
+        check_count(what, len(names), LARGE_FACES[official], allow_partial)
+        if official == "train" and val_fraction:
+            fitted = _read_rows(fit, 0)
+            val = held_out([name for name in names if name not in fitted], "val", str(seed), val_fraction)
+            names = val if split == "val" else sorted(set(names) - set(val))
+            chosen_by.append(fit)
         if not names:
             raise ValueError(f"{folder}: no images for the split {split!r}")
         corners = _select(boxes, rows, names)
@@ -250,8 +268,19 @@ class UnalignedCelebA(_Faces):
             prefix="celeba-fit" if split == "fit" else "celeba",
         )
 
+    @staticmethod
+    def splits(val_fraction: float = 0.0) -> tuple[str, ...]:
+        """The splits for a share of validation images: without ``val`` if the share is 0.
 
-def _check_arguments(raw: Path, split: str, splits: Collection[str]) -> None:
+        Raises:
+            ValueError: the share is not in [0, 1).
+        """
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction: expected a share of at least 0 and below 1, got {val_fraction}")
+        return ("train", "val", "fit", "test") if val_fraction else ("train", "fit", "test")
+
+
+def _check_arguments(raw: Path, split: str, splits: Sequence[str]) -> None:
     if split not in splits:
         raise ValueError(f"split: expected {', '.join(splits)}, got {split!r}")
     if not raw.is_dir():
@@ -363,5 +392,6 @@ def _read_rows(path: Path, columns: int, allowed: Container[int] = PIXELS, first
             if not well_formed or not all(value in allowed for value in values):
                 expected = f"an image and {columns} integers in {allowed}" if columns else "an image"
                 raise ValueError(f"{path}: line {number}: expected {expected}, got {line.strip()[:60]!r}")
-            rows[name] = values
+            if rows.setdefault(name, values) != values:
+                raise ValueError(f"{path}: line {number}: {name} is listed twice, with different numbers")
     return rows

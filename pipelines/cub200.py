@@ -29,7 +29,7 @@ import numpy as np
 
 from pipelines import images
 from pipelines.manifest import Schema
-from pipelines.raw import check_count, digest, find, held_out, unpack
+from pipelines.raw import check_count, digest, find, held_out, splits, unpack
 from pipelines.samples import Sample
 
 ARCHIVES = {"CUB_200_2011.tgz": "CUB_200_2011"}
@@ -176,17 +176,6 @@ class Cub200:
     def digest(self) -> str:
         """SHA-256 of the annotation and of the paths and sizes of the images, the same on every machine."""
         return digest(self._folder, [self._folder / name for name in COLUMNS], self._sources)
-
-
-def splits(val_fraction: float) -> tuple[str, ...]:
-    """The splits for a share of validation images: train and test, with val between them unless the share is 0.
-
-    Raises:
-        ValueError: the share is not in [0, 1).
-    """
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction: expected a share of at least 0 and below 1, got {val_fraction}")
-    return ("train", "val", "test") if val_fraction else ("train", "test")
 
 
 def _folder(raw: Path) -> Path:

@@ -37,7 +37,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines import images
-from pipelines.raw import check_count, digest, find, held_out, unpack
+from pipelines.manifest import Schema
+from pipelines.raw import check_count, digest, find, held_out, splits, unpack
 from pipelines.samples import Sample
 
 ARCHIVES = {
@@ -88,11 +89,8 @@ class INat2017:
     ) -> None:
         self.raw = Path(raw)
         self.split = split
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction: expected a share of at least 0 and below 1, got {val_fraction}")
-        splits = ("train", "val", "test") if val_fraction else ("train", "test")
-        if split not in splits:
-            raise ValueError(f"split: expected {', '.join(splits)} with val_fraction {val_fraction}, got {split!r}")
+        if split not in splits(val_fraction):
+            raise ValueError(f"split: expected {', '.join(splits(val_fraction))}, got {split!r}")
         official, count = ("val", TEST_IMAGES) if split == "test" else ("train", TRAIN_IMAGES)
         unpack(self.raw, ARCHIVES | {"train_val2017.zip": f"{official}2017.json"})
         path = find(self.raw, f"{official}2017.json")
@@ -168,6 +166,11 @@ class INat2017:
     def source(self, index: int) -> str:
         """Path of an image below the raw folder."""
         return self._files[index]
+
+    @property
+    def schema(self) -> Schema:
+        """What the numbers in the samples mean."""
+        return Schema(classes=self.class_names, super_categories=self.super_categories)
 
     def digest(self) -> str:
         """SHA-256 of the annotation files, and of the names and sizes of the images."""

@@ -78,6 +78,17 @@ def check_count(what: str, found: int, expected: int, allow_partial: bool) -> No
     logger.warning("%s: found %d, the published number is %d", what, found, expected)
 
 
+def splits(val_fraction: float) -> tuple[str, ...]:
+    """The splits for a share of validation images: train and test, with val between them unless the share is 0.
+
+    Raises:
+        ValueError: the share is not in [0, 1).
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction: expected a share of at least 0 and below 1, got {val_fraction}")
+    return ("train", "val", "test") if val_fraction else ("train", "test")
+
+
 def held_out(items: Sequence[Item], split: str, seed: str, fraction: float) -> list[Item]:
     """The share of the training items of one class that goes to validation, or (``split`` train) the rest.
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rg import __version__, recipes
-from rg.config import EvaluationConfig, RunConfig, flatten
+from rg.config import EvaluationConfig, RunConfig, differences, flatten
 
 Arguments = list[str]
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(arguments: Arguments) -> None:
-    """Write a data set as shards: prepare birds, prepare folder."""
+    """Write a data set as shards: your photos, CUB-200-2011, CelebA, iNaturalist 2017, drawn birds and creatures."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m rg prepare DATASET --out DIR ...\n\n" + _listing(DATASETS))
         return
@@ -104,16 +104,29 @@ def prepare(arguments: Arguments) -> None:
 def prepare_birds(arguments: Arguments) -> None:
     """The embedded data set: procedurally drawn birds with exact parts, landmarks and boxes."""
     from pipelines.birds import Birds, BirdsConfig
+
+    _prepare_drawn(arguments, "birds", prepare_birds, BirdsConfig, Birds, train=50, val=4, test=10)
+
+
+def prepare_creatures(arguments: Arguments) -> None:
+    """Drawn birds, fish, beetles and flowers: embedded like birds, in the likeness of iNaturalist."""
+    from pipelines.creatures import Creatures, CreaturesConfig
+
+    _prepare_drawn(arguments, "creatures", prepare_creatures, CreaturesConfig, Creatures, train=60, val=10, test=20)
+
+
+def _prepare_drawn(
+    arguments: Arguments, name: str, function: Callable[..., Any], config_class: Any, draw: Any, **counts: int
+) -> None:
     from pipelines.manifest import Schema
 
-    parser = _shard_parser("prepare birds", prepare_birds)
-    parser.add_class_arguments(BirdsConfig, "birds")
-    for split, count in (("train", 50), ("val", 4), ("test", 10)):
+    parser = _shard_parser(f"prepare {name}", function)
+    parser.add_class_arguments(config_class, name)
+    for split, count in counts.items():
         parser.add_argument(f"--{split}", type=int, default=count, help=f"{split} images of a species")
     args = parser.parse_args(arguments)
-    config = BirdsConfig(**vars(args.birds))
-    counts = {split: args[split] for split in ("train", "val", "test")}
-    sources = {split: Birds(config, split, count) for split, count in counts.items()}
+    config = config_class(**vars(args[name]))
+    sources = {split: draw(config, split, args[split]) for split in counts}
     first = sources["train"]
     schema = Schema(
         classes=tuple(first.class_names),
@@ -122,34 +135,101 @@ def prepare_birds(arguments: Arguments) -> None:
         parts=tuple(first.part_names),
         absence=tuple(first.absence),
     )
-    _write_shards(args, "birds", sources, schema, dataclasses.asdict(config) | counts, config.seed)
+    options = dataclasses.asdict(config) | {split: args[split] for split in counts}
+    _write_shards(args, name, sources, schema, options, config.seed)
+
+
+def prepare_cub200(arguments: Arguments) -> None:
+    """CUB-200-2011: 200 birds with boxes and 15 landmarks; --raw holds CUB_200_2011.tgz or what it unpacks to."""
+    from pipelines.cub200 import Cub200
+    from pipelines.raw import splits
+
+    _prepare_published(arguments, "cub200", prepare_cub200, Cub200, splits)
+
+
+def prepare_celeba(arguments: Arguments) -> None:
+    """CelebA, aligned faces and the official partition: 40 attributes and five landmarks."""
+    from pipelines.celeba import AlignedCelebA
+
+    _prepare_published(arguments, "celeba", prepare_celeba, AlignedCelebA, None)
+
+
+def prepare_celeba_unaligned(arguments: Arguments) -> None:
+    """CelebA as found on the web, with the splits of the landmark protocol: faces on 30 % of the image, MAFL lists."""
+    from pipelines.celeba import UnalignedCelebA
+
+    _prepare_published(arguments, "celeba_unaligned", prepare_celeba_unaligned, UnalignedCelebA, UnalignedCelebA.splits)
+
+
+def prepare_inat2017(arguments: Arguments) -> None:
+    """iNaturalist 2017: 5,089 species in 13 super-categories; its validation set, which papers report on, is test."""
+    from pipelines.inat2017 import INat2017
+    from pipelines.raw import splits
+
+    _prepare_published(arguments, "inat2017", prepare_inat2017, INat2017, splits)
+
+
+def _prepare_published(
+    arguments: Arguments,
+    name: str,
+    function: Callable[..., Any],
+    reader: Any,
+    splits: Callable[[float], tuple[str, ...]] | None,
+) -> None:
+    """``splits`` gives the splits for a share of validation images; None where the data set has a split for that."""
+    parser = _shard_parser(f"prepare {name}", function)
+    parser.add_argument("--raw", type=Path, required=True, help="folder of the published files")
+    held_out: dict[str, Any] = {}
+    if splits:
+        share = "share of the training images held out for selecting models; 0: train on all, as published"
+        parser.add_argument("--val-fraction", type=float, default=0.0, help=share)
+    parser.add_argument("--seed", type=int, default=0, help="decides the order, and what is held out")
+    parser.add_argument("--allow-partial", action="store_true", help="accept fewer images than were published")
+    _add_short_side(parser)
+    args = parser.parse_args(arguments)
+    options: dict[str, Any] = {"allow_partial": args.allow_partial}
+    if splits:
+        held_out = {"seed": args.seed, "val_fraction": args.val_fraction}
+        options["val_fraction"] = args.val_fraction
+    names = splits(args.val_fraction) if splits else reader.SPLITS
+    sources = {split: reader(args.raw, split, allow_partial=args.allow_partial, **held_out) for split in names}
+    _write_resized(args, name, sources, sources["train"].schema, options)
 
 
 def prepare_folder(arguments: Arguments) -> None:
     """Your own photos: one folder of images per class, with or without train and val folders above."""
     from pipelines.folder import Folder, splits
     from pipelines.manifest import Schema
-    from pipelines.resize import Resized
-    from pipelines.shards import Source
 
     parser = _shard_parser("prepare folder", prepare_folder)
     parser.add_argument("--raw", type=Path, required=True, help="the folder of class folders")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
     parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
+    _add_short_side(parser)
+    args = parser.parse_args(arguments)
+    folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
+    schema = Schema(classes=folders["train"].class_names)
+    name = args.raw.resolve().name or "folder"
+    _write_resized(args, name, folders, schema, {"val_fraction": args.val_fraction})
+
+
+def _add_short_side(parser: Parser) -> None:
     parser.add_argument(
         "--short-side", type=int, default=0, help="scale larger images down to this short side; 0: keep the files"
     )
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the images that are scaled down")
-    args = parser.parse_args(arguments)
-    folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
-    sources: dict[str, Source] = dict(folders)
-    options: dict[str, Any] = {"val_fraction": args.val_fraction}
+
+
+def _write_resized(args: Any, dataset: str, sources: dict[str, Any], schema: Any, options: dict[str, Any]) -> None:
+    """Writes images from files, scaled down if ``--short-side`` says so."""
+    from pipelines.resize import Resized
+
+    written: dict[str, Any] = sources
     if args.short_side:
-        sources = {split: Resized(folder, args.short_side, args.quality) for split, folder in folders.items()}
+        written = {split: Resized(source, args.short_side, args.quality) for split, source in sources.items()}
         options |= {"short_side": args.short_side, "quality": args.quality}
-    options["files"] = {split: folder.digest() for split, folder in folders.items()}
-    schema = Schema(classes=folders["train"].class_names)
-    _write_shards(args, args.raw.resolve().name or "folder", sources, schema, options, args.seed)
+    options["files"] = {split: source.digest() for split, source in sources.items()}
+    _write_shards(args, dataset, written, schema, options, args.seed)
 
 
 def verify(arguments: Arguments) -> int:
@@ -206,7 +286,7 @@ def train(arguments: Arguments) -> int:
     args = parser.instantiate(parser.parse_args(_config_first(arguments)))
     config = RunConfig(**{field.name: args[field.name] for field in dataclasses.fields(RunConfig)})
     command = shlex.join(["python", "-m", "rg", "train", *arguments])
-    return importlib.import_module("rg.train").train(config, args.data, args.out, args.resume, command)
+    return importlib.import_module("rg.train").train(config, args.data, args.out, args.resume, command, arguments[0])
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -253,16 +333,66 @@ def report(arguments: Arguments) -> None:
     print(importlib.import_module("rg.report").report(args.run, args.data, args.out))
 
 
+def tables(arguments: Arguments) -> None:
+    """Print the paper's tables, published figures beside those of evaluated runs."""
+    module = importlib.import_module("rg.tables")
+    parser = _parser("tables", tables)
+    parser.add_argument("runs", type=Path, nargs="*", help="run folders; runs of one recipe share a cell")
+    parser.add_argument("--format", choices=list(module.FORMS), default="text", help="how to print them")
+    args = parser.parse_args(arguments)
+    print(module.render(module.tables(args.runs), args.format), end="")
+
+
+def import_authors(arguments: Arguments) -> None:
+    """Make a run of a checkpoint of the authors' code."""
+    from pipelines.manifest import Manifest
+    from rg.checkpoint import Classes
+
+    parser = _parser("import", import_authors)
+    parser.add_argument("checkpoint", type=Path, help=".pth.tar file; tensors only, no code in it is run")
+    parser.add_argument("--recipe", required=True, help="settings of the run, such as cub200_resnet101_authors")
+    parser.add_argument("--data", required=True, help="shards of the data set it was trained on: names of the classes")
+    parser.add_argument("--out", type=Path, required=True, help="run folder to write")
+    parser.add_argument(
+        "--backbone", default=None, type=str | None, help="resnet50 or resnet101; default: the recipe's"
+    )
+    args = parser.parse_args(arguments)
+    config = recipes.get(args.recipe)
+    if args.backbone:
+        backbone = dataclasses.replace(config.model.backbone, name=args.backbone)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
+    manifest = Manifest.load(args.data)
+    classes = Classes(manifest.classes, manifest.multi_label)
+    command = shlex.join(["python", "-m", "rg", "import", *arguments])
+    importlib.import_module("rg.authors").import_checkpoint(
+        args.checkpoint, config, classes, args.out, command, args.recipe
+    )
+    print(args.out)
+
+
+def export_authors(arguments: Arguments) -> None:
+    """Write a run as a checkpoint that the authors' code reads."""
+    parser = _parser("export-authors", export_authors)
+    parser.add_argument("run", type=Path, help="run folder of a ResNet")
+    parser.add_argument("--out", type=Path, required=True, help=".pth.tar file to write")
+    args = parser.parse_args(arguments)
+    importlib.import_module("rg.authors").export_checkpoint(args.run, args.out)
+    print(args.out)
+
+
 def list_recipes(arguments: Arguments) -> None:
-    """List the named runs; recipes NAME prints one with all its settings."""
-    parser = _parser("recipes", list_recipes)
-    parser.add_argument("name", nargs="?", help="recipe to print")
-    name = parser.parse_args(arguments).name
-    if name is None:
-        print(_listing(recipes.RECIPES))
+    """List the named runs; recipes show NAME prints one with all its settings."""
+    if arguments[:1] == ["show"]:
+        parser = _parser("recipes show", list_recipes)
+        parser.add_argument("name", help="recipe to print")
+        for setting, value in flatten(dataclasses.asdict(recipes.get(parser.parse_args(arguments[1:]).name))).items():
+            print(f"{setting:<36} {json.dumps(value)}")
         return
-    for setting, value in flatten(dataclasses.asdict(recipes.get(name))).items():
-        print(f"{setting:<36} {json.dumps(value)}")
+    _parser("recipes", list_recipes).parse_args(arguments)
+    for name, function in recipes.RECIPES.items():
+        print(f"{name}\n    {(function.__doc__ or '').splitlines()[0]}")
+        for setting, (before, after) in differences(recipes.get(recipes.family(name)), recipes.get(name)).items():
+            print(f"    {setting} = {json.dumps(after)} instead of {json.dumps(before)}")
 
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
@@ -272,9 +402,20 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "evaluate": evaluate,
     "explain": explain,
     "report": report,
+    "tables": tables,
+    "import": import_authors,
+    "export-authors": export_authors,
     "recipes": list_recipes,
 }
-DATASETS: dict[str, Callable[[Arguments], None]] = {"birds": prepare_birds, "folder": prepare_folder}
+DATASETS: dict[str, Callable[[Arguments], None]] = {
+    "birds": prepare_birds,
+    "creatures": prepare_creatures,
+    "folder": prepare_folder,
+    "cub200": prepare_cub200,
+    "celeba": prepare_celeba,
+    "celeba_unaligned": prepare_celeba_unaligned,
+    "inat2017": prepare_inat2017,
+}
 
 
 def _config_first(arguments: Arguments) -> Arguments:

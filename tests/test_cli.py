@@ -143,7 +143,7 @@ def test_every_setting_is_explained():
 def test_recipes_are_listed_and_shown(capsys):
     assert main(["recipes"]) == 0
     assert "inat2017_resnet101" in capsys.readouterr().out
-    assert main(["recipes", "inat2017_resnet101"]) == 0
+    assert main(["recipes", "show", "inat2017_resnet101"]) == 0
     shown = capsys.readouterr().out
     assert "loss.prior_alpha" in shown
     assert "0.002" in shown

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pipelines import cub200, shards
-from pipelines.cub200 import Cub200, splits
+from pipelines.cub200 import Cub200
+from pipelines.raw import splits
 from pipelines.samples import Sample
 from pipelines.verify import verify
 from tests import miniature_cub200 as miniature

@@ -16,7 +16,6 @@ from PIL import Image
 
 from pipelines import inat2017
 from pipelines.inat2017 import ARCHIVES, INat2017
-from pipelines.manifest import Schema
 from pipelines.reader import read
 from pipelines.samples import Sample
 from pipelines.shards import write
@@ -542,7 +541,7 @@ def test_what_is_no_json_is_named(raw: Path, content: bytes) -> None:
 
 def test_shards(raw: Path, tmp_path: Path) -> None:
     splits = {split: load(raw, split, val_fraction=0.25) for split in ("train", "val", "test")}
-    schema = Schema(splits["train"].class_names, super_categories=splits["train"].super_categories)
+    schema = splits["train"].schema
     for source in splits.values():
         assert [violation for sample in samples(source) for violation in schema.violations(sample)] == []
     damaged = splits["train"].source(3)
