@@ -35,7 +35,7 @@ from PIL import Image
 
 from pipelines import images
 from pipelines.manifest import Schema
-from pipelines.raw import check_count, digest, find, held_out, unpack
+from pipelines.raw import check_count, digest, find, held_out, splits, unpack
 from pipelines.samples import Sample
 
 ARCHIVES = {"img_align_celeba.zip": "img_align_celeba"}
@@ -275,14 +275,13 @@ class UnalignedCelebA(_Faces):
         Raises:
             ValueError: the share is not in [0, 1).
         """
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction: expected a share of at least 0 and below 1, got {val_fraction}")
-        return ("train", "val", "fit", "test") if val_fraction else ("train", "fit", "test")
+        *training, test = splits(val_fraction)
+        return (*training, "fit", test)
 
 
-def _check_arguments(raw: Path, split: str, splits: Sequence[str]) -> None:
-    if split not in splits:
-        raise ValueError(f"split: expected {', '.join(splits)}, got {split!r}")
+def _check_arguments(raw: Path, split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise ValueError(f"split: expected {', '.join(known)}, got {split!r}")
     if not raw.is_dir():
         raise ValueError(f"{raw}: no such folder")
 

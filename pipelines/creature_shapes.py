@@ -59,7 +59,7 @@ class Part:
 
     Attributes:
         joint: What it turns about; parts with equal joints turn together.
-        centre: The landmark, which all looks cover; of parts that come in pairs it is on the left one.
+        centre: The landmark, which all looks cover; of parts that come in pairs it is on one, always the same.
         looks: Shape of a variant -> what is drawn.
     """
 
@@ -363,7 +363,8 @@ def _fish() -> Anatomy:
 def _beetle() -> Anatomy:
     legs = ("-16,-34 -36,-46 -44,-66 -52,-70", "-20,-6 -42,0 -54,14 -62,14", "-18,14 -40,30 -46,54 -54,60")
     feelers = _base(*_both(_stroke("-6,-60 -14,-71 -24,-80", 5.5, 5)))
-    combs = ("-20,-76 -36,-76", "-23,-84 -39,-84", "-26,-92 -42,-92")
+    comb = "-21,-77 -31,-102"
+    teeth = ("-22,-79 -42,-71", "-26,-89 -45,-82", "-30,-99 -48,-94")
     skull = _base(ellipse((0, -57), 16, 13, 0, 20))
     jaw = _curve("-4,-64 -16,-72 -13,-88 -1,-92 -7,-84 -6,-76 -1,-72")
     horn = _curve("-6,-62 -5,-80 0,-100 5,-80 6,-62 0,-58")
@@ -387,7 +388,8 @@ def _beetle() -> Anatomy:
                 {
                     "long": feelers + _limb(*_both(_stroke("-22,-79 -42,-86 -60,-76 -72,-56", 5, 3.5))),
                     "clubbed": feelers + _limb(*_both(ellipse((-29, -85), 8.5, 7.5, 0, 12))),
-                    "feathered": feelers + _limb(*_both(*(_stroke(comb, 5, 3) for comb in combs))),
+                    "feathered": feelers
+                    + _limb(*_both(_stroke(comb, 6, 4), *(_stroke(tooth, 4, 3) for tooth in teeth))),
                     "elbowed": feelers + _limb(*_both(_stroke("-23,-79 -27,-90 -22,-102", 5.5, 5))),
                 },
             ),

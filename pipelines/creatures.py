@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +30,11 @@ from .birds import JPEG_QUALITY, SPLITS, Drawing
 from .creature_shapes import ANATOMIES, PARTS, Anatomy, Part, Puppet, Species, puppet
 from .samples import Sample
 
-MAX_SPECIES = 48
+MAX_SPECIES = 30
 _SPECIES_STREAM = 2_000_003  # keeps the generator of the species apart from those of the images
 _CONTRAST = 130.0  # smallest distance in RGB of two colours that are to be told apart
 _POOL = 3  # variants of each part that tells the species of a genus apart
+_TRIES = 1000  # genera are drawn anew after so many: the first ones may leave no room for the last
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 _ROOTS = (
     "Zelim", "Quavor", "Tirel", "Ombar", "Velun", "Fasil", "Druvan", "Nolar", "Pelim", "Saruv", "Wexil", "Yvann",
@@ -49,7 +51,7 @@ class CreaturesConfig:
     """What to draw.
 
     Attributes:
-        species: Number of species of each of the four super-categories, 4 to 48; four times as many classes.
+        species: Number of species of each of the four super-categories, 4 to 30; four times as many classes.
         size: Side of the square images in pixels, 64 to 1024.
         seed: Chooses the species and, with the split and the index, each image.
         absent: Probability that the legs of a bird or beetle, the pectoral fin of a fish, or the leaves of a flower are
@@ -139,7 +141,7 @@ class Creatures:
             label=label,
             width=size,
             height=size,
-            source=f"creatures seed={self.config.seed} split={self.split} index={index}",
+            source=self.source(index),
             super_category=self.super_categories[label],
             landmarks=drawing.landmarks,
             visibility=drawing.visibility,
@@ -147,6 +149,10 @@ class Creatures:
             part_map=drawing.part_map,
             absent=drawing.absent,
         )
+
+    def source(self, index: int) -> str:
+        """What image ``index`` is drawn from."""
+        return f"creatures seed={self.config.seed} split={self.split} index={index}"
 
     def drawing(self, index: int) -> Drawing:
         """Image ``index`` before it is encoded.
@@ -163,25 +169,21 @@ class Creatures:
 def draw_species(super_category: str, count: int, rng: np.random.Generator) -> list[Species]:
     """Draws the species of a super-category, genus by genus.
 
-    Each of the two parts that tell species apart has three variants, which differ clearly in pairs; a variant that one
-    species has, another has, too. Genera differ in both parts that tell them apart, and clearly in one.
+    Each of the two parts that tell species apart has two or three variants, which differ clearly in pairs and recur in
+    several genera. Genera differ in both parts that tell them apart, and clearly in one.
     """
     anatomy = ANATOMIES[super_category]
     sizes = _genera(count)
     pools = [_draw_pool(anatomy.parts[part], rng) for part in anatomy.species]
     while True:
-        cells = [divmod(int(cell), _POOL) for size in sizes for cell in rng.choice(_POOL**2, size, replace=False)]
-        if all(1 not in np.bincount(column) for column in zip(*cells, strict=True)):
+        choices = [np.divmod(rng.choice(_POOL**2, size, replace=False), _POOL) for size in sizes]
+        users = [Counter(k for choice in choices for k in set(choice[part].tolist())) for part in range(len(pools))]
+        if all(len(counts) > 1 and min(counts.values()) > 1 for counts in users):
             break
-    genera: list[tuple[Variant, ...]] = []
-    while len(genera) < len(sizes):
-        new = tuple(_draw_variant(anatomy.parts[part], rng) for part in anatomy.genus)
-        if all(all(map(_unlike, new, old)) and any(map(_clear, new, old)) for old in genera):
-            genera.append(new)
-    shared = [genus for genus, size in zip(genera, sizes, strict=True) for _ in range(size)]
     return [
         Species(super_category, (*genus, *(pool[k] for pool, k in zip(pools, cell, strict=True))))
-        for genus, cell in zip(shared, cells, strict=True)
+        for genus, choice in zip(_draw_genera(anatomy, len(sizes), rng), choices, strict=True)
+        for cell in zip(*choice, strict=True)
     ]
 
 
@@ -189,6 +191,18 @@ def _genera(count: int) -> list[int]:
     """Sizes of genera, two or three, that sum to ``count``."""
     genera = -(-count // 3)
     return [count // genera + (k < count % genera) for k in range(genera)]
+
+
+def _draw_genera(anatomy: Anatomy, count: int, rng: np.random.Generator) -> list[tuple[Variant, ...]]:
+    """Variants of the two parts that tell genera apart: in pairs unlike in both, and clearly different in one."""
+    while True:
+        genera: list[tuple[Variant, ...]] = []
+        for _ in range(_TRIES):
+            new = tuple(_draw_variant(anatomy.parts[part], rng) for part in anatomy.genus)
+            if all(all(map(_unlike, new, old)) and any(map(_clear, new, old)) for old in genera):
+                genera.append(new)
+            if len(genera) == count:
+                return genera
 
 
 def _draw_names(suffix: str, count: int, rng: np.random.Generator) -> list[str]:

@@ -58,7 +58,7 @@ def evaluate_plain(
     if loader.manifest.landmarks:
         factors = DeepFeatureFactorization(config.model.grouping.num_parts, config.seed)
         factors.fit(_positions(model, load(fit, how.landmark_view), config.seed))
-        fitted, tested = (_factor_tally(model, factors, load(of, how.landmark_view)) for of in (fit, split))
+        fitted, tested = (_factor_tally(model, factors, load(of, how.landmark_view), how) for of in (fit, split))
         found, _ = landmark_metrics(fitted, tested, how, loader.manifest.classes)
         result |= {f"dff_{name}": value for name, value in found.items()}
     return answers, result, answers.predictions()
@@ -103,9 +103,9 @@ def _positions(model: PlainModel, loader: Loader, seed: int) -> np.ndarray:
     return np.concatenate(found)[:, :, None, None]
 
 
-def _factor_tally(model: PlainModel, factors: DeepFeatureFactorization, loader: Loader) -> Tally:
+def _factor_tally(model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, how: EvaluationConfig) -> Tally:
     """A tally whose parts are the factors."""
-    tally = Tally(loader.manifest)
+    tally = Tally(loader.manifest, corner=how.centers == "corner")
     for batch in inputs.progress(loader):
         assign = torch.from_numpy(factors.transform(_features(model, batch.images)))
         occurrence = assign.amax((2, 3))

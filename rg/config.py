@@ -256,6 +256,9 @@ class TrainConfig:
         _require(self.validate_epochs >= 0, "train.validate_epochs", "0 or more", self.validate_epochs)
 
 
+View = Literal["input", "whole"]
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How a run is measured. All of it may be changed for a finished run.
@@ -266,15 +269,18 @@ class EvaluationConfig:
         landmark_view: The same for the landmark error alone.
         landmark_scale: Landmark errors are fractions of the box of the object (box; of the image where there is none),
             or of the distance between the first two landmarks, the eyes (interocular).
+        centers: Positions of the map lie in the middle of their cells, or as in the authors' code at their far corner.
+            Landmarks relative to boxes of different sizes are predicted a little differently.
         landmark_classes: Class numbers, from 0, whose landmark error is also measured alone: regression fitted and
             tested on images of that class only.
         flip: Average the logits of the image and its mirror image.
         attribute_threshold: Attributes hold where the probability, or as in the authors' code the logit, is above 0.5.
     """
 
-    view: Literal["input", "whole"] = "input"
-    landmark_view: Literal["input", "whole"] = "input"
+    view: View = "input"
+    landmark_view: View = "input"
     landmark_scale: Literal["box", "interocular"] = "box"
+    centers: Literal["middle", "corner"] = "middle"
     landmark_classes: tuple[int, ...] = ()
     flip: bool = False
     attribute_threshold: Literal["probability", "logit"] = "probability"

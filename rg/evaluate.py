@@ -21,7 +21,7 @@ from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
 from rg.model import Model, ModelOutput, RegionGroupingModel
-from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured
+from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured, of_view
 from rg.tally import Answers, Tally, landmark_metrics, threshold
 
 
@@ -42,6 +42,8 @@ def evaluate(
         batch_size: Images at once.
         device: cpu, cuda or auto.
         settings: How; as the run says if None.
+
+    Another view than that of the run is written to files of its own, such as metrics.whole.json.
 
     Returns:
         What metrics.json holds: errors and rates as fractions, None for what the data set cannot tell.
@@ -76,8 +78,9 @@ def evaluate(
     found |= _calibration(answers, _answers(model, load("val", how.view), how) if validated else None)
     about = {"data": resolve(data), "dataset": manifest.dataset, "split": split}
     result = about | found | {"evaluation": flatten(asdict(how)), "weights": sha256(run / checkpoint.WEIGHTS)}
-    checkpoint.write_json(run / METRICS, result)
-    with atomic_write(run / PREDICTIONS) as file:
+    view = None if how.view == config.evaluation.view else how.view
+    checkpoint.write_json(run / of_view(METRICS, view), result)
+    with atomic_write(run / of_view(PREDICTIONS, view)) as file:
         for line in lines:
             file.write((json.dumps(line) + "\n").encode())
     return result
@@ -198,7 +201,7 @@ def _part_lines(result: dict[str, Any]) -> list[str]:
 def _tally(model: RegionGroupingModel, loader: Loader, how: EvaluationConfig) -> Tally:
     """What the model says of a split."""
     device = next(model.parameters()).device
-    tally = Tally(loader.manifest, threshold(how))
+    tally = Tally(loader.manifest, threshold(how), corner=how.centers == "corner")
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
         with torch.inference_mode():

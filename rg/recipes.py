@@ -117,15 +117,15 @@ def cub200_resnet101() -> RunConfig:
 def cub200_resnet101_authors() -> RunConfig:
     """CUB-200-2011 as in the authors' code: half the learning rate and batch, accuracy averaged over mirror images.
 
-    The code also picks the best epoch on the test set, which is not done here: hold out a validation split instead
-    (prepare cub200 --val-fraction 0.1).
+    Part centres are counted from the far corners of the cells of the map. The code also picks the best epoch on the
+    test set, which is not done here: hold out a validation split instead (prepare cub200 --val-fraction 0.1).
     """
     paper = cub200_resnet101()
     return replace(
         paper,
         optimizer=replace(paper.optimizer, lr=5e-4),
         train=replace(paper.train, global_batch=16),
-        evaluation=replace(paper.evaluation, flip=True),
+        evaluation=replace(paper.evaluation, flip=True, centers="corner"),
     )
 
 

@@ -13,12 +13,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pipelines.manifest import sha256
 from rg import checkpoint, recipes
-from rg.config import RunConfig, differences
-from rg.report import METRICS
+from rg.config import RunConfig, View, differences
+from rg.report import METRICS, of_view
 
 SPLIT = "test"  # of every data set; of iNaturalist 2017 that is what was published as val
 EMBEDDED = "creatures"
@@ -190,7 +190,7 @@ PAPER = (
             _baseline("ResNet101 (ours)", "inat2017_resnet101_plain", (61.1, ACC)),
             _ours("Ours", "inat2017_resnet101", (64.8, ACC)),
             _ours("Ours + FC test", "inat2017_resnet101", (66.8, ACC), view="whole"),
-        ), ("FC test: fully convolutional, on whole images. RUN holds one evaluation; copy it for the other.",),
+        ), ("FC test: fully convolutional, on whole images.",),
     ),
     Table(
         "Table 6. Pointing game on iNaturalist2017: error (%)",
@@ -248,7 +248,7 @@ def tables(runs: Sequence[Path]) -> list[Table]:
         ValueError: a run was not evaluated, or was trained on since; fills no row; was trained or measured on other
             data; is given twice; or has other settings than another of its row.
     """
-    measured = [_read(run) for run in runs]
+    measured = [_read(run, file) for run in runs for file in _measurements(run)]
     for (run, _), (other, _) in itertools.combinations(measured, 2):
         if (run.recipe, run.view) != (other.recipe, other.view):
             continue
@@ -260,16 +260,25 @@ def tables(runs: Sequence[Path]) -> list[Table]:
     return [replace(table, rows=tuple(_fill(row, measured) for row in table.rows)) for table in PAPER]
 
 
-def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
+def _measurements(folder: Path) -> list[Path]:
+    """What ``evaluate`` has written, for the view of the run and for others."""
+    config, _ = checkpoint.load_config(folder)
+    views = [None, *(view for view in get_args(View) if view != config.evaluation.view)]
+    found = [folder / of_view(METRICS, view) for view in views]
+    measured = [path for path in found if path.is_file()]
+    if not measured:
+        raise ValueError(f"{folder}: was not evaluated; run `python -m rg evaluate`")
+    return measured
+
+
+def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
     """A run and its metrics."""
     config, _ = checkpoint.load_config(folder)
     record = checkpoint.read_json(folder / checkpoint.RECORD)
     recipe = record.get("recipe")
     if recipe not in DATASETS:
         raise ValueError(f"{folder}: expected a run of {', '.join(DATASETS)}, got one of recipe {recipe!r}")
-    if not (folder / METRICS).is_file():
-        raise ValueError(f"{folder}: was not evaluated; run `python -m rg evaluate`")
-    metrics = checkpoint.read_json(folder / METRICS)
+    metrics = checkpoint.read_json(measured)
     if not {"dataset", "split", "evaluation", "weights"} <= metrics.keys():
         raise ValueError(f"{folder}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     weights = folder / checkpoint.WEIGHTS

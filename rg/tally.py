@@ -88,6 +88,7 @@ class Tally(Answers):
         wins: float32 [n, K], share of the positions at which a part is the strongest.
         landmarks: float32 [n, P, 2].
         visibility: bool [n, P].
+        corner: Whether the centres are counted from the far corners of the cells of the map.
         sizes: (columns, rows) of every image.
         boxes: The first box of every image [4], or the image where there is none.
         pointing: Whether the peak of the attribution lies in a box; None without boxes.
@@ -108,6 +109,7 @@ class Tally(Answers):
     overlap: Tensor | None = None
     landmark_table: np.ndarray | int = 0
     part_map_table: np.ndarray | int = 0
+    corner: bool = False
 
     def add(self, batch: Batch, output: ModelOutput) -> None:
         """Take note of one batch."""
@@ -117,7 +119,10 @@ class Tally(Answers):
         self.answer(batch, output.logits)
         self.occurrence.append(output.occurrence)
         self.attention.append(attention)
-        self.centers.append(metrics.part_centers(output.assign) * torch.tensor([columns, rows]))
+        centers = metrics.part_centers(output.assign)
+        if self.corner:
+            centers = centers + 0.5 / torch.tensor(output.assign.shape[:1:-1])
+        self.centers.append(centers * torch.tensor([columns, rows]))
         winner = F.one_hot(output.assign.argmax(1), K).float()
         self.wins.append(winner.mean((1, 2)))
         maps = output.assign.transpose(0, 1).flatten(1)

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 
 from rg import recipes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
-from rg.layers import GroupedLinear, MultiLabelClassifier, PartDictionary
+from rg.layers import GroupedLinear, MultiLabelAttention, MultiLabelClassifier, PartDictionary
 from rg.model import RegionGroupingModel
 
 SMALL = ModelConfig(
@@ -104,6 +104,48 @@ def test_grouped_linear_is_a_loop_over_linear_layers():
     x = torch.randn(4, 3, 5)
     expected = torch.stack([x[:, group] @ layer.weight[group] for group in range(3)], dim=1)
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_attributes_in_batched_products_are_a_loop_over_one_head_each():
+    """As the authors compute them: forty attentions, and behind a batch norm of all forty bottlenecks and layers."""
+    torch.manual_seed(0)
+    N, K, C, L, width = 6, 4, 16, 40, 8
+    config = HeadConfig(attention_width=16, region_width=width, region_channels=C)
+    attention, head = MultiLabelAttention(config, C, L).double(), MultiLabelClassifier(config, C, L).double()
+    for norm in (*attention.norms, *head.norms, head.norm):
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+    regions, features = torch.randn(N, K, C).double(), torch.randn(N, K, C).double()
+
+    def part(norm, label):
+        """The batch norm of one attribute."""
+        width = norm.num_features // L
+        alone = torch.nn.BatchNorm1d(width).double()
+        alone.weight.data, alone.bias.data = (
+            values.data[label * width : (label + 1) * width] for values in (norm.weight, norm.bias)
+        )
+        return alone
+
+    weights, attended = [], []
+    for label in range(L):
+        out = regions.flatten(0, 1)
+        for layer, norm in zip(attention.layers, attention.norms, strict=True):
+            out = torch.relu(part(norm, label)(out @ layer.weight[label]))
+        weights.append(torch.softmax(out.view(N, K), 1))
+        attended.append((weights[-1][:, :, None] * features).sum(1))
+    shared = torch.nn.BatchNorm1d(C).double()
+    shared.load_state_dict(head.norm.state_dict())
+    normed = shared(torch.stack(attended, 1).flatten(0, 1)).view(N, L, C)
+    logits = []
+    for label in range(L):
+        out = normed[:, label]
+        for index, (layer, norm) in enumerate(zip(head.layers, head.norms, strict=True)):
+            out = part(norm, label)(out @ layer.weight[label])
+            out = torch.relu(out + normed[:, label] if index == 2 else out)
+        logits.append(out @ head.weight[label] + head.bias[label])
+
+    torch.testing.assert_close(attention(regions), torch.stack(weights, 1))
+    torch.testing.assert_close(head(features, torch.stack(weights, 1)), torch.stack(logits, 1))
 
 
 def test_dictionary_starts_at_clusters_of_the_features():
