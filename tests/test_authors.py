@@ -16,6 +16,7 @@ from PIL import Image
 import rg
 from pipelines.manifest import Manifest, sha256
 from rg import checkpoint, recipes
+from rg.__main__ import main
 from rg.authors import authors_state, export_checkpoint, import_checkpoint
 from rg.checkpoint import Classes
 from rg.config import InputConfig
@@ -264,6 +265,27 @@ def test_an_imported_run_explains(case):
 def test_an_imported_run_is_evaluated(case, small_birds):
     result = evaluate(case.run, small_birds, "val", device="cpu")
     assert (result["samples"], len(result["parts"])) == (24, 5)
+
+
+@pytest.mark.parametrize("case", ["resnet50"], indirect=True)
+def test_the_commands_import_and_export(case, small_birds, tmp_path, capsys):
+    words = ["--recipe", "cub200_resnet101_authors", "--backbone", "resnet50", "--data", str(small_birds)]
+    assert main(["import", str(case.file), *words, "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (case.run / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == "cub200_resnet101_authors"
+    assert main(["export-authors", str(tmp_path / "run"), "--out", str(tmp_path / "back.pth.tar")]) == 0
+    back = torch.load(tmp_path / "back.pth.tar", weights_only=True)["state_dict"]
+    assert {name.removeprefix("module.") for name in back} == set(case.state)
+    capsys.readouterr()
+    for wrong, message in (
+        (["import", str(case.file), *words, "--out", str(tmp_path / "run")], "expected a new or an empty folder"),
+        (["import", str(tmp_path / "none"), *words, "--out", str(tmp_path / "other")], "there is no file"),
+        (["export-authors", str(tmp_path / "none"), "--out", str(tmp_path / "x")], "no such run folder"),
+    ):
+        assert main(wrong) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("backbone", STAGES)

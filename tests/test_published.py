@@ -122,3 +122,19 @@ def test_the_baselines_fill_their_rows(tmp_path, capsys):
     for verb in (["report", str(run)], ["explain", str(run), str(raw), "--out", str(tmp_path / "explained")]):
         assert main(verb) == 2
         assert "holds a plain network" in capsys.readouterr().err
+
+
+def test_the_embedded_creatures_go_the_same_way(tmp_path, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    size = {"creatures.species": 4, "creatures.size": 64, "train": 3, "val": 1, "test": 2}
+    assert main(["prepare", "creatures", "--out", str(data), "--jobs", "1", *words(size)]) == 0
+    train("mini_inat", data, run, **{"input.test_crop": 64})
+    assert main(["evaluate", str(run), "--data", str(data)]) == 0
+    result = json.loads((run / "metrics.json").read_text())
+    assert result["temperature"] > 0
+    assert set(result["levels"]) == {"genus", "super_category"}
+    capsys.readouterr()
+    assert main(["tables", str(run)]) == 0
+    assert "Creatures (embedded)" in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    assert "Accuracy by super-category" in (run / "report.html").read_text()
