@@ -13,21 +13,20 @@ random generator of its own, so any image can be drawn alone, by any worker, byt
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from . import bird_scenes
 from .bird_scenes import OVERSAMPLING, SCENES
 from .bird_shapes import rotation
 from .bird_species import COLOURS, Variant
-from .birds import JPEG_QUALITY, SPLITS, Drawing
 from .creature_shapes import ANATOMIES, PARTS, Anatomy, Part, Puppet, Species, puppet
+from .drawn import Drawing, DrawnSplit, bend, check_config, render, skip, visible
 from .samples import Sample
 
 MAX_SPECIES = 30
@@ -35,7 +34,6 @@ _SPECIES_STREAM = 2_000_003  # keeps the generator of the species apart from tho
 _CONTRAST = 130.0  # smallest distance in RGB of two colours that are to be told apart
 _POOL = 3  # variants of each part that tells the species of a genus apart
 _TRIES = 1000  # genera are drawn anew after so many: the first ones may leave no room for the last
-_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 _ROOTS = (
     "Zelim", "Quavor", "Tirel", "Ombar", "Velun", "Fasil", "Druvan", "Nolar", "Pelim", "Saruv", "Wexil", "Yvann",
     "Krelid", "Bomar", "Jundal", "Hespil",
@@ -73,32 +71,23 @@ class CreaturesConfig:
     def __post_init__(self) -> None:
         if not 4 <= self.species <= MAX_SPECIES:
             raise ValueError(f"species: expected 4 to {MAX_SPECIES}, got {self.species}")
-        if not 64 <= self.size <= 1024:
-            raise ValueError(f"size: expected 64 to 1024 pixels, got {self.size}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number >= 0, got {self.seed}")
-        for name in ("absent", "occlusion"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a probability, got {getattr(self, name)}")
-        if not 0 <= self.clutter <= 4:
-            raise ValueError(f"clutter: expected 0 to 4, got {self.clutter}")
+        check_config(size=self.size, seed=self.seed, absent=self.absent, occlusion=self.occlusion, clutter=self.clutter)
         if not 0 <= self.box_fraction <= 1:
             raise ValueError(f"box_fraction: expected 0 to 1, got {self.box_fraction}")
 
 
-class Creatures:
-    """A split of the creatures; index i is image ``i // len(class_names)`` of species ``i % len(class_names)``.
+class Creatures(DrawnSplit):
+    """A split of the creatures.
 
     Attributes:
         class_names: Genus and species, one per class; classes of one super-category, and in it of one genus, follow
             each other.
-        super_categories: One per class.
-        part_names: Value p of a part map is ``part_names[p - 1]``.
         landmark_names: Those of the parts: the landmark of a part is its centre.
         species: The part variants, one tuple per class.
         boxed: The super-categories whose images have boxes.
-        absence: Exact probability that an image of the split lacks a part, one per part.
     """
+
+    name = "creatures"
 
     def __init__(self, config: CreaturesConfig, split: str, per_species: int) -> None:
         """Draws the species; the same for all splits.
@@ -106,13 +95,8 @@ class Creatures:
         Raises:
             ValueError: unknown split, or no image asked for.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-        if per_species < 1:
-            raise ValueError(f"per_species: expected at least 1 image, got {per_species}")
+        super().__init__(config.size, config.seed, split, per_species)
         self.config = config
-        self.split = split
-        self.per_species = per_species
         rng = np.random.default_rng([config.seed, _SPECIES_STREAM])
         self.class_names: list[str] = []
         self.species: list[Species] = []
@@ -126,44 +110,12 @@ class Creatures:
         rates = [_absence(anatomy, config) for anatomy in ANATOMIES.values()]  # all have equally many images
         self.absence = [statistics.mean(rate[part] for rate in rates) for part in PARTS]
 
-    def __len__(self) -> int:
-        return self.per_species * len(self.species)
-
     def __getitem__(self, index: int) -> Sample:
-        drawing = self.drawing(index)
-        buffer = io.BytesIO()
-        drawing.image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        label = index % len(self.species)
-        size = self.config.size
-        return Sample(
-            key=f"{self.split}-{index:06d}",
-            jpeg=buffer.getvalue(),
-            label=label,
-            width=size,
-            height=size,
-            source=self.source(index),
-            super_category=self.super_categories[label],
-            landmarks=drawing.landmarks,
-            visibility=drawing.visibility,
-            boxes=drawing.box() if self.super_categories[label] in self.boxed else None,
-            part_map=drawing.part_map,
-            absent=drawing.absent,
-        )
+        sample = super().__getitem__(index)
+        return sample if sample.super_category in self.boxed else replace(sample, boxes=None)
 
-    def source(self, index: int) -> str:
-        """What image ``index`` is drawn from."""
-        return f"creatures seed={self.config.seed} split={self.split} index={index}"
-
-    def drawing(self, index: int) -> Drawing:
-        """Image ``index`` before it is encoded.
-
-        Raises:
-            IndexError: no such image.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
-        rng = np.random.default_rng([self.config.seed, SPLITS.index(self.split), index])
-        return draw(self.species[index % len(self.species)], self.config, rng)
+    def _draw(self, label: int, rng: np.random.Generator) -> Drawing:
+        return draw(self.species[label], self.config, rng)
 
 
 def draw_species(super_category: str, count: int, rng: np.random.Generator) -> list[Species]:
@@ -258,8 +210,7 @@ def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator) ->
     one super-category differ in the pixels of their differing parts only.
     """
     anatomy = ANATOMIES[species.super_category]
-    rates = _absence(anatomy, config)
-    skipped = tuple(part for (part, rate), u in zip(rates.items(), rng.random(len(rates)), strict=True) if u < rate)
+    skipped = skip(_absence(anatomy, config), rng)
     absent = {PARTS.index(part) + 1 for part in skipped}
     creature = puppet(species)
     points, extent = _pose(creature, anatomy, config.size, rng)
@@ -284,23 +235,10 @@ def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator) ->
         target = centres[rng.integers(len(centres))]
         bird_scenes.occluder(brush, side, target, OVERSAMPLING * extent, scene, rng)
 
-    small = (config.size, config.size)
-    part_map = np.array(canvas.resize(small, Image.Resampling.NEAREST).getchannel(3))
-    top, bottom = points[creature.frame, 1].min(), points[creature.frame, 1].max()
-    field, tint = bird_scenes.light(part_map > 0, top, bottom, rng)
-    red, green, blue = (
-        Image.fromarray(np.minimum(np.asarray(channel) * (field * gain), 255).astype(np.uint8))
-        for channel, gain in zip(canvas.reduce(OVERSAMPLING).split()[:3], tint, strict=True)
-    )
+    image, part_map = render(canvas, points[creature.frame], rng)
     landmarks = np.zeros((len(PARTS), 2), dtype=np.float32)
     landmarks[[PARTS.index(part) for part in anatomy.parts]] = points[creature.centres]
-    return Drawing(
-        image=Image.merge("RGB", (red, green, blue)),
-        part_map=part_map,
-        landmarks=landmarks,
-        visibility=_visible(landmarks, part_map),
-        absent=skipped,
-    )
+    return Drawing(image, part_map, landmarks, visible(landmarks, range(1, len(PARTS) + 1), part_map), skipped)
 
 
 def _pose(creature: Puppet, anatomy: Anatomy, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -309,25 +247,10 @@ def _pose(creature: Puppet, anatomy: Anatomy, size: int, rng: np.random.Generato
     mirror = -1.0 if rng.random() < 0.5 and anatomy.mirrored else 1.0
     tilt, squeeze = rng.uniform(-anatomy.tilt, anatomy.tilt), rng.uniform(0.85, 1.0)
     whole = np.diag([mirror, 1.0]) @ rotation(tilt) @ np.diag([squeeze, 1.0])
-    joints = np.stack([rotation(turn) for turn in turns])
-    shifts = creature.pivots - np.einsum("jab,jb->ja", joints, creature.pivots)
-    posed = np.einsum("nab,nb->na", (whole @ joints)[creature.joints], creature.points)
-    posed += (shifts @ whole.T)[creature.joints]
+    posed = bend(creature, turns, whole)
     low, high = posed[creature.frame].min(axis=0), posed[creature.frame].max(axis=0)
     extent = size * rng.uniform(0.44, 0.82)
     scale = extent / (high - low).max()
     box = (high - low) * scale
     corner = -0.06 * box + rng.beta(0.6, 0.6, 2) * (size - 0.88 * box)  # seldom in the middle
     return (posed - low) * scale + corner, float(extent)
-
-
-def _visible(landmarks: np.ndarray, part_map: np.ndarray) -> np.ndarray:
-    """Whether a part shows in the pixel of its landmark or in one of the four beside it."""
-    size = len(part_map)
-    padded = np.pad(part_map, 1)
-    visible = []
-    for value, (x, y) in enumerate(landmarks.tolist(), start=1):
-        column, row = math.floor(x), math.floor(y)
-        inside = 0 <= column < size and 0 <= row < size
-        visible.append(inside and value in padded[row : row + 3, column : column + 3][_CROSS])
-    return np.array(visible)
