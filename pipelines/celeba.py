@@ -196,8 +196,8 @@ class UnalignedCelebA(_Faces):
     - ``train`` has the training partition of CelebA without the test images of MAFL (45,609 of 161,962 images),
     - ``fit``, for fitting the regression to landmarks, the training images of MAFL (5,379 of 19,000),
     - ``test`` the test images of MAFL (283 of 1,000),
-    - ``val``, for the selection of models, a share of the images of ``train`` that are not in ``fit``; ``train`` then
-      lacks it. The published setting has none.
+    - ``val``, to choose settings by, a share of the images of ``train`` that are not in ``fit``; ``train`` then lacks
+      it. The published setting has none; the authors' code looks at faces of CelebA's validation partition instead.
 
     MAFL was drawn from all of CelebA. So most of ``fit`` is in ``train`` as well, where its landmarks are not used, and
     its keys are others there. 808 test images of MAFL are training images of CelebA, and 162,770 - 808 is the length of

@@ -53,6 +53,7 @@ def _in_words(message: str, options: Sequence[str]) -> str:
         key, kind, value = wrong.groups()
         kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
         kind = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", kind)
+        kind = re.sub(r"^tuple$", "a list such as [0,1]", kind)
         return f"{typed.get(key, key)}: expected {kind}, got {value!r}"
     if missing := re.fullmatch(r"(the following arguments are required: )(.+)", message):
         return missing[1] + ", ".join(typed.get(name, name) for name in missing[2].split(", "))
@@ -181,7 +182,7 @@ def _prepare_published(
     parser.add_argument("--raw", type=Path, required=True, help="folder of the published files")
     held_out: dict[str, Any] = {}
     if splits:
-        share = "share of the training images held out for selecting models; 0: train on all, as published"
+        share = "share of the training images held out, to watch and to choose settings by; 0: none, as published"
         parser.add_argument("--val-fraction", type=float, default=0.0, help=share)
     parser.add_argument("--seed", type=int, default=0, help="decides the order, and what is held out")
     parser.add_argument("--allow-partial", action="store_true", help="accept fewer images than were published")
@@ -294,9 +295,9 @@ def evaluate(arguments: Arguments) -> None:
     from rg.checkpoint import CONFIG, load_config
 
     parser = _parser("evaluate", evaluate)
-    trained = bool(arguments) and Path(arguments[0], CONFIG).is_file()
-    how = load_config(Path(arguments[0]))[0].evaluation if trained else EvaluationConfig()
-    parser.add_argument("run", type=Path, help="run folder, given first")
+    runs = [word for word in arguments if Path(word, CONFIG).is_file()]
+    how = load_config(Path(runs[0]))[0].evaluation if runs else EvaluationConfig()
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
     parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once")
@@ -362,6 +363,9 @@ def import_authors(arguments: Arguments) -> None:
         backbone = dataclasses.replace(config.model.backbone, name=args.backbone)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
     manifest = Manifest.load(args.data)
+    dataset = importlib.import_module("rg.tables").DATASETS.get(args.recipe.removesuffix("_authors"), manifest.dataset)
+    if manifest.dataset != dataset:
+        raise ValueError(f"--data: {args.recipe} is for {dataset}, got shards of {manifest.dataset}")
     classes = Classes(manifest.classes, manifest.multi_label)
     command = shlex.join(["python", "-m", "rg", "import", *arguments])
     importlib.import_module("rg.authors").import_checkpoint(

@@ -111,15 +111,12 @@ class DeepFeatureFactorization:
 
     Args:
         parts: Number of parts.
-        seed: Seed of the choice of positions and of the factorisation.
-        positions: Positions to fit on, drawn from those of all images; fewer if there are not as many.
+        seed: Seed of the factorisation.
     """
 
-    def __init__(self, parts: int, seed: int, positions: int = 50_000) -> None:
-        if parts < 1 or positions < 1:
-            raise ValueError(f"parts, positions: expected at least 1, got {parts}, {positions}")
-        self.positions = positions
-        self.seed = seed
+    def __init__(self, parts: int, seed: int) -> None:
+        if parts < 1:
+            raise ValueError(f"parts: expected at least 1, got {parts}")
         self.factorization = NMF(parts, max_iter=1000, random_state=seed)
 
     def fit(self, features: np.ndarray) -> DeepFeatureFactorization:
@@ -129,11 +126,7 @@ class DeepFeatureFactorization:
             ValueError: another shape, or features that are not finite.
         """
         _check_features(features)
-        N, _, h, w = features.shape
-        count = min(self.positions, N * h * w)
-        drawn = np.sort(np.random.default_rng(self.seed).choice(N * h * w, count, replace=False))
-        n, y, x = np.unravel_index(drawn, (N, h, w))
-        self.factorization.fit(np.maximum(features[n, :, y, x], 0))
+        self.factorization.fit(np.maximum(features.transpose(0, 2, 3, 1).reshape(-1, features.shape[1]), 0))
         return self
 
     def transform(self, features: np.ndarray) -> np.ndarray:

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "module."
 SETTINGS = {
+    "model.kind": "region_grouping",
     "model.backbone.stride": 16,
     "model.grouping.standardize": False,
     "model.head.attention": True,

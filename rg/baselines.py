@@ -82,11 +82,12 @@ def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[
             if how.flip:
                 logits = (logits + model(images.flip(3)).logits) / 2
         answers.answer(batch, logits.float().cpu())
-        if batch.boxes is None or loader.manifest.multi_label:
+        boxes = {n: boxes for n, boxes in enumerate(batch.boxes or []) if len(boxes)}
+        if not boxes or loader.manifest.multi_label:
             continue
         for name, method in methods.items():
-            maps = method(model, images, logits.argmax(1))
-            hits[name] += [hit for hit in metrics.pointing(maps, batch.boxes, (columns, rows)) if hit is not None]
+            maps = method(model, images[list(boxes)], logits[list(boxes)].argmax(1))
+            hits[name] += [hit is True for hit in metrics.pointing(maps, list(boxes.values()), (columns, rows))]
     return answers, {name: 1 - sum(found) / len(found) if found else None for name, found in hits.items()}
 
 

@@ -268,7 +268,9 @@ class EvaluationConfig:
             multiples of 16 (fully convolutional).
         landmark_view: The same for the landmark error alone.
         landmark_scale: Landmark errors are fractions of the box of the object (box; of the image where there is none),
-            or of the distance between the first two landmarks, the eyes (interocular).
+            or of the distance between the first two landmarks, the eyes (interocular). interocular_units: part centres
+            and landmarks are divided by that distance before the regression, as in the authors' code, which so tells it
+            how large the face is.
         centers: Positions of the map lie in the middle of their cells, or as in the authors' code at their far corner.
             Landmarks relative to boxes of different sizes are predicted a little differently.
         landmark_classes: Class numbers, from 0, whose landmark error is also measured alone: regression fitted and
@@ -279,7 +281,7 @@ class EvaluationConfig:
 
     view: View = "input"
     landmark_view: View = "input"
-    landmark_scale: Literal["box", "interocular"] = "box"
+    landmark_scale: Literal["box", "interocular", "interocular_units"] = "box"
     centers: Literal["middle", "corner"] = "middle"
     landmark_classes: tuple[int, ...] = ()
     flip: bool = False

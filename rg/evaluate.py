@@ -24,6 +24,8 @@ from rg.model import Model, ModelOutput, RegionGroupingModel
 from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured, of_view
 from rg.tally import Answers, Tally, landmark_metrics, threshold
 
+DATA_OPTIONS = ("allow_partial", "val_fraction", "short_side", "quality")  # with which data is not as published
+
 
 def evaluate(
     run: Path,
@@ -76,7 +78,8 @@ def evaluate(
     found["levels"] = _levels(answers)
     validated = "val" in manifest.splits and split != "val"
     found |= _calibration(answers, _answers(model, load("val", how.view), how) if validated else None)
-    about = {"data": resolve(data), "dataset": manifest.dataset, "split": split}
+    chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
+    about = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
     result = about | found | {"evaluation": flatten(asdict(how)), "weights": sha256(run / checkpoint.WEIGHTS)}
     view = None if how.view == config.evaluation.view else how.view
     checkpoint.write_json(run / of_view(METRICS, view), result)
@@ -96,7 +99,7 @@ def _measure_parts(
 ) -> tuple[Tally, dict[str, Any], Iterator[dict[str, Any]]]:
     """The answers, and what metrics.json and predictions.jsonl hold of a model with parts."""
     loader = load(split, how.view)
-    seen = _tally(model, loader, how)
+    seen = _tally(model, loader, how, how.flip)
     result = {"damaged": loader.damaged} | _measure(seen, config, model.background.cpu().tolist())
     landmark_errors: dict[str, np.ndarray] = {}
     if loader.manifest.landmarks:
@@ -145,8 +148,11 @@ def _check(how: EvaluationConfig, classes: Classes, manifest: Manifest) -> None:
         raise ValueError(
             f"evaluation.landmark_classes: expected numbers of {len(classes.names)} classes, got {how.landmark_classes}"
         )
-    if how.landmark_scale == "interocular" and len(manifest.landmarks) < 2:
-        raise ValueError("evaluation.landmark_scale: interocular needs two landmarks, the eyes")
+    if how.landmark_scale != "box" and not all("eye" in name for name in (*manifest.landmarks, "", "")[:2]):
+        raise ValueError(
+            f"evaluation.landmark_scale: {how.landmark_scale} needs two eyes as the first landmarks, got "
+            f"{', '.join(manifest.landmarks[:2]) or 'none'}"
+        )
 
 
 def table(result: dict[str, Any]) -> str:
@@ -198,7 +204,7 @@ def _part_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _tally(model: RegionGroupingModel, loader: Loader, how: EvaluationConfig) -> Tally:
+def _tally(model: RegionGroupingModel, loader: Loader, how: EvaluationConfig, flip: bool = False) -> Tally:
     """What the model says of a split."""
     device = next(model.parameters()).device
     tally = Tally(loader.manifest, threshold(how), corner=how.centers == "corner")
@@ -206,7 +212,7 @@ def _tally(model: RegionGroupingModel, loader: Loader, how: EvaluationConfig) ->
         images = batch.images.to(device)
         with torch.inference_mode():
             output = model(images)
-            if how.flip:
+            if flip:
                 output = output._replace(logits=(output.logits + model(images.flip(3)).logits) / 2)
         tally.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)))
     return tally

@@ -39,7 +39,7 @@ MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data se
     (
         "Landmark error",
         "landmark_error",
-        "Distance of landmarks told from part centres, by size of the box.",
+        "Distance of landmarks told from part centres, by size of the box, or by that between the eyes.",
         "landmarks",
     ),
     ("Mean-shape error", "mean_shape_error", "The same for one mean shape, without looking.", "landmarks"),
@@ -113,6 +113,8 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
     if "reliability" not in metrics or not all("area" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
+    if "imported" in record:
+        raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
     history = _read_lines(run / HISTORY, "train")
     manifest = _find_data(metrics, data)
     if manifest.classes != classes.names:
@@ -334,10 +336,11 @@ def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if chance is not None:
         right = round(metrics["accuracy"] * metrics["samples"])
         about = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
+    unit = "the box" if metrics["evaluation"]["landmark_scale"] == "box" else "the distance between the eyes"
     tiles = [
         ("Accuracy", "accuracy", about),
         ("Mean class accuracy", "mean_class_accuracy", "every class counted once"),
-        ("Landmark error", "landmark_error", f"of the box; one mean shape has {percent(metrics['mean_shape_error'])}"),
+        ("Landmark error", "landmark_error", f"of {unit}; one mean shape has {percent(metrics['mean_shape_error'])}"),
         ("Pointing-game error", "pointing_error", "of the attribution peaks miss the object"),
     ]
     return [

@@ -167,8 +167,8 @@ class Tally(Answers):
         """What landmark coordinates and errors of an image are fractions of.
 
         Args:
-            scale: box, or interocular: coordinates are fractions of the image, errors of the distance between the
-                first two landmarks.
+            scale: box; interocular: coordinates are fractions of the image, errors of the distance between the first
+                two landmarks; or interocular_units: both of that distance.
 
         Returns:
             boxes: [N, 4]; coordinates are relative to them.
@@ -180,7 +180,12 @@ class Tally(Answers):
         landmarks, visible = torch.cat(self.landmarks).numpy(), torch.cat(self.visibility).numpy()
         distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
         known = visible[:, :2].all(1) & (distance > 0)
-        lengths = sizes / np.where(known, distance, np.nan)[:, None]
+        distance = np.where(known, distance, np.nan)
+        if scale == "interocular_units":
+            boxes = np.zeros((len(distance), 4))
+            boxes[:, 2:] = np.where(known, distance, 1)[:, None]
+            return boxes, np.where(known, 1, np.nan)[:, None].repeat(2, axis=1)
+        lengths = sizes / distance[:, None]
         return np.concatenate([np.zeros_like(sizes), sizes], axis=1), lengths
 
 
@@ -226,6 +231,8 @@ def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, n
     boxes, lengths = seen.frames(scale)
     centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
     visibility = torch.cat(seen.visibility).numpy()
+    if scale == "interocular_units":
+        visibility = visibility & ~np.isnan(lengths[:, :1])
     return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
 
 

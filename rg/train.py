@@ -119,6 +119,8 @@ def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: 
                 )
         return
     started, trained_classes = checkpoint.load_config(out)
+    if not (out / CHECKPOINTS).is_dir():
+        raise ValueError(f"--resume: {out} has no checkpoints to resume from")
     changed = differences(started, config)
     if changed:
         name, (before, after) = next(iter(changed.items()))
@@ -178,7 +180,7 @@ def _record(data: Location, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
 def _first_images(config: RunConfig, data: Location, manifest: Manifest) -> Tensor:
     """The same first training images on every rank, uint8 [N, 3, C, C] on the CPU."""
     count = min(DICTIONARY_IMAGES, manifest.split("train").samples)
-    geometry = Geometry(config.input.short_side, config.input.crop)
+    geometry = Geometry(config.input.short_side, config.input.crop, config.input.view)
     decoding = inputs.decoding(config.input, torch.device("cpu"))
     return next(iter(Loader(data, "train", geometry, count, decoding=decoding))).images
 

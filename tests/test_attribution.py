@@ -212,11 +212,10 @@ def matched(found, truth):
     return found[:, linear_sum_assignment(-overlap)[1]]
 
 
-@pytest.mark.parametrize("positions", [300, 50_000])
-def test_factorization_recovers_parts_in_other_images(positions):
+def test_factorization_recovers_parts_in_other_images():
     features, _ = made_of_parts(30, seed=1)
     others, truth = made_of_parts(10, seed=2)
-    found = matched(DeepFeatureFactorization(4, 0, positions).fit(features).transform(others), truth)
+    found = matched(DeepFeatureFactorization(4, 0).fit(features).transform(others), truth)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     assert np.abs(found - truth).mean() < 0.03
@@ -229,12 +228,10 @@ def test_assignment_does_not_depend_on_the_scale_of_the_features():
     np.testing.assert_allclose(matched(second, first), first, atol=0.02)
 
 
-def test_the_seed_decides_the_positions():
+def test_the_same_seed_gives_the_same_factors():
     features, _ = made_of_parts(10, seed=1)
-    features += np.random.default_rng(3).random(features.shape, dtype=np.float32)
-    runs = [DeepFeatureFactorization(4, seed, 50).fit(features).transform(features) for seed in (0, 0, 1)]
-    assert np.array_equal(runs[0], runs[1])
-    assert not np.array_equal(runs[0], runs[2])
+    runs = [DeepFeatureFactorization(4, 0).fit(features).transform(features) for _ in range(2)]
+    assert np.array_equal(*runs)
 
 
 def test_negative_features_count_as_none():
@@ -258,5 +255,5 @@ def test_bad_features_are_refused():
     features[0, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         DeepFeatureFactorization(4, 0).fit(features)
-    with pytest.raises(ValueError, match=r"^parts, positions: expected at least 1, got 0, 9"):
-        DeepFeatureFactorization(0, 0, 9)
+    with pytest.raises(ValueError, match=r"^parts: expected at least 1, got 0"):
+        DeepFeatureFactorization(0, 0)

@@ -127,3 +127,21 @@ def test_celeba_regression_relative_to_the_distance_of_the_eyes():
         assert result["landmark_errors"][name] == pytest.approx(error.mean(), rel=1e-4)
         every += list(error)
     assert result["landmark_error"] == pytest.approx(np.mean(every), rel=1e-4)
+
+
+def test_celeba_regression_in_units_of_the_distance_of_the_eyes():
+    """As in the authors' code: divided before the regression, which gives another error."""
+    fit, test = random_tally(2, 200, (64, 64), corner=True), random_tally(3, 60, (64, 64), corner=True)
+    sides = []
+    for _, batch, assign in (fit, test):
+        landmarks, visible = batch.landmarks.numpy(), batch.visibility.numpy()
+        eyes = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
+        known = visible[:, :2].all(axis=1)
+        centers = centroids(assign, (64, 64), 1).reshape(len(eyes), -1) / eyes[:, None]
+        sides.append((centers[known], (landmarks / eyes[:, None, None])[known], visible[known]))
+    units, interocular = (
+        landmark_metrics(fit[0], test[0], EvaluationConfig(landmark_scale=scale), CLASSES)[0]["landmark_error"]
+        for scale in ("interocular_units", "interocular")
+    )
+    assert units == pytest.approx(pooled(*sides), rel=1e-4)
+    assert units != pytest.approx(interocular, rel=1e-3)

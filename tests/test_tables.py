@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -398,12 +399,16 @@ def change(run: Path, name: str, **values: object) -> None:
         ("metrics.json", {"split": "val"}, "evaluated on the split val of cub200"),
         ("run.json", {"data": {"dataset": "birds"}}, "got one trained on birds"),
         ("run.json", {"recipe": None}, "got one of recipe None"),
-        ("run.json", {"recipe": "birds_lite0"}, "expected a run of celeba_attributes_resnet101_plain, .*'birds_lite0'"),
+        (
+            "run.json",
+            {"recipe": "birds_lite0"},
+            "expected a run of celeba_attributes_resnet101_plain, .*got one of recipe birds_lite0",
+        ),
         ("metrics.json", {"weights": "absent"}, "earlier version; run `python -m rg evaluate` again"),
         (
             "metrics.json",
             {"evaluation": {"view": "whole"}},
-            "expected evaluation.view input of cub200_resnet101, got whole",
+            "no row of a table is for evaluation.view whole of cub200_resnet101",
         ),
     ],
 )
@@ -454,3 +459,29 @@ def test_runs_with_different_settings_do_not_share_a_cell(tmp_path):
 def test_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="form: expected text, markdown, json, got 'html'"):
         render(tables([]), "html")
+
+
+def test_what_is_not_as_published_is_marked(tmp_path):
+    """The authors' settings, an unfinished run, a part of the data set, damage."""
+    run = make_run(tmp_path / "run", "cub200_resnet101_authors")
+    change(run, "metrics.json", options={"allow_partial": True}, damaged=3)
+    (run / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 5, "epoch": 0.5}) + "\n")
+    text = render(tables([run]), "text")
+    line = next(line for line in text.splitlines() if line.strip().startswith("† Ours: not as in cub200_resnet101:"))
+    for remark in (
+        "trained 0.5 of 150 epochs",
+        "data prepared with allow_partial true",
+        "3 samples damaged",
+        "optimizer.lr 0.0005 instead of 0.001",
+        'evaluation.centers "corner" instead of "middle"',
+    ):
+        assert remark in line
+    assert "(1 run)†" in text
+
+
+def test_a_view_that_no_row_asks_for_is_passed_over(tmp_path):
+    run = make_run(tmp_path / "run", "cub200_resnet101")
+    expected = tables([run])
+    shutil.copy(run / "metrics.json", run / "metrics.whole.json")
+    change(run, "metrics.whole.json", evaluation={"view": "whole"})
+    assert tables([run]) == expected
