@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import mmap
 
 import pytest
 import torch
@@ -115,7 +116,9 @@ def test_memory_is_read_as_often_as_asked_for(monkeypatch, capsys, leak, grown):
     def stream(*_):
         left = []
         while True:
-            left.append(bytearray(b"x") * leak * 1_000_000)
+            left.append(mmap.mmap(-1, max(1, leak * 1_000_000)))  # fresh pages, whatever the process has freed before
+            for page in range(0, len(left[-1]), mmap.PAGESIZE):
+                left[-1][page] = 1
             yield torch.empty(5), torch.empty(5)
 
     monkeypatch.setitem(bench_loader.PROVIDERS, "dali_cpu", stream)

@@ -312,7 +312,7 @@ def test_another_number_of_images_is_refused(published: Path, caplog: pytest.Log
             ValueError, match=f"^{partition}: {split} images: expected {number}, found {found}; --allow"
         ):
             AlignedCelebA(published, split)
-    assert caplog.messages == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert len(AlignedCelebA(published, "train", allow_partial=True)) == 29
     assert caplog.messages == [f"{partition}: train images: found 29, the published number is 162770"]
 
@@ -338,7 +338,7 @@ def test_the_whole_data_set_needs_no_permission(published: Path, caplog: pytest.
     for split, members in LARGE.items():
         assert len(UnalignedCelebA(published, split)) == len(members)
     assert len(UnalignedCelebA(published, "val", val_fraction=0.3)) == 4
-    assert caplog.messages == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.usefixtures("complete")

@@ -84,7 +84,9 @@ def test_an_outage_ends_a_run_in_one_line_and_counts_nothing_as_damaged(endpoint
         stream = iter(loader)
         next(stream)
         proxy.rate = 1
-        with pytest.raises(OSError, match=r"^s3://birds/v1/train-0000\d\.tar: .*2 retries$"):
+        # Whichever of the faults came last; what breaks off half-way does not say how often it was tried.
+        reason = r"(.+, 2 retries|the server closed the connection|timed out)"
+        with pytest.raises(OSError, match=rf"^s3://birds/v1/train-0000\d\.tar: {reason}$"):
             deque(itertools.islice(stream, 100), maxlen=0)
     assert loader.damaged == 0
 
