@@ -269,7 +269,10 @@ def test_an_imported_run_is_evaluated(case, small_birds):
 
 @pytest.mark.parametrize("case", ["resnet50"], indirect=True)
 def test_the_commands_import_and_export(case, small_birds, tmp_path, capsys):
-    words = ["--recipe", "cub200_resnet101_authors", "--backbone", "resnet50", "--data", str(small_birds)]
+    (tmp_path / "data").mkdir()
+    manifest = json.loads((small_birds / "manifest.json").read_text()) | {"dataset": "cub200"}
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    words = ["--recipe", "cub200_resnet101_authors", "--backbone", "resnet50", "--data", str(tmp_path / "data")]
     assert main(["import", str(case.file), *words, "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (case.run / "model.safetensors").read_bytes()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == "cub200_resnet101_authors"
@@ -280,6 +283,7 @@ def test_the_commands_import_and_export(case, small_birds, tmp_path, capsys):
     for wrong, message in (
         (["import", str(case.file), *words, "--out", str(tmp_path / "run")], "expected a new or an empty folder"),
         (["import", str(tmp_path / "none"), *words, "--out", str(tmp_path / "other")], "there is no file"),
+        (["import", str(case.file), *words[:-1], str(small_birds), "--out", str(tmp_path / "y")], "is for cub200, got"),
         (["export-authors", str(tmp_path / "none"), "--out", str(tmp_path / "x")], "no such run folder"),
     ):
         assert main(wrong) == 2
