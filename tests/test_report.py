@@ -141,7 +141,7 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
         "dataset": SCRIPT,
         "split": "test",
         "damaged": 0,
-        "evaluation": {},
+        "evaluation": {"landmark_scale": "box"},
         "levels": {"super_category": {"accuracy": 0.875, "accuracy_of_best_class": 0.75}},
         "temperature": 0.5,
         "reliability": RELIABILITY,
