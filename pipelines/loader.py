@@ -97,7 +97,8 @@ class Loader:
         damaged: How often this rank met a damaged sample.
 
     Raises:
-        ValueError: no such split, a file is missing, too many samples are lost, or fewer samples than ranks.
+        ValueError: a batch of no image, no such split, a file is missing, too many samples are lost, or fewer samples
+            than ranks.
         OSError: the storage does not answer.
     """
 
@@ -115,6 +116,8 @@ class Loader:
         world_size: int = 1,
         max_damaged: float = 0.01,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self._reader = Reader(data, split)
         self.manifest, self.samples = self._reader.manifest, self._reader.size
         self._range = plan.shard_range(self.samples, rank, world_size)

@@ -60,6 +60,18 @@ class Backbone(nn.Module):
         x = out[-1] if isinstance(out, list) else out
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
+    @torch.inference_mode()
+    def takes_any_size(self, side: int) -> bool:
+        """Whether images of other shapes than a square of ``side`` pixels pass."""
+        side = side // self.stride * self.stride
+        # Consecutive multiples of the stride, so that no network passes that takes only multiples of more.
+        shape = (1, 3, side + self.stride, side + 2 * self.stride)
+        try:
+            self(torch.zeros(shape, dtype=torch.uint8, device=self.pixel_mean.device))
+        except (AssertionError, RuntimeError, ValueError):  # timm asserts; some networks fail in the middle
+            return False
+        return True
+
 
 def build_backbone(config: BackboneConfig, pretrained: bool = True) -> Backbone:
     """The backbone that a configuration names.

@@ -14,7 +14,7 @@ from pipelines.loader import Loader
 from rg import inputs, metrics
 from rg.attribution import DeepFeatureFactorization, cam, grad_cam, guided_grad_cam, guides
 from rg.config import EvaluationConfig, RunConfig
-from rg.model import ModelOutput
+from rg.model import ModelOutput, class_logits
 from rg.plain import PlainModel
 from rg.tally import Answers, Tally, landmark_metrics, threshold
 
@@ -78,9 +78,7 @@ def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[
         images = batch.images.to(device)
         rows, columns = images.shape[2:]
         with torch.no_grad():
-            logits = model(images).logits
-            if how.flip:
-                logits = (logits + model(images.flip(3)).logits) / 2
+            logits = class_logits(model, images, how.flip)
         answers.answer(batch, logits.float().cpu())
         boxes = {n: boxes for n, boxes in enumerate(batch.boxes or []) if len(boxes)}
         if not boxes or loader.manifest.multi_label:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +21,11 @@ from rg.checkpoint import Classes
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
-from rg.model import Model, ModelOutput, RegionGroupingModel
+from rg.model import Model, ModelOutput, RegionGroupingModel, class_logits
 from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured, of_view
 from rg.tally import Answers, Tally, landmark_metrics, threshold
+
+logger = logging.getLogger(__name__)
 
 DATA_OPTIONS = ("allow_partial", "val_fraction", "short_side", "quality")  # with which data is not as published
 
@@ -37,6 +40,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run on one split; the landmark regression is fitted on the split ``fit``, or ``train`` without one.
 
+    Another view than that of the run is written to files of its own, such as metrics.whole.json.
+
     Args:
         run: Run folder.
         data: Folder of shards, or its URL, with the classes that the run was trained on.
@@ -44,8 +49,6 @@ def evaluate(
         batch_size: Images at once.
         device: cpu, cuda or auto.
         settings: How; as the run says if None.
-
-    Another view than that of the run is written to files of its own, such as metrics.whole.json.
 
     Returns:
         What metrics.json holds: errors and rates as fractions, None for what the data set cannot tell.
@@ -62,6 +65,11 @@ def evaluate(
             f"not the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of {run}"
         )
     _check(how, classes, manifest)
+    if "whole" in (how.view, how.landmark_view) and not model.backbone.takes_any_size(config.input.test_size[1]):
+        raise ValueError(
+            f"evaluation.view, evaluation.landmark_view: expected input, as {config.model.backbone.name} takes images "
+            "of one size only, got whole"
+        )
     split = split or ("test" if "test" in manifest.splits else "val")
     manifest.split(split)
     model.to(pick_device(device)).to(memory_format=torch.channels_last)
@@ -120,6 +128,9 @@ def _levels(answers: Answers) -> dict[str, dict[str, float]]:
 def _calibration(answers: Answers, validation: Answers | None) -> dict[str, Any]:
     """How far confidence can be trusted, and the temperature, fitted on the validation split, that makes it so."""
     temperature = calibration.fit_temperature(*validation.arrays()) if validation else None
+    if temperature in (calibration.LOWEST, calibration.HIGHEST):
+        logger.warning("no temperature: the answers on the validation split are all right, or tell nothing")
+        temperature = None
     kept: dict[str, Any] = {"temperature": temperature}
     for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
         kept[name] = None
@@ -136,9 +147,7 @@ def _answers(model: Model, loader: Loader, how: EvaluationConfig) -> Answers:
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
         with torch.inference_mode():
-            logits = model(images).logits
-            if how.flip:
-                logits = (logits + model(images.flip(3)).logits) / 2
+            logits = class_logits(model, images, how.flip)
         answers.answer(batch, logits.float().cpu())
     return answers
 

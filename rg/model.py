@@ -180,3 +180,9 @@ def build_model(config: ModelConfig, num_classes: int, multi_label: bool = False
     if config.kind == "plain":
         return PlainModel(config.backbone, num_classes, multi_label, pretrained)
     return RegionGroupingModel(config, num_classes, multi_label, pretrained)
+
+
+def class_logits(model: Model, images: Tensor, mirror: bool) -> Tensor:
+    """Logits [N, classes] of images [N, 3, H, W]; with ``mirror`` the mean over the images and their mirror images."""
+    logits = model(images).logits
+    return (logits + model(images.flip(3)).logits) / 2 if mirror else logits

@@ -16,14 +16,16 @@ from torchvision.transforms import v2
 
 from pipelines import reader, shards
 from pipelines.birds import Birds, BirdsConfig
+from pipelines.loader import Batch
 from pipelines.manifest import Manifest, Schema, sha256
 from pipelines.samples import Sample
 from rg import checkpoint
 from rg.checkpoint import Classes
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
-from rg.evaluate import evaluate, table
+from rg.config import BackboneConfig, EvaluationConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
+from rg.evaluate import _calibration, evaluate, table
 from rg.model import RegionGroupingModel
 from rg.report import MEASURED, not_measured
+from rg.tally import Answers
 
 SHORT_SIDE, CROP, K = 64, 56, 4  # of images of 64 px: the window needs neither resizing nor rounding
 MARGIN = (SHORT_SIDE - CROP) // 2
@@ -302,6 +304,28 @@ def test_attributes_without_annotations(tmp_path):
         "  Not measured without landmarks, boxes or part maps: Landmark error, Mean-shape error, Pointing-game error, "
         "NMI at landmarks, ARI at landmarks, NMI on part maps, ARI on part maps"
     )
+
+
+def test_a_backbone_of_fixed_size_does_not_see_whole_images(small_birds, tmp_path):
+    backbone = BackboneConfig(name="mixer_s16_224", weights="none")
+    config = RunConfig(model=dataclasses.replace(CONFIG.model, backbone=backbone))
+    classes = Classes(tuple(Manifest.load(small_birds).classes))
+    model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label)
+    checkpoint.save_config(tmp_path, config, classes)
+    checkpoint.save_weights(tmp_path, model)
+    message = r"^evaluation.view, .*: expected input, as mixer_s16_224 takes images of one size only, got whole$"
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path, small_birds, device="cpu", settings=EvaluationConfig(landmark_view="whole"))
+
+
+def test_answers_that_are_all_right_give_no_temperature(small_birds, caplog):
+    """The best temperature would be zero: any other makes right answers less certain."""
+    right = Answers(Manifest.load(small_birds), 0.0)
+    right.answer(Batch(torch.zeros(3, 3, 2, 2), torch.arange(3), ["a", "b", "c"]), 9 * torch.eye(3, 4))
+    found = _calibration(right, right)
+    assert found["temperature"] is found["calibrated_reliability"] is None
+    assert found["reliability"]["ece"] < 0.01
+    assert "no temperature" in caplog.text
 
 
 def test_what_is_not_measured_is_put_in_words():

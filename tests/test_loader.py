@@ -132,6 +132,11 @@ def test_a_stream_does_not_go_on_as_another(small_birds, changed, message):
         Loader(small_birds, **settings | changed).resume(state)
 
 
+def test_a_batch_has_an_image_at_least(small_birds):
+    with pytest.raises(ValueError, match=r"^batch_size: expected at least 1, got 0$"):
+        Loader(small_birds, "train", TRAIN, 0)
+
+
 def test_a_state_is_plain_values(small_birds):
     loader = Loader(small_birds, "train", TRAIN, 5)
     batches(loader, 3)
