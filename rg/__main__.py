@@ -84,7 +84,7 @@ def train(arguments: Arguments) -> int:
 
 def evaluate(arguments: Arguments) -> None:
     """Measure accuracy and parts of a run; prints a table and writes RUN/metrics.json."""
-    from rg.checkpoint import CONFIG, load_config
+    from rg.run_folder import CONFIG, load_config
 
     parser = make_parser("evaluate", evaluate)
     runs = [word for word in arguments if Path(word, CONFIG).is_file()]
@@ -139,7 +139,7 @@ def tables(arguments: Arguments) -> None:
 def import_authors(arguments: Arguments) -> None:
     """Make a run of a checkpoint of the authors' code."""
     from pipelines.manifest import Manifest
-    from rg.checkpoint import Classes
+    from rg.run_folder import Classes
 
     parser = make_parser("import", import_authors)
     parser.add_argument("checkpoint", type=Path, help=".pth.tar file; tensors only, no code in it is run")

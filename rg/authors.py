@@ -37,11 +37,11 @@ import torch
 from torch import Tensor
 
 from pipelines.manifest import atomic_write, sha256
-from rg import checkpoint
+from rg import run_folder
 from rg.backbones import RESNETS
-from rg.checkpoint import Classes
 from rg.config import ModelConfig, RunConfig, flatten
 from rg.model import RegionGroupingModel
+from rg.run_folder import Classes
 
 logger = logging.getLogger(__name__)
 
@@ -120,15 +120,15 @@ def import_checkpoint(
         "recipe": recipe,
         "command": command,
         "imported": {"file": str(path.resolve()), "sha256": sha256(path)},
-        "environment": checkpoint.environment(),
+        "environment": run_folder.environment(),
     }
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        checkpoint.save_config(partial, config, classes)
-        checkpoint.save_weights(partial, model)
-        checkpoint.write_json(partial / checkpoint.RECORD, record)
+        run_folder.save_config(partial, config, classes)
+        run_folder.save_weights(partial, model)
+        run_folder.write_json(partial / run_folder.RECORD, record)
         os.replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -147,9 +147,9 @@ def export_checkpoint(run: Path, path: Path) -> None:
     """
     if path.exists():
         raise ValueError(f"out: {path} exists; choose another file")
-    config, _ = checkpoint.load_config(run)
+    config, _ = run_folder.load_config(run)
     _check_architecture(config.model)
-    model, _, _ = checkpoint.load_region_grouping(run)
+    model, _, _ = run_folder.load_region_grouping(run)
     state = {
         PREFIX + name: value.clone(memory_format=torch.contiguous_format)
         for name, value in authors_state(model).items()

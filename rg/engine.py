@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from pipelines.manifest import sha256
-from rg.checkpoint import write_json
 from rg.config import OptimizerConfig, RunConfig
 from rg.model import Model, ModelOutput
 from rg.plain import PlainOutput
+from rg.run_folder import write_json
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

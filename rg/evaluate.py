@@ -15,14 +15,14 @@ import torch
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location, resolve
-from rg import calibration, checkpoint, inputs, metrics, rollup
+from rg import calibration, inputs, metrics, rollup, run_folder
 from rg.baselines import evaluate_plain
-from rg.checkpoint import Classes
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
 from rg.model import Model, ModelOutput, RegionGroupingModel, class_logits
 from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured, of_view
+from rg.run_folder import Classes
 from rg.tally import Answers, Tally, landmark_metrics, threshold
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def evaluate(
     Raises:
         ValueError: run, data, split or settings cannot be used.
     """
-    model, config, classes = checkpoint.load_model(run)
+    model, config, classes = run_folder.load_model(run)
     how = settings or config.evaluation
     manifest = Manifest.load(data)
     if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
@@ -88,9 +88,9 @@ def evaluate(
     found |= _calibration(answers, _answers(model, load("val", how.view), how) if validated else None)
     chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
     about = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
-    result = about | found | {"evaluation": flatten(asdict(how)), "weights": sha256(run / checkpoint.WEIGHTS)}
+    result = about | found | {"evaluation": flatten(asdict(how)), "weights": sha256(run / run_folder.WEIGHTS)}
     view = None if how.view == config.evaluation.view else how.view
-    checkpoint.write_json(run / of_view(METRICS, view), result)
+    run_folder.write_json(run / of_view(METRICS, view), result)
     with atomic_write(run / of_view(PREDICTIONS, view)) as file:
         for line in lines:
             file.write((json.dumps(line) + "\n").encode())

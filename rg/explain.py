@@ -24,11 +24,11 @@ from pipelines.folder import SUFFIXES
 from pipelines.geometry import central_start
 from pipelines.images import open_rgb
 from pipelines.manifest import atomic_write
-from rg import checkpoint, inputs, pictures
-from rg.checkpoint import Classes
+from rg import inputs, pictures, run_folder
 from rg.config import RunConfig
 from rg.metrics import part_centers
 from rg.model import RegionGroupingModel
+from rg.run_folder import Classes
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Explainer:
     @classmethod
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
         """Read a run folder; see ``rg.load``."""
-        model, config, classes = checkpoint.load_region_grouping(Path(run))
+        model, config, classes = run_folder.load_region_grouping(Path(run))
         return cls(model, config, classes, pick_device(device))
 
     def explain(

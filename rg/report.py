@@ -22,7 +22,7 @@ import rg
 from pipelines import reader
 from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location
-from rg import charts, checkpoint, pictures
+from rg import charts, pictures, run_folder
 from rg.calibration import Reliability
 from rg.charts import percent
 from rg.config import flatten
@@ -102,13 +102,13 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     Raises:
         ValueError: the run has not been evaluated, or its data is gone.
     """
-    config, classes = checkpoint.load_config(run)
+    config, classes = run_folder.load_config(run)
     if config.model.kind == "plain":
         raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
-    metrics, record = checkpoint.read_json(run / METRICS), checkpoint.read_json(run / checkpoint.RECORD)
-    if metrics["weights"] != sha256(run / checkpoint.WEIGHTS):
+    metrics, record = run_folder.read_json(run / METRICS), run_folder.read_json(run / run_folder.RECORD)
+    if metrics["weights"] != sha256(run / run_folder.WEIGHTS):
         raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
     if "reliability" not in metrics or not all("area" in prediction for prediction in predictions):

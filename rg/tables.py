@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipelines.manifest import sha256
-from rg import checkpoint, recipes
+from rg import recipes, run_folder
 from rg.config import RunConfig, View, differences
 from rg.report import HISTORY, METRICS, of_view
 
@@ -263,7 +263,7 @@ def tables(runs: Sequence[Path]) -> list[Table]:
 
 def _read_all(folder: Path) -> list[tuple[Run, dict[str, Any]]]:
     """What ``evaluate`` has written, for the view of the run and for those others that a row asks for."""
-    config, _ = checkpoint.load_config(folder)
+    config, _ = run_folder.load_config(folder)
     views = [None, *(view for view in get_args(View) if view != config.evaluation.view)]
     measured = [path for view in views if (path := folder / of_view(METRICS, view)).is_file()]
     if not measured:
@@ -279,16 +279,16 @@ def _read_all(folder: Path) -> list[tuple[Run, dict[str, Any]]]:
 
 def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
     """A run and its metrics."""
-    config, _ = checkpoint.load_config(folder)
-    record = checkpoint.read_json(folder / checkpoint.RECORD)
+    config, _ = run_folder.load_config(folder)
+    record = run_folder.read_json(folder / run_folder.RECORD)
     named = str(record.get("recipe"))
     recipe = named.removesuffix("_authors")  # fills the rows of the paper, marked
     if recipe not in DATASETS:
         raise ValueError(f"{folder}: expected a run of {', '.join(DATASETS)}, got one of recipe {named}")
-    metrics = checkpoint.read_json(measured)
+    metrics = run_folder.read_json(measured)
     if not {"dataset", "split", "evaluation", "weights"} <= metrics.keys():
         raise ValueError(f"{folder}: was evaluated by an earlier version; run `python -m rg evaluate` again")
-    weights = folder / checkpoint.WEIGHTS
+    weights = folder / run_folder.WEIGHTS
     if weights.is_file() and sha256(weights) != metrics["weights"]:
         raise ValueError(f"{folder}: was trained on since it was evaluated; run `python -m rg evaluate` again")
     dataset, imported = DATASETS[recipe], "imported" in record  # which data imported weights have seen is not known

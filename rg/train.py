@@ -1,6 +1,6 @@
 """Training: shards in, a run folder out.
 
-config.json classes.json run.json     what runs (rg.checkpoint)
+config.json classes.json run.json     what runs (rg.run_folder)
 checkpoints/                          to resume from: the engine's files and one file per rank
 model.safetensors                     weights of the newest checkpoint
 metrics.jsonl tensorboard/ train.log  what happened
@@ -28,13 +28,13 @@ from pipelines.geometry import Geometry
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest
 from pipelines.storage import Location, resolve
-from rg import checkpoint, inputs
-from rg.checkpoint import Classes
+from rg import inputs, run_folder
 from rg.config import RunConfig, differences
 from rg.engine import LATEST, Engine, Ranks, connect, micro_batch
 from rg.history import History, Meter
 from rg.losses import classification_loss, occurrence_prior_loss
 from rg.model import Model, ModelOutput, RegionGroupingModel, build_model
+from rg.run_folder import Classes
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +88,11 @@ def train(
     if ranks.rank == 0:
         (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         if resume:
-            checkpoint.save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
+            run_folder.save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
         else:
-            checkpoint.save_config(out, config, classes)
+            run_folder.save_config(out, config, classes)
             record = {"recipe": recipe, "command": command} | _record(data, manifest, ranks)
-            checkpoint.write_json(out / checkpoint.RECORD, record)
+            run_folder.write_json(out / run_folder.RECORD, record)
     return _Run(config, out, engine, loader, val_loader, steps, step, rank_state).run()
 
 
@@ -112,13 +112,13 @@ def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, r
 
 def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: Manifest, resume: bool) -> None:
     if not resume:
-        for name in (f"{CHECKPOINTS}/{LATEST}", checkpoint.WEIGHTS):
+        for name in (f"{CHECKPOINTS}/{LATEST}", run_folder.WEIGHTS):
             if (out / name).exists():
                 raise ValueError(
                     f"--out: {out} holds a run already ({name}); continue it with --resume or choose another folder"
                 )
         return
-    started, trained_classes = checkpoint.load_config(out)
+    started, trained_classes = run_folder.load_config(out)
     if not (out / CHECKPOINTS).is_dir():
         raise ValueError(f"--resume: {out} has no checkpoints to resume from")
     changed = differences(started, config)
@@ -133,7 +133,7 @@ def _check_run_folder(out: Path, config: RunConfig, classes: Classes, manifest: 
             f"--data: the {len(classes.names)} classes of the data are not the {len(trained_classes.names)} classes "
             f"that {out} was started with"
         )
-    before = checkpoint.read_json(out / checkpoint.RECORD)["data"]["shards"]
+    before = run_folder.read_json(out / run_folder.RECORD)["data"]["shards"]
     if before != _shard_sums(manifest):
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
 
@@ -173,7 +173,7 @@ def _record(data: Location, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
         },
         "ranks": ranks.world_size,
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
-        "environment": checkpoint.environment(),
+        "environment": run_folder.environment(),
     }
 
 
@@ -252,7 +252,7 @@ class _Run:
             if self.step < self.total:
                 logger.info("stopped by a signal at step %d of %d; continue with --resume", self.step, self.total)
                 return 128 + (received[0] if received else signal.SIGTERM)
-            logger.info("trained %d steps; the model is %s", self.step, self.out / checkpoint.WEIGHTS)
+            logger.info("trained %d steps; the model is %s", self.step, self.out / run_folder.WEIGHTS)
             return 0
 
     def _train_step(self, stream: Iterator[Any]) -> None:
@@ -302,7 +302,7 @@ class _Run:
             state["cuda_rng"] = torch.cuda.get_rng_state()
         self.engine.save(self.out / CHECKPOINTS, self.step, state, self.config.train.keep_checkpoints)
         if self.is_main:
-            checkpoint.save_weights(self.out, self.engine.model)
+            run_folder.save_weights(self.out, self.engine.model)
 
     def _show(self, bar: tqdm, record: dict[str, float]) -> None:
         shown = {

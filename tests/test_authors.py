@@ -15,13 +15,13 @@ from PIL import Image
 
 import rg
 from pipelines.manifest import Manifest, sha256
-from rg import checkpoint, recipes
+from rg import recipes, run_folder
 from rg.__main__ import main
 from rg.authors import authors_state, export_checkpoint, import_checkpoint
-from rg.checkpoint import Classes
 from rg.config import InputConfig
 from rg.evaluate import evaluate
 from rg.model import RegionGroupingModel
+from rg.run_folder import Classes
 
 STAGES = {"resnet50": (3, 4, 6), "resnet101": (3, 4, 23)}
 ATTRIBUTES = ("smiling", "young")
@@ -217,7 +217,7 @@ def case(request, tmp_path_factory, small_birds):
 
 @torch.no_grad()
 def test_an_imported_model_is_that_of_the_authors(case):
-    model, _, _ = checkpoint.load_model(case.run)
+    model, _, _ = run_folder.load_model(case.run)
     output = model(image())
     expected = Authors(case.state, case.backbone)(image())
     for name, theirs in zip(("logits", "assign", "attention"), expected, strict=True):
@@ -243,7 +243,7 @@ def test_the_way_back_gives_the_same_bytes(case, tmp_path):
 
 
 def test_a_run_says_what_it_was_made_from(case):
-    config, classes = checkpoint.load_config(case.run)
+    config, classes = run_folder.load_config(case.run)
     assert config.model.grouping.num_parts == len(case.state["grouping.smooth_factor"])
     assert classes.multi_label == ("mylinear.0.weight" in case.state)
     record = json.loads((case.run / "run.json").read_text())
@@ -395,7 +395,7 @@ def test_other_architectures_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             import_checkpoint(tmp_path / "x.pth.tar", other, CLASSES, tmp_path / "run")
-        checkpoint.save_config(tmp_path, other, CLASSES)
+        run_folder.save_config(tmp_path, other, CLASSES)
         with pytest.raises(ValueError, match=words):
             export_checkpoint(tmp_path, tmp_path / "back.pth.tar")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.json", "config.json"]
@@ -418,7 +418,7 @@ def test_a_run_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     torch.save(blank(), tmp_path / "x.pth.tar")
-    monkeypatch.setattr(checkpoint, "save_weights", full)
+    monkeypatch.setattr(run_folder, "save_weights", full)
     with pytest.raises(OSError, match="disk full"):
         import_checkpoint(tmp_path / "x.pth.tar", config_of("resnet50"), CLASSES, tmp_path / "runs" / "a")
     assert list((tmp_path / "runs").iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.manifest import Manifest
-from rg import __version__, checkpoint, recipes
+from rg import __version__, recipes, run_folder
 from rg.__main__ import VERBS, main
 from rg.model import RegionGroupingModel
 
@@ -88,9 +88,9 @@ def test_what_is_not_installed_is_one_line(small_birds, tmp_path):
     grouping = dataclasses.replace(config.model.grouping, num_parts=2)
     model, size = dataclasses.replace(config.model, grouping=grouping), dataclasses.replace(config.input, decoder="cpu")
     config = dataclasses.replace(config, model=model, input=size)
-    classes = checkpoint.Classes(Manifest.load(small_birds).classes)
-    checkpoint.save_config(tmp_path, config, classes)
-    checkpoint.save_weights(tmp_path, RegionGroupingModel(config.model, len(classes.names), pretrained=False))
+    classes = run_folder.Classes(Manifest.load(small_birds).classes)
+    run_folder.save_config(tmp_path, config, classes)
+    run_folder.save_weights(tmp_path, RegionGroupingModel(config.model, len(classes.names), pretrained=False))
     arguments = [sys.executable, "-c", WITHOUT_DALI, "evaluate", str(tmp_path), "--data", str(small_birds)]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert result.returncode == 2

@@ -19,12 +19,12 @@ from pipelines.birds import Birds, BirdsConfig
 from pipelines.loader import Batch
 from pipelines.manifest import Manifest, Schema, sha256
 from pipelines.samples import Sample
-from rg import checkpoint
-from rg.checkpoint import Classes
+from rg import run_folder
 from rg.config import BackboneConfig, EvaluationConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.evaluate import _calibration, evaluate, table
 from rg.model import RegionGroupingModel
 from rg.report import MEASURED, not_measured
+from rg.run_folder import Classes
 from rg.tally import Answers
 
 SHORT_SIDE, CROP, K = 64, 56, 4  # of images of 64 px: the window needs neither resizing nor rounding
@@ -57,8 +57,8 @@ def make_run(folder, data, classes):
         for _ in range(40):  # running statistics of the batch norms
             model(seen)
     folder.mkdir()
-    checkpoint.save_config(folder, CONFIG, classes)
-    checkpoint.save_weights(folder, model)
+    run_folder.save_config(folder, CONFIG, classes)
+    run_folder.save_weights(folder, model)
     return folder
 
 
@@ -86,7 +86,7 @@ class Truth:
 
 def look(run, data, split):
     """A plain forward pass over what ``reader.read`` yields; annotations moved by hand."""
-    model, _, _ = checkpoint.load_model(run)
+    model, _, _ = run_folder.load_model(run)
     samples = list(reader.read(data, split))
     with torch.no_grad():
         output = model(images(samples))
@@ -289,7 +289,7 @@ def test_attributes_without_annotations(tmp_path):
     shards.write(data, "bare", sources, schema=Schema(classes.names, multi_label=True), options={})
     run = make_run(tmp_path / "run", data, classes)
     result = evaluate(run, data, device="cpu")
-    model, _, _ = checkpoint.load_model(run)
+    model, _, _ = run_folder.load_model(run)
     samples = list(reader.read(data, "val"))
     with torch.no_grad():
         probabilities = torch.sigmoid(model(images(samples)).logits).numpy()
@@ -311,8 +311,8 @@ def test_a_backbone_of_fixed_size_does_not_see_whole_images(small_birds, tmp_pat
     config = RunConfig(model=dataclasses.replace(CONFIG.model, backbone=backbone))
     classes = Classes(tuple(Manifest.load(small_birds).classes))
     model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label)
-    checkpoint.save_config(tmp_path, config, classes)
-    checkpoint.save_weights(tmp_path, model)
+    run_folder.save_config(tmp_path, config, classes)
+    run_folder.save_weights(tmp_path, model)
     message = r"^evaluation.view, .*: expected input, as mixer_s16_224 takes images of one size only, got whole$"
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path, small_birds, device="cpu", settings=EvaluationConfig(landmark_view="whole"))

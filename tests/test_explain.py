@@ -13,10 +13,10 @@ from pipelines.geometry import Geometry
 from pipelines.loader import Loader
 from pipelines.manifest import Schema
 from pipelines.samples import Sample
-from rg.checkpoint import Classes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain import Explainer, at_image_size, explain_files, pick_device
 from rg.model import RegionGroupingModel
+from rg.run_folder import Classes
 
 
 def make(multi_label=False, backbone="tf_efficientnet_lite0", **size):

@@ -21,14 +21,14 @@ from pipelines import reader, shards
 from pipelines.birds import Birds, BirdsConfig
 from pipelines.manifest import Schema, sha256
 from pipelines.samples import Sample
-from rg import charts, checkpoint
+from rg import charts, run_folder
 from rg import report as module
 from rg.calibration import Reliability, reliability
-from rg.checkpoint import Classes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.losses import prior_quantiles
 from rg.model import RegionGroupingModel
 from rg.report import report
+from rg.run_folder import Classes
 
 SCRIPT = "<script>alert(1)</script>"
 NAMES = (SCRIPT, '"><img src="https://example.org/x" onerror=alert(2)>', "{{ 7 * 7 }} & 鷦鷯", "wren-" * 60)
@@ -86,16 +86,16 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
     with torch.no_grad():
         for parameter in model.classifier.parameters():
             parameter.mul_(10)  # the answers stay the same, and parts stand out
-    checkpoint.save_config(run, CONFIG, classes)
-    checkpoint.save_weights(run, model)
+    run_folder.save_config(run, CONFIG, classes)
+    run_folder.save_weights(run, model)
     record = {
         "command": f"python -m rg train {SCRIPT}",
         "data": {"folder": str(data), "dataset": SCRIPT, "options": {"size": 64, "raw": SCRIPT}, "shards": ["0" * 64]},
         "ranks": 2,
         "device": SCRIPT,
-        "environment": checkpoint.environment(),
+        "environment": run_folder.environment(),
     }
-    checkpoint.write_json(run / "run.json", record)
+    run_folder.write_json(run / "run.json", record)
     line = {"loss": 2.0, "classification_loss": 1.5, "prior_loss": 1.0, "accuracy": 0.25, "lr": 0.01}
     history = [{"kind": "train", "step": step, **line} for step in (10, 20, 30)]
     history[1]["loss"] = float("nan")
@@ -163,8 +163,8 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
         "parts_in_use": 1,
         "parts": parts,
     }
-    metrics["weights"] = sha256(run / checkpoint.WEIGHTS)
-    checkpoint.write_json(run / "metrics.json", metrics)
+    metrics["weights"] = sha256(run / run_folder.WEIGHTS)
+    run_folder.write_json(run / "metrics.json", metrics)
     return run
 
 
@@ -224,7 +224,7 @@ class Reader(HTMLParser):
 
 
 def edit(path, **changes):
-    checkpoint.write_json(path, json.loads(path.read_text()) | changes)
+    run_folder.write_json(path, json.loads(path.read_text()) | changes)
 
 
 def lines(path):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rg import checkpoint, recipes
-from rg.checkpoint import Classes
+from rg import recipes, run_folder
 from rg.config import RunConfig, flatten
+from rg.run_folder import Classes
 from rg.tables import Cell, Row, Table, render, tables
 
 DATASETS = {  # start of the recipe -> data set
@@ -60,7 +60,7 @@ def make_run(
     """The files that the tables are made from; of metrics.json and run.json what differs from a proper run."""
     config = config or recipes.get(recipe)
     run.mkdir(parents=True)
-    checkpoint.save_config(run, config, Classes(("a", "b")))
+    run_folder.save_config(run, config, Classes(("a", "b")))
     data = {"dataset": dataset_of(recipe)}
     written = {"recipe": recipe, "command": "", "data": data, "environment": {"commit": "abc1234"}}
     (run / "run.json").write_text(json.dumps(written | (record or {})))

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from pipelines import shards
 from pipelines.manifest import Schema
 from pipelines.samples import Sample
-from rg.checkpoint import load_model
 from rg.config import OptimizerConfig
 from rg.evaluate import evaluate
+from rg.run_folder import load_model
 
 OPTIONS = {
     "input.short_side": 72,
