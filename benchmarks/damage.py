@@ -264,7 +264,7 @@ def train(folder: Path, decoding: Decoding, allowed: float) -> list[str]:
     keys = []
     for rank in range(RANKS):
         options = {"decoding": decoding, "max_damaged": allowed}
-        loader = Loader(folder, "train", TRAIN, BATCH, rank=rank, world_size=RANKS, **options)  # type: ignore[arg-type]
+        loader = Loader(folder, "train", TRAIN, BATCH * RANKS, rank=rank, world_size=RANKS, **options)  # type: ignore[arg-type]
         keys += [key for batch in itertools.islice(loader, steps(loader.samples)) for key in batch.keys]
     return keys
 

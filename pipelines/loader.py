@@ -82,7 +82,7 @@ class Loader:
         data: Folder of shards, or its URL.
         split: Name of the split.
         geometry: Window, output size and augmentation.
-        batch_size: Images of a batch on this rank.
+        batch_size: Images of a batch: in training of all ranks together, in testing of this rank.
         annotations: Also deliver landmarks, boxes and part maps, as far as the data set has them.
         decoding: How images are decoded; by default by DALI on the CPU.
         seed: Seed of shuffling and augmentation, the same on all ranks.
@@ -97,8 +97,8 @@ class Loader:
         damaged: How often this rank met a damaged sample.
 
     Raises:
-        ValueError: a batch of no image, no such split, a file is missing, too many samples are lost, or fewer samples
-            than ranks.
+        ValueError: a batch with no image for a rank, no such split, a file is missing, too many samples are lost, or
+            fewer samples than ranks.
         OSError: the storage does not answer.
     """
 
@@ -122,7 +122,8 @@ class Loader:
         self.manifest, self.samples = self._reader.manifest, self._reader.size
         self._range = plan.shard_range(self.samples, rank, world_size)
         self._data, self.split = data, split
-        self._geometry, self._batch_size = geometry, batch_size
+        first, end = plan.shard_range(batch_size, rank, world_size) if geometry.training else (0, batch_size)
+        self._geometry, self._batch_size, self._global_batch = geometry, end - first, batch_size
         self._annotations = annotations
         self._part_maps = annotations and PART_MAP in self.manifest.fields
         self._decoding = decoding or Decoding()
@@ -207,7 +208,7 @@ class Loader:
             "shards": hashlib.sha256(sums.encode()).hexdigest(),
             "split": self.split,
             "seed": self._seed,
-            "global batch": self._batch_size * self._world_size,
+            "global batch": self._global_batch,
             **asdict(self._geometry),
             "decoder": decoder,
             "numpy": ".".join(np.__version__.split(".")[:2]),  # its permutations may change with the version
@@ -223,7 +224,7 @@ class Loader:
     def _training_ranges(self) -> Iterator[tuple[int, int]]:
         start = self._next
         for number in itertools.count():
-            yield plan.rank_places(start, number, self._batch_size, self._rank, self._world_size)
+            yield plan.rank_places(start, number, self._global_batch, self._rank, self._world_size)
 
     def _testing_ranges(self) -> Iterator[tuple[int, int]]:
         yield from plan.batch_ranges(*self._range, self._batch_size)
@@ -295,7 +296,7 @@ class Loader:
 
     def _account(self, places: Sequence[_Place]) -> None:
         """Counts what was delivered, names what was damaged, stops if that is too much."""
-        self._next += self._batch_size * self._world_size
+        self._next += self._global_batch
         for place in places:
             for number, reason in place.damaged.items():
                 if number not in self._named:

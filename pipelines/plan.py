@@ -72,9 +72,12 @@ def substitute(size: int, seed: int, place: int, attempt: int) -> int:
 
 
 def rank_places(start: int, number: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First and past-the-last place of a rank in batch ``number`` of a stream that is read from ``start`` on."""
-    first = start + (number * world_size + rank) * batch_size
-    return first, first + batch_size
+    """First and past-the-last place of a rank in batch ``number`` of a stream that is read from ``start`` on.
+
+    ``batch_size`` is that of all ranks together, who get equal shares of it or shares that differ by one.
+    """
+    first, end = shard_range(batch_size, rank, world_size)
+    return start + number * batch_size + first, start + number * batch_size + end
 
 
 def shard_range(size: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -27,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        Exit code: 0 on success, 1 if ``verify`` found problems, 2 for bad input (one line on standard error), 128 + n
-        after signal n.
+        Exit code: 0 on success, 1 if ``verify`` found problems or training diverged, 2 for bad input (one line on
+        standard error), 75 if a signal stopped training after a checkpoint, 76 if another rank was lost, 130 after
+        Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"rg: error: {package} is not installed; pip install 'region-grouping[train]'", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"rg: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("rg: interrupted", file=sys.stderr)
         return 130
@@ -74,12 +78,16 @@ def train(arguments: Arguments) -> int:
     parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
+    parser.add_argument("--auto-resume", action="store_true", help="the same if it has one, else start it")
+    parser.add_argument("--deepspeed", type=Path | None, default=None, help="JSON of how DeepSpeed shares out the work")
     for name, hint in get_type_hints(RunConfig).items():
         parser.add_argument(f"--{name}", type=hint, default=getattr(recipe, name))
     args = parser.instantiate(parser.parse_args(_config_first(arguments)))
     config = RunConfig(**{field.name: args[field.name] for field in dataclasses.fields(RunConfig)})
     command = shlex.join(["python", "-m", "rg", "train", *arguments])
-    return importlib.import_module("rg.train").train(config, args.data, args.out, args.resume, command, arguments[0])
+    resume = "auto" if args.auto_resume else "yes" if args.resume else "no"
+    run = importlib.import_module("rg.train").train
+    return run(config, args.data, args.out, resume, args.deepspeed, command, arguments[0])
 
 
 def evaluate(arguments: Arguments) -> None:

@@ -138,6 +138,8 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
     features, mean, std = _create(
         config.name, source, features_only=True, out_indices=(info.out_indices[level],), **size
     )
+    if hasattr(features, "_stage_out_idx"):  # timm's EfficientNets run all blocks, whichever map is asked for
+        features.blocks = features.blocks[: max(features._stage_out_idx)]
     return Backbone(features, info.channels()[level], info.reduction()[level], mean, std)
 
 

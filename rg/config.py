@@ -224,24 +224,34 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the training set.
-        global_batch: Images of one optimiser step, over all ranks and accumulated micro batches.
-        accumulation: Micro batches whose gradients are added up before a step. The occurrence prior and batch norm see
-            one micro batch at a time.
+        global_batch: Images of one optimiser step, over all ranks and accumulated micro batches. Any number of ranks
+            shares them out; shares may differ by one image.
+        accumulation: Micro batches whose gradients are added up before a step. The occurrence prior sees one micro
+            batch of all ranks at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
+        batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
+            statistics that stay as they are, pretrained ones for example (frozen).
         checkpoint_epochs: Epochs between two checkpoints.
-        keep_checkpoints: Newest checkpoints kept.
+        checkpoint_steps: Steps between two checkpoints, in addition; 0 for none.
+        keep_checkpoints: Newest checkpoints kept, beside the one with the best validation accuracy.
         validate_epochs: Epochs between two validations; 0 never validates.
         log_steps: Steps between two lines of metrics.jsonl.
+        peer_timeout: Seconds without a sign of life of a rank, or without progress of any, after which all others end.
+        max_skipped: Steps in a row that may be left out because a loss is not finite; the next one ends the run.
     """
 
     epochs: int = 75
     global_batch: int = 32
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    batch_norm: Literal["local", "sync", "frozen"] = "local"
     checkpoint_epochs: int = 1
+    checkpoint_steps: int = 0
     keep_checkpoints: int = 2
     validate_epochs: int = 1
     log_steps: int = 10
+    peer_timeout: float = 600.0
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation", "checkpoint_epochs", "keep_checkpoints", "log_steps"):
@@ -253,7 +263,9 @@ class TrainConfig:
             f"a multiple of train.accumulation = {self.accumulation}",
             self.global_batch,
         )
-        _require(self.validate_epochs >= 0, "train.validate_epochs", "0 or more", self.validate_epochs)
+        for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
+            _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
+        _require(self.peer_timeout >= 1, "train.peer_timeout", "at least 1 second", self.peer_timeout)
 
 
 View = Literal["input", "whole"]
@@ -340,6 +352,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+BOOKKEEPING = {  # settings that change nothing of what is computed, so that a resumed run may have others
+    "train.checkpoint_epochs",
+    "train.checkpoint_steps",
+    "train.keep_checkpoints",
+    "train.peer_timeout",
+    "train.max_skipped",
+    "input.threads",
+    "input.prefetch",
+    "input.largest_width",
+    "input.largest_height",
+}
 
 
 def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:

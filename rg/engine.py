@@ -1,118 +1,91 @@
 """The training engine: the only file that knows DeepSpeed.
 
-It turns a model and a ``RunConfig`` into optimiser steps and into checkpoints that are published whole or not at all;
-``files.json`` of a checkpoint holds the sha256 of its other files, so that damage done later is found.
-The occurrence prior sees the images of all ranks; batch norm sees those of its own rank.
+It turns a model and a ``RunConfig`` into optimiser steps. The occurrence prior sees the images of all ranks
+(``rg.group``), and so does batch norm if ``train.batch_norm`` says so.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import logging
 import math
 import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.manifest import sha256
+from pipelines import plan
+from rg import batch_norm
 from rg.config import OptimizerConfig, RunConfig
+from rg.group import Group
 from rg.model import Model, ModelOutput
 from rg.plain import PlainOutput
-from rg.run_folder import write_json
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "error")
 
 import deepspeed
-import torch.distributed as dist
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 
-logger = logging.getLogger(__name__)
-
-LATEST, FILES = "latest", "files.json"
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among all processes of the run."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-
-    @property
-    def device(self) -> torch.device:
-        """The GPU of this process, or the CPU."""
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+MOMENTUM = "momentum_buffer"
+LARGEST_STAGE = 2
 
 
-def connect() -> Ranks:
-    """Join the process group that the launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, or a group of one.
+class SGD(torch.optim.SGD):
+    """SGD that can leave out a step, whatever the gradients are.
 
-    Returns:
-        The place of this process.
-
-    Raises:
-        ValueError: some of the variables are missing.
+    Attributes:
+        skip: Leave out the next steps.
     """
-    ranks = Ranks(0, 1, 0, 1) if "RANK" not in os.environ else _launched_ranks()
-    if ranks.device.type == "cuda":
-        torch.cuda.set_device(ranks.device)
-    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-    if "RANK" not in os.environ and not dist.is_initialized():
-        # A store in memory takes no port. DeepSpeed wants LOCAL_RANK even then.
-        os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    atexit.register(_disconnect)
-    if ranks.rank:
-        logging.getLogger("rg").setLevel(logging.WARNING)
-    return ranks
 
+    skip = False
 
-def _disconnect() -> None:
-    """Threads of a process group that outlive the interpreter can abort a process that had done its work."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _launched_ranks() -> Ranks:
-    missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
-    if missing:
-        raise ValueError(f"RANK is set in the environment but not {', '.join(missing)}; start with a launcher")
-    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    # torchrun says LOCAL_WORLD_SIZE, DeepSpeed's launcher LOCAL_SIZE.
-    local_world_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
-    return Ranks(rank, world_size, local_rank, int(local_world_size))
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step, unless it is to be left out."""
+        if not self.skip:
+            super().step(closure)
 
 
 class Engine:
-    """Forward, backward, step and checkpoints of one rank.
+    """Forward, backward and step of one rank.
 
     Args:
         model: On the CPU; moves to the device of the rank.
         config: Of the run.
-        ranks: From ``connect()``.
+        group: All ranks.
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
+        how: DeepSpeed settings of how the ranks share the work, see ``read_settings``.
+        momentum: Of the optimiser by the names of the parameters, zero if None.
 
     Attributes:
+        model: The model.
         lr: Learning rate of the backbone in the last step.
+        sizes: Images of a micro batch for every rank.
     """
 
-    def __init__(self, model: Model, config: RunConfig, ranks: Ranks, steps_per_epoch: int) -> None:
-        self.ranks = ranks
-        self.model = model
-        self.micro_batch = micro_batch(config, ranks)
+    def __init__(
+        self,
+        model: Model,
+        config: RunConfig,
+        group: Group,
+        steps_per_epoch: int,
+        how: Mapping[str, Any] | None = None,
+        momentum: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        ranks = group.ranks
+        self.group, self.model = group, model
+        self.sizes = micro_batches(config, ranks.world_size)
         self.lr = config.optimizer.lr
+        self._frozen = config.train.batch_norm == "frozen"
+        if config.train.batch_norm == "sync":
+            batch_norm.synchronize(model, ranks.device)
         backbone, new = model.parameter_groups()
-        optimizer = torch.optim.SGD(
+        self._sgd = SGD(
             [
                 {"params": backbone, "lr": config.optimizer.lr},
                 {"params": new, "lr": config.optimizer.lr * config.optimizer.new_layer_lr_scale},
@@ -120,192 +93,184 @@ class Engine:
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
         )
-        scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
-        self.engine, *_ = deepspeed.initialize(
+        self._base_lrs = [group["lr"] for group in self._sgd.param_groups]
+        self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
+        self._average_buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        self._engine, *_ = deepspeed.initialize(
             model=model.to(ranks.device),
-            optimizer=optimizer,
-            lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, scale),
+            optimizer=self._sgd,
             dist_init_required=False,
-            config={
-                "train_batch_size": config.train.global_batch,
-                "train_micro_batch_size_per_gpu": self.micro_batch,
-                "gradient_accumulation_steps": config.train.accumulation,
-                "gradient_clipping": config.optimizer.clip_norm,
-                "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
-                "steps_per_print": 2**31 - 1,
-            },
+            config=_settings(config, max(self.sizes), ranks.world_size) | dict(how or {}),
         )
-        # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it.
-        model.to(memory_format=torch.channels_last)
+        self._sharded = self._engine.zero_optimization()
+        if config.optimizer.momentum:
+            self._start_momentum(momentum or {})
+        if not self._sharded:
+            # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
+            # from 1 on keep parameters as views of one flat tensor.
+            model.to(memory_format=torch.channels_last)
+
+    def train_mode(self) -> None:
+        """Let the model learn."""
+        self.model.train()
+        if self._frozen:
+            batch_norm.freeze(self.model)
 
     def __call__(self, images: Tensor) -> ModelOutput | PlainOutput:
         """Images [N, 3, H, W] on any device -> output of the model."""
-        return self.engine(images.to(self.ranks.device, non_blocking=True))
+        return self._engine(images.to(self.group.ranks.device, non_blocking=True))
 
-    def step(self, loss: Tensor) -> None:
-        """Backward; then, once all micro batches of the step have been seen, the optimiser and its schedule."""
-        self.engine.backward(loss)
-        self.lr = self.engine.optimizer.param_groups[0]["lr"]
-        self.engine.step()
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro batch; the loss is that of this rank's share, and is averaged over the ranks."""
+        self._engine.backward(loss)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """[N, ...] of every rank -> [world * N, ...] on every rank, with gradient.
+    def step(self, number: int, last: bool, skip: bool = False) -> None:
+        """Call after every micro batch; the last one ends optimiser step ``number`` (from 0), which may be left out."""
+        if last:
+            scale = self._lr_scale(number)
+            for parameters, lr in zip(self._sgd.param_groups, self._base_lrs, strict=True):
+                parameters["lr"] = lr * scale
+            self.lr = self._sgd.param_groups[0]["lr"]
+        self._sgd.skip = skip
+        self._engine.step()
 
-        The gradient is scaled such that a loss that every rank computes from the gathered tensor has, after the engine
-        has averaged the gradients of the ranks, the gradient of a single process.
-        """
-        return _Gather.apply(x, self.ranks) if self.ranks.world_size > 1 else x
+    @property
+    def share(self) -> float:
+        """What this rank's mean over its images counts in the mean over all."""
+        return self.sizes[self.group.ranks.rank] / sum(self.sizes)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over the ranks."""
-        if self.ranks.world_size > 1:
-            dist.all_reduce(values)
-        return values
+    def statistics(self) -> list[Tensor]:
+        """A copy of what the model learns without gradients: running means and variances of this rank."""
+        return [buffer.clone() for buffer in self._average_buffers]
 
-    def total(self, count: int) -> int:
-        """Sum of a whole number over the ranks."""
-        return int(self.sum(torch.tensor(count, device=self.ranks.device)).item())
+    def set_statistics(self, values: list[Tensor]) -> None:
+        """Go back to a copy."""
+        for buffer, value in zip(self._average_buffers, values, strict=True):
+            buffer.copy_(value)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
-        return self.total(int(flag)) > 0
+    @contextmanager
+    def averaged_statistics(self) -> Iterator[None]:
+        """Inside, running means and variances are averages over the images of all ranks, which else keep their own."""
+        if self.group.ranks.world_size == 1:
+            yield
+            return
+        own = self.statistics()
+        flat = self.group.sum(self.share * torch.cat([value.flatten() for value in own]))
+        pieces = flat.split([value.numel() for value in own])
+        self.set_statistics([piece.view_as(value) for piece, value in zip(pieces, own, strict=True)])
+        yield
+        self.set_statistics(own)
 
-    def average_buffers(self) -> None:
-        """Give all ranks the mean of their batch-norm and border statistics, which each keeps for its own images."""
-        if self.ranks.world_size > 1:
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= self.ranks.world_size
+    def check_weights(self) -> None:
+        """Raise a FloatingPointError if the weights are not finite: they are not to be saved."""
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            raise FloatingPointError("the weights are not finite any more; the checkpoints before are kept")
 
-    def save(self, folder: Path, step: int, rank_state: dict[str, Any], keep: int) -> None:
-        """Publish a checkpoint: written beside the others, renamed when complete, then named in ``latest``.
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, copied to the CPU."""
+        return {name: _copy(value) for name, value in self.model.state_dict().items()}
 
-        Args:
-            folder: Folder of checkpoints.
-            step: Optimiser steps taken.
-            rank_state: What this rank alone needs to go on: tensors, bytes, numbers and text.
-            keep: Newest checkpoints that stay. Those of later steps, which a resumed run did not go on from, go.
-        """
-        tag, partial = f"step-{step:08d}", f".step-{step:08d}.partial"
-        if self.ranks.rank == 0:
-            shutil.rmtree(folder / partial, ignore_errors=True)
-        self._barrier()
-        try:
-            self.engine.save_checkpoint(str(folder), tag=partial, client_state={"step": step}, save_latest=False)
-            torch.save(rank_state, folder / partial / f"rank-{self.ranks.rank}.pt")
-            self._barrier()
-            if self.ranks.rank == 0:
-                files = sorted((folder / partial).iterdir())
-                write_json(folder / partial / FILES, {file.name: sha256(file) for file in files})
-        except BaseException as error:
-            shutil.rmtree(folder / partial, ignore_errors=True)
-            if isinstance(error, RuntimeError):  # what torch.save makes of a full disk
-                reason = str(error).splitlines()[0]
-                raise OSError(f"{folder}: the checkpoint cannot be written, is the disk full? ({reason})") from None
-            raise
-        if self.ranks.rank == 0:
-            shutil.rmtree(folder / tag, ignore_errors=True)
-            os.replace(folder / partial, folder / tag)
-            temporary = folder / f".{LATEST}"
-            temporary.write_text(tag)
-            os.replace(temporary, folder / LATEST)
-            kept = _tags(folder, tag)[:keep]
-            for path in folder.glob("step-*"):
-                if path.name not in kept:
-                    shutil.rmtree(path)
-        self._barrier()
+    def momentum(self) -> dict[str, Tensor]:
+        """Momentum by the names of the parameters, copied to the CPU; all ranks call this."""
+        if not self._sgd.defaults["momentum"]:
+            return {}
+        if self._sharded:
+            named = self.model.named_parameters()
+            return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
+        return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self.model.named_parameters()}
 
-    def load(self, folder: Path) -> tuple[int, dict[str, Any]]:
-        """Continue from the latest checkpoint, or from the newest before it whose files are all as they were written.
-
-        Returns:
-            The optimiser steps taken, and the ``rank_state`` of this rank.
-
-        Raises:
-            ValueError: there is no checkpoint, none is whole, or it was made with another number of ranks.
-        """
-        try:
-            latest = (folder / LATEST).read_text()
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: there is no checkpoint to resume from") from None
-        tag = self._newest_whole(folder, latest)
-        saved = len(list((folder / tag).glob("rank-*.pt")))
-        if saved != self.ranks.world_size:
-            raise ValueError(f"{folder / tag}: was made by {saved} ranks and cannot go on with {self.ranks.world_size}")
-        _, client_state = self.engine.load_checkpoint(str(folder), tag=tag)
-        rank_state = torch.load(folder / tag / f"rank-{self.ranks.rank}.pt", weights_only=True)
-        return client_state["step"], rank_state
-
-    def _newest_whole(self, folder: Path, latest: str) -> str:
-        damaged: list[str] = []
-        for tag in _tags(folder, latest):
-            damage = _damage(folder / tag)
-            if not self.any(damage is not None):
-                if damaged and self.ranks.rank == 0:
-                    logger.warning("%s; continuing from %s instead", "; ".join(damaged), tag)
-                return tag
-            damaged.append(f"checkpoint {tag} is damaged ({damage or 'on another rank'})")
-        raise ValueError(f"{folder}: no checkpoint to resume from is whole: {'; '.join(damaged)}")
-
-    def _barrier(self) -> None:
-        if self.ranks.world_size > 1:
-            dist.barrier()
+    def _start_momentum(self, values: Mapping[str, Tensor]) -> None:
+        """Momentum from the start, because DeepSpeed can only tell and change what is there."""
+        if not self._sharded:
+            for name, parameter in self.model.named_parameters():
+                buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                self._sgd.state[parameter][MOMENTUM] = buffer.copy_(values.get(name, buffer))
+            return
+        for flat in self._engine.optimizer.single_partition_of_fp32_groups:
+            self._sgd.state[flat][MOMENTUM] = torch.zeros_like(flat)
+        # DeepSpeed itself links the states after the first step, when only those of the first parameters exist.
+        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.model.named_parameters():
+            if name in values:
+                safe_set_full_optimizer_state(parameter, values[name].to(parameter.device), MOMENTUM)
 
 
-def _tags(folder: Path, latest: str) -> list[str]:
-    """The latest checkpoint and those of earlier steps, newest first."""
-    earlier = {path.name for path in folder.glob("step-*") if path.name < latest}
-    return [latest, *sorted(earlier, reverse=True)]
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _damage(checkpoint: Path) -> str | None:
-    """Which file of a checkpoint is not as it was written, None if all are."""
-    try:
-        sums = json.loads((checkpoint / FILES).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return f"{FILES} is missing or no JSON"
-    for name, expected in sums.items():
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if sha256(checkpoint / name) != expected:
-            return f"{name} is not the file that was written, its sha256 differs"
-    return None
+def _settings(config: RunConfig, micro_batch: int, world_size: int) -> dict[str, Any]:
+    """What DeepSpeed is told of the run. It uses the batch sizes for its own log only."""
+    return {
+        "train_batch_size": micro_batch * config.train.accumulation * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": config.train.accumulation,
+        "gradient_clipping": config.optimizer.clip_norm,
+        "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 2**31 - 1,
+    }
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks, ctx.size = ranks, len(x)
-        gathered = [torch.empty_like(x) for _ in range(ranks.world_size)]
-        dist.all_gather(gathered, x.contiguous())
-        return torch.cat(gathered)
+WHAT = {
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "torch_autocast": "train.precision",
+    "amp": "train.precision",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer",
+    "gradient_clipping": "optimizer.clip_norm",
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.global_batch",
+    "gradient_accumulation_steps": "train.accumulation",
+    "elasticity": "train.global_batch, which any number of ranks shares out",
+    "steps_per_print": "train.log_steps",
+    "checkpoint": "train.checkpoint_steps",
+}
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        own = grad[ctx.ranks.rank * ctx.size : (ctx.ranks.rank + 1) * ctx.size]
-        return own * ctx.ranks.world_size, None
 
-
-def micro_batch(config: RunConfig, ranks: Ranks) -> int:
-    """Images that one rank sees at once.
+def read_settings(path: Path) -> dict[str, Any]:
+    """DeepSpeed settings of how the ranks share the work: stage, buckets, communication.
 
     Raises:
-        ValueError: the global batch cannot be divided into micro batches of at least 2.
+        ValueError: no JSON, a setting that says what is trained (a recipe does), or a stage that does not apply.
     """
-    pieces = ranks.world_size * config.train.accumulation
-    if config.train.global_batch % pieces:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"--deepspeed: {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"--deepspeed: {path} is no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--deepspeed: {path}: expected an object of settings, got {type(content).__name__}")
+    for name in content:
+        if name in WHAT:
+            raise ValueError(f"--deepspeed: {path} sets {name}, which is set by {WHAT[name]}; it may only say how")
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if stage not in range(LARGEST_STAGE + 1):
         raise ValueError(
-            f"train.global_batch: {config.train.global_batch} images cannot be split over {ranks.world_size} ranks x "
-            f"{config.train.accumulation} micro batches"
+            f"--deepspeed: {path}: expected zero_optimization.stage 0 to {LARGEST_STAGE}, got {stage}; a model of this "
+            "size fits every GPU, and its parameters are needed whole"
         )
-    size = config.train.global_batch // pieces
-    if size < 2:
+    return content
+
+
+def micro_batches(config: RunConfig, world_size: int) -> list[int]:
+    """Images of a micro batch for every rank: equal, or different by one.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    images = config.train.global_batch // config.train.accumulation
+    shares = [plan.shard_range(images, rank, world_size) for rank in range(world_size)] if images >= world_size else []
+    sizes = [end - first for first, end in shares] or [0]
+    if min(sizes) < 1 or (min(sizes) < 2 and config.train.batch_norm == "local"):
         raise ValueError(
-            f"train.global_batch: {config.train.global_batch} images leave {size} for each of {ranks.world_size} ranks "
+            f"train.global_batch: {config.train.global_batch} images leave {min(sizes)} for each of {world_size} ranks "
             f"x {config.train.accumulation} micro batches; batch norm needs at least 2"
         )
-    return size
+    return sizes
 
 
 def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,45 +16,45 @@ from pipelines.manifest import atomic_write
 from rg.engine import Engine
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+MEANS = ("loss", "classification_loss", "prior_loss", "accuracy")
 
 
 class Meter:
-    """Means since the last reading, kept on the device until they are read.
+    """Means over images since the last reading, kept on the device until they are read.
 
     Args:
-        sums: What ``sums`` was when the run was stopped, or None at the start.
+        sums: What ``values()`` was when the run was stopped, None at the start.
     """
 
-    def __init__(self, sums: Tensor | None) -> None:
-        self.sums = torch.zeros(5) if sums is None else sums
+    def __init__(self, sums: Sequence[float] | None = None) -> None:
+        self._sums = torch.tensor(sums or [0.0] * (len(MEANS) + 1), dtype=torch.float64)
         self.start_clock()
 
-    def add(self, values: Tensor, waited: float) -> None:
-        """Loss, classification loss, prior loss and accuracy of one micro batch, and the seconds waited for it."""
-        self.sums = self.sums.to(values.device) + torch.cat([values.float(), values.new_ones(1)])
-        self.waited += waited
-        self.batches += 1
+    def add(self, values: Tensor, count: int, waited: float) -> None:
+        """``MEANS`` of the images of one micro batch, how many they are, and the seconds waited for them."""
+        weighted = torch.cat([values.double(), values.new_ones(1, dtype=torch.float64)]) * count
+        self._sums = self._sums.to(values.device) + weighted
+        self._waited += waited
+        self._images += count
+
+    def values(self) -> list[float]:
+        """Sums of ``MEANS`` over images, and the number of images, of this rank."""
+        return self._sums.tolist()
 
     def read(self, engine: Engine) -> dict[str, float]:
-        """Means over ranks and micro batches; starts anew."""
-        *sums, count = engine.sum(self.sums.double()).tolist()
-        seconds = time.perf_counter() - self.began
-        images = self.batches * engine.micro_batch * engine.ranks.world_size
-        record = dict(
-            zip(("loss", "classification_loss", "prior_loss", "accuracy"), (s / count for s in sums), strict=True)
-        )
-        record |= {
-            "lr": engine.lr,
-            "images_per_second": images / seconds,
-            "data_wait": self.waited / seconds,
-        }
-        self.sums = torch.zeros(5)
+        """Means over the images of all ranks; starts anew."""
+        seconds = time.perf_counter() - self._began
+        told = torch.cat([self._sums, self._sums.new_tensor([self._images])])
+        *sums, count, images = engine.group.sum(told.to(engine.group.ranks.device)).tolist()
+        record = {name: total / count if count else math.nan for name, total in zip(MEANS, sums, strict=True)}
+        record |= {"lr": engine.lr, "images_per_second": images / seconds, "data_wait": self._waited / seconds}
+        self._sums = torch.zeros_like(self._sums)
         self.start_clock()
         return record
 
     def start_clock(self) -> None:
         """Count images, and the seconds that they take and that are waited for them, from now on."""
-        self.began, self.waited, self.batches = time.perf_counter(), 0.0, 0
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
 
 
 class History:

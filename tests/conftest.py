@@ -16,6 +16,12 @@ KERNEL_TESTS = ("test_grouping.py", "test_occurrence.py")
 if not all(importlib.util.find_spec(name) for name in ("scipy", "timm", "webdataset", "jsonargparse")):
     collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name not in KERNEL_TESTS]
 
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("no speed", deadline=None)  # a slow machine is no fault
+    settings.load_profile("no speed")
+
 
 def schema(birds: Birds) -> Schema:
     from pipelines.manifest import Schema

@@ -187,7 +187,7 @@ def test_a_damaged_stream_goes_on_exactly_where_it_stopped(zeroed, stream, stop)
 
 def test_ranks_share_out_a_damaged_stream(zeroed, stream):
     decoder, expected, state = stream
-    ranks = [loader(zeroed, TRAIN, decoder, BATCH // 2, rank=rank, world_size=2) for rank in range(2)]
+    ranks = [loader(zeroed, TRAIN, decoder, BATCH, rank=rank, world_size=2) for rank in range(2)]
     for whole, *parts in zip(expected, *map(batches, ranks), strict=True):
         assert whole.keys == parts[0].keys + parts[1].keys
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))

@@ -30,7 +30,7 @@ for world in worlds:
     if rank >= world:
         continue
     place = {"rank": rank, "world_size": world}
-    def train(): return Loader(data, "train", Geometry(72, 64, training=True), GLOBAL_BATCH // world, **place)
+    def train(): return Loader(data, "train", Geometry(72, 64, training=True), GLOBAL_BATCH, **place)
     stopped = train()
     whole, before = digests(train(), STEPS), digests(stopped, STEPS // 2)
     resumed = train()

@@ -1,0 +1,167 @@
+"""Training with several ranks beside training with one: what differs after some steps on the same global batches.
+
+python -m benchmarks.world_sizes [--worlds 1,2,3,4] [--steps 5] [--size 64]
+
+Each run trains a ResNet-18 from random weights on drawn birds. Losses are compared relative to the loss, gradients and
+weights by their largest difference, relative to the largest gradient or weight of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.options import at_least
+from rg import recipes
+from rg.config import BackboneConfig, OptimizerConfig, RunConfig
+
+MODES: dict[str, dict[str, Any]] = {
+    "synchronised": {"batch_norm": "sync"},
+    "frozen": {"batch_norm": "frozen"},
+    "synchronised, 2 micro batches": {"batch_norm": "sync", "accumulation": 2},
+    "synchronised, ZeRO 1": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 1}}},
+    "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
+}
+GLOBAL_BATCH = 16
+UNTESTED = {"zero_allow_untested_optimizer": True}  # DeepSpeed does not know SGD to be safe with ZeRO
+
+Measured = dict[str, Any]
+
+
+def settings(mode: str, size: int) -> RunConfig:
+    """Of one epoch on images of ``size`` pixels."""
+    recipe = recipes.get("birds_lite0")
+    grouping = dataclasses.replace(recipe.model.grouping, num_parts=4, smoothing_padding="same")
+    train = dataclasses.replace(
+        recipe.train,
+        epochs=1,
+        global_batch=GLOBAL_BATCH,
+        accumulation=MODES[mode].get("accumulation", 1),
+        batch_norm=MODES[mode]["batch_norm"],
+        validate_epochs=0,
+        log_steps=1,
+        peer_timeout=60.0,
+    )
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, grouping=grouping, backbone=BackboneConfig("resnet18", "none")),
+        input=dataclasses.replace(recipe.input, short_side=size + 8, crop=size, test_short_side=size, test_crop=size),
+        optimizer=OptimizerConfig(lr=1e-3),
+        train=train,
+    )
+
+
+def rank(arguments: Sequence[str]) -> None:
+    """What one process does: trains all modes one after the other, and notes the gradients of every step."""
+    from rg import engine, train
+
+    data, out, modes, size = Path(arguments[0]), Path(arguments[1]), *map(json.loads, arguments[2:])
+    take_step = engine.Engine.step
+    gradients: list[dict[str, Tensor]] = []
+
+    def noting(self: engine.Engine, number: int, last: bool, skip: bool = False) -> None:
+        found = {name: value.grad for name, value in self.model.named_parameters()}
+        if last and None not in found.values():  # ZeRO leaves no whole gradients
+            gradients.append({name: value.clone() for name, value in found.items() if value is not None})
+        take_step(self, number, last, skip)
+
+    engine.Engine.step = noting  # type: ignore[method-assign]
+    for number, mode in enumerate(modes):
+        how = None
+        if "how" in MODES[mode]:
+            how = out / f"{number}.json"
+            how.write_text(json.dumps(MODES[mode]["how"] | UNTESTED))
+        train.train(settings(mode, size), data, out / str(number), deepspeed=how)
+        if torch.distributed.get_rank() == 0:
+            torch.save(gradients, out / str(number) / "gradients.pt")
+        gradients.clear()
+
+
+def measure(data: Path, world: int, modes: Sequence[str], size: int) -> dict[str, Measured]:
+    """Losses and gradients of every step, and final weights, of each mode in a run of ``world`` processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [str(data), folder, *(json.dumps(value) for value in (list(modes), size))]
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
+        command = [sys.executable, "-m", *launcher, "benchmarks.world_sizes", "--rank", *words]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"{world} ranks: the run failed\n{result.stderr[-3000:]}")
+        return {mode: _read(Path(folder) / str(number)) for number, mode in enumerate(modes)}
+
+
+def _read(run: Path) -> Measured:
+    from safetensors.torch import load_file
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "loss": [line["loss"] for line in lines],
+        "prior loss": [line["prior_loss"] for line in lines],
+        "gradients": torch.load(run / "gradients.pt", weights_only=True),
+        "weights": load_file(run / "model.safetensors"),
+    }
+
+
+def difference(one: Measured, other: Measured) -> dict[str, float | None]:
+    """Largest relative difference of each quantity; None for what ZeRO does not tell."""
+    found: dict[str, float | None] = {}
+    for name in ("loss", "prior loss"):
+        pairs = zip(torch.tensor(one[name]), torch.tensor(other[name]), strict=True)
+        found[name] = max(_relative(a, b) for a, b in pairs)
+    both = zip(one["gradients"], other["gradients"], strict=False)
+    found["gradients"] = max((_relative(_flat(a), _flat(b)) for a, b in both), default=None)
+    found["weights"] = _relative(_flat(one["weights"]), _flat(other["weights"]))
+    return found
+
+
+def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / a.abs().max()).item()
+
+
+def draw(folder: Path, steps: int, size: int) -> None:
+    """Shards of as many birds as the steps need."""
+    per_class = steps * GLOBAL_BATCH // 4
+    words = {"out": folder, "birds.species": 4, "birds.size": size, "train": per_class, "val": 1, "test": 1, "jobs": 1}
+    options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, "-m", "rg", "prepare", "birds", *options], check=True, capture_output=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table of the differences from one rank."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--rank"]:
+        rank(words[1:])
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--worlds", default="2,3,4", help="numbers of ranks, beside 1")
+    parser.add_argument("--steps", type=at_least(1), default=5, help="optimiser steps")
+    parser.add_argument("--size", type=at_least(32), default=64, help="pixels")
+    args = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "birds"
+        draw(data, args.steps, args.size)
+        alone = measure(data, 1, list(MODES), args.size)
+        print("| batch norm | ranks | loss | prior loss | gradients | weights |\n|---|---|---|---|---|---|")
+        for world in map(int, args.worlds.split(",")):
+            together = measure(data, world, list(MODES), args.size)
+            for mode in MODES:
+                cells = ["" if x is None else f"{x:.1e}" for x in difference(alone[mode], together[mode]).values()]
+                print(f"| {mode} | {world} | {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""One, two and three processes take the same steps on the same global batches (``benchmarks.world_sizes``)."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import world_sizes
+
+SIZE = 64
+# fp32 rounds at 6e-8; what is summed in another order differs by that, and a deep network makes some 100 times of it.
+LIMIT = 1e-5
+MODES = ["synchronised", "frozen", "synchronised, ZeRO 1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "birds"
+    world_sizes.draw(folder, 5, SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(data):
+    return world_sizes.measure(data, 1, MODES, SIZE)
+
+
+def test_two_ranks_take_the_steps_of_one(data, alone):
+    together = world_sizes.measure(data, 2, MODES, SIZE)
+    for mode in MODES:
+        found = world_sizes.difference(alone[mode], together[mode])
+        assert len(together[mode]["loss"]) == 5
+        assert (found["gradients"] is None) == ("ZeRO" in mode)
+        assert all(value < LIMIT for value in found.values() if value is not None), (mode, found)
+
+
+def test_shares_that_differ_by_an_image_change_nothing(data, alone):
+    """16 images are 6, 5 and 5."""
+    found = world_sizes.difference(alone["frozen"], world_sizes.measure(data, 3, ["frozen"], SIZE)["frozen"])
+    assert all(value < LIMIT for value in found.values()), found
+
+
+def test_training_changes_the_weights_by_more_than_the_limit(alone):
+    """So that equal weights mean equal steps."""
+    for mode in MODES[1:]:
+        assert world_sizes.difference(alone[MODES[0]], alone[mode])["loss"] > 100 * LIMIT or "ZeRO" in mode
