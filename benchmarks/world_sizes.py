@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import local_ranks
 from benchmarks.options import at_least
 from rg import recipes
 from rg.config import BackboneConfig, OptimizerConfig, RunConfig
@@ -91,11 +92,8 @@ def measure(data: Path, world: int, modes: Sequence[str], size: int) -> dict[str
     """Losses and gradients of every step, and final weights, of each mode in a run of ``world`` processes."""
     with tempfile.TemporaryDirectory() as folder:
         words = [str(data), folder, *(json.dumps(value) for value in (list(modes), size))]
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
-        command = [sys.executable, "-m", *launcher, "benchmarks.world_sizes", "--rank", *words]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise RuntimeError(f"{world} ranks: the run failed\n{result.stderr[-3000:]}")
+        processes = local_ranks.start(world, ["benchmarks.world_sizes", "--rank", *words], Path(folder))
+        local_ranks.finish(processes, Path(folder))
         return {mode: _read(Path(folder) / str(number)) for number, mode in enumerate(modes)}
 
 
@@ -131,10 +129,17 @@ def _relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / a.abs().max()).item()
 
 
-def draw(folder: Path, steps: int, size: int) -> None:
-    """Shards of as many birds as the steps need."""
-    per_class = steps * GLOBAL_BATCH // 4
-    words = {"out": folder, "birds.species": 4, "birds.size": size, "train": per_class, "val": 1, "test": 1, "jobs": 1}
+def draw(folder: Path, images: int, size: int) -> None:
+    """Shards with that many birds to train on, of four species."""
+    words = {
+        "out": folder,
+        "birds.species": 4,
+        "birds.size": size,
+        "train": -(-images // 4),
+        "val": 1,
+        "test": 1,
+        "jobs": 1,
+    }
     options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "rg", "prepare", "birds", *options], check=True, capture_output=True)
 
@@ -152,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "birds"
-        draw(data, args.steps, args.size)
+        draw(data, args.steps * GLOBAL_BATCH, args.size)
         alone = measure(data, 1, list(MODES), args.size)
         print("| batch norm | ranks | loss | prior loss | gradients | weights |\n|---|---|---|---|---|---|")
         for world in map(int, args.worlds.split(",")):

@@ -23,10 +23,11 @@ def agree(group: Group, facts: Mapping[str, Any]) -> None:
     Raises:
         GroupError: they differ; with the values.
     """
-    versions = {f"version of {name}": value for name, value in environment().items() if name not in ("platform", "commit")}
+    found = environment().items()
+    versions = {f"version of {name}": value for name, value in found if name not in ("platform", "commit")}
     own = {**facts, "code": code_sum(), **versions}
-    found = group.collect((group.ranks.name, own))
-    message = difference([name for name, _ in found], [values for _, values in found])
+    names, every = zip(*group.collect((group.ranks.name, own)), strict=True)
+    message = difference(names, every)
     if message:
         raise GroupError(message)
 

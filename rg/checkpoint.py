@@ -101,7 +101,7 @@ def find(folder: Path, group: Group) -> Found | None:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("step-*"))
+    return sorted(path.name for path in folder.glob(f"step-{'[0-9]' * 8}") if path.is_dir())
 
 
 def _examine(checkpoint: Path, group: Group) -> tuple[dict[str, Any], str | None]:
@@ -109,7 +109,7 @@ def _examine(checkpoint: Path, group: Group) -> tuple[dict[str, Any], str | None
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         files, ranks = manifest["files"], manifest["ranks"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}, f"{MANIFEST} is missing or not whole"
     own = rank_file(group.ranks.rank)
     for name in (*SHARED, own) if ranks == group.ranks.world_size else SHARED:

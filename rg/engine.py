@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,9 @@ from rg.plain import PlainOutput
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "error")
+# DeepSpeed compiles its collectives for CPUs with the first ninja on the path. Another one (another Python's, the
+# system's) would not know what this one has built and take a minute to build it again, whichever comes next.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 import deepspeed
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
@@ -95,7 +99,7 @@ class Engine:
         )
         self._base_lrs = [group["lr"] for group in self._sgd.param_groups]
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
-        self._average_buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._engine, *_ = deepspeed.initialize(
@@ -143,11 +147,11 @@ class Engine:
 
     def statistics(self) -> list[Tensor]:
         """A copy of what the model learns without gradients: running means and variances of this rank."""
-        return [buffer.clone() for buffer in self._average_buffers]
+        return [buffer.clone() for buffer in self._statistics]
 
     def set_statistics(self, values: list[Tensor]) -> None:
         """Go back to a copy."""
-        for buffer, value in zip(self._average_buffers, values, strict=True):
+        for buffer, value in zip(self._statistics, values, strict=True):
             buffer.copy_(value)
 
     @contextmanager

@@ -106,18 +106,6 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def average(self, values: Tensor) -> Tensor:
-        """Element-wise mean over the ranks, in place."""
-        return self.sum(values).div_(self.ranks.world_size)
-
-    def total(self, count: int) -> int:
-        """Sum of a whole number over the ranks."""
-        return sum(self.collect(count))
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
-        return any(self.collect(flag))
-
     def collect(self, value: T) -> list[T]:
         """What every rank gives, on every rank, in their order: plain values."""
         if self.ranks.world_size == 1:
@@ -148,7 +136,7 @@ class Group:
         except (ValueError, OSError) as error:
             if self.ranks.world_size == 1:
                 raise
-            reason = str(error)
+            reason = str(error) or type(error).__name__
         self._stop_if_any(reason)
         return result  # type: ignore[return-value]  # of T, as no rank has a reason
 

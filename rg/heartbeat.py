@@ -34,6 +34,7 @@ class Beat:
         name: The rank, for messages.
         number: Signs of life so far.
         progress: Grows whenever the rank goes on with its work.
+        stage: Grows whenever it goes on with something else; ranks that do the same things have the same.
         where: What it is doing.
         cut_off: A connection to another rank broke.
         failure: Why the rank ends.
@@ -42,6 +43,7 @@ class Beat:
     name: str
     number: int = 0
     progress: int = 0
+    stage: int = 0
     where: str = "at the start"
     cut_off: bool = False
     failure: str = ""
@@ -61,7 +63,7 @@ class Watch:
     Args:
         timeout: Seconds without a sign of life, or without progress of any rank, that are too long.
         patience: Seconds without a sign of life that are too long once a connection has broken.
-        whole: All ranks are judged, so that the one that stopped first can be told; before they work, none stalls.
+        whole: All ranks are judged, so that the one that is behind can be told; before they work, none stalls.
     """
 
     timeout: float
@@ -90,13 +92,14 @@ class Watch:
         return f"{quiet.beat.name} has not been heard of for {now - quiet.alive:.0f} s, since it was {quiet.beat.where}"
 
     def _stalled(self, now: float) -> str | None:
-        first = min(self.seen.values(), key=lambda seen: seen.working)
         last = max(self.seen.values(), key=lambda seen: seen.working)
         if not self.whole or not last.beat.progress or now - last.working <= self.timeout:
             return None
-        return (
-            f"no rank has gone on for {self.timeout:g} s; {first.beat.name} was the first to stop, {first.beat.where}"
-        )
+        if any(now - seen.alive > self.patience for seen in self.seen.values()):
+            return None  # the others wait for one that is about to be found silent
+        behind = min((seen.beat for seen in self.seen.values()), key=lambda beat: beat.stage)
+        who = "all are" if behind.stage == max(seen.beat.stage for seen in self.seen.values()) else f"{behind.name} is"
+        return f"no rank has gone on for {now - last.working:.0f} s; {who} still {behind.where}"
 
     def _parted(self, now: float) -> str | None:
         cut_off = [seen.beat for seen in self.seen.values() if seen.beat.cut_off]
@@ -114,13 +117,13 @@ class Heartbeat:
 
     Args:
         group: All ranks.
-        timeout: Seconds, see ``Watch``.
+        timeout: Seconds within which the others have ended after a rank fell silent or all stopped working.
     """
 
     def __init__(self, group: Group, timeout: float) -> None:
         ranks = group.ranks
         self._ranks, self._timeout = ranks, timeout
-        self._interval = min(INTERVAL, timeout / 6)
+        self._interval = min(INTERVAL, timeout / 12)
         self._beat = Beat(ranks.name)
         self._answered = time.monotonic()
         self._done, self._soon = threading.Event(), threading.Event()
@@ -142,6 +145,7 @@ class Heartbeat:
 
     def at(self, where: str) -> None:
         """Say what this rank goes on with, such as ``at step 12 (reading data)``."""
+        self._beat.stage += where != self._beat.where
         self._beat.where = where
         self._beat.progress += 1
 
@@ -167,7 +171,7 @@ class Heartbeat:
     def _exchange(self, store: dist.TCPStore) -> None:
         """Send signs of life, and read those of the ranks that this one judges."""
         judged = range(self._ranks.world_size) if self._ranks.rank == 0 else range(1)
-        watch = Watch(self._timeout, 3 * self._interval, whole=self._ranks.rank == 0)
+        watch = Watch(self._timeout - 4 * self._interval, 3 * self._interval, whole=self._ranks.rank == 0)
         try:
             while not self._done.is_set():
                 self._send(store)
@@ -195,7 +199,7 @@ class Heartbeat:
         """The store itself may not answer: its host is unreachable, or rank 0 is stopped."""
         while not self._done.wait(self._interval / 2):
             silent = time.monotonic() - self._answered
-            if silent > self._timeout + 3 * self._interval:
+            if silent > self._timeout - 3 * self._interval:
                 self._leave(f"rank 0 ({self._host}) has not answered for {silent:.0f} s")
 
     def _leave(self, verdict: str) -> None:

@@ -476,7 +476,8 @@ class _Run:
         counts = torch.tensor([self.loader.damaged], dtype=torch.float64, device=self.ranks.device)
         record["damaged"], record["skipped"] = int(self.group.sum(counts).item()), self.skipped
         history.write("train", self.step, self.step / self.steps_per_epoch, record)
-        self._show(bar, record)
+        if "loss" in record:
+            self._show(bar, record)
 
     @torch.no_grad()
     def _validate(self, loader: Loader, history: History) -> None:

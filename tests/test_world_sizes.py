@@ -15,7 +15,7 @@ MODES = ["synchronised", "frozen", "synchronised, ZeRO 1"]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "birds"
-    world_sizes.draw(folder, 5, SIZE)
+    world_sizes.draw(folder, 5 * world_sizes.GLOBAL_BATCH, SIZE)
     return folder
 
 
