@@ -282,7 +282,7 @@ def test_a_deleted_shard_ends_the_run_with_its_name(start, small_birds, table, t
 def test_a_loss_that_is_no_number_costs_one_step(start, table, tmp_path):
     ranks = start(tmp_path / "run", ("loss not a number", 5))
     assert [rank.wait(120) for rank in ranks] == [0, 0], [rank.output for rank in ranks]
-    assert "step 5: the loss is nan on rank 1 (node2), for birds-" in ranks[1].output
+    assert "step 5: the loss is nan on rank 1 (node2), for train-0000" in ranks[1].output
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert [line["skipped"] for line in lines] == [0] * 5 + [1] * 7
     assert ["loss" in line for line in lines] == [True] * 5 + [False] + [True] * 6
