@@ -1,11 +1,10 @@
-"""An elastic run on two hosts: it goes on with one when the other is lost, and with both when that is back."""
+"""An elastic run on two hosts: it goes on with one when the other is lost."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def records(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_lost_host_is_done_without_and_taken_back(hosts, small_birds, tmp_path):
+def test_a_lost_host_is_done_without(hosts, small_birds, tmp_path):
     out = tmp_path / "run"
     settings = {"train.epochs": 2000, "train.checkpoint_steps": 5, "train.peer_timeout": 12}
     words = train(small_birds, out) + [str(word) for item in settings.items() for word in (f"--{item[0]}", item[1])]
@@ -43,21 +42,9 @@ def test_a_lost_host_is_done_without_and_taken_back(hosts, small_birds, tmp_path
     for pid in [leaves.pid, *hosts.pids("node2", "torchrun"), *hosts.pids("node2", "rg train")]:
         os.kill(pid, signal.SIGKILL)
     stays.wait_for("over 1 ranks", 180)
-    comes_back = agent(1)
-    wait_for_count(stays, "over 2 ranks", 2)
     stays.send_signal(signal.SIGTERM)
     stays.wait(120)
-    comes_back.wait(120)
     resumed = json.loads((out / "run.json").read_text())["resumed"]
-    assert [session["ranks"] for session in resumed] == [1, 2]
+    assert [session["ranks"] for session in resumed] == [1]
     steps = [record["step"] for record in records(out)]
     assert steps == list(range(1, len(steps) + 1))  # every step once, whoever took it
-
-
-def wait_for_count(process: Process, text: str, count: int) -> None:
-    """Until its output contains the text that often."""
-    end = time.monotonic() + 180
-    while process.output.count(text) < count:
-        assert process.poll() is None, process.output
-        assert time.monotonic() < end, process.output
-        time.sleep(0.1)
