@@ -24,7 +24,7 @@ EXTRAS = {
     "baselines": ["captum>=0.7"],
     "dev": [
         "pytest>=8",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.8",
         "hypothesis>=6",
         "ruff>=0.9",
         "mypy>=1.14",
