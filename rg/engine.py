@@ -24,6 +24,7 @@ from rg.config import OptimizerConfig, RunConfig
 from rg.group import Group
 from rg.model import Model, ModelOutput
 from rg.plain import PlainOutput
+from rg.ranks import exported
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -101,13 +102,14 @@ class Engine:
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-        self._engine, *_ = deepspeed.initialize(
-            model=model.to(ranks.device),
-            optimizer=self._sgd,
-            dist_init_required=False,
-            config=_settings(config, max(self.sizes), ranks.world_size) | dict(how or {}),
-        )
+        with exported(ranks):
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+            self._engine, *_ = deepspeed.initialize(
+                model=model.to(ranks.device),
+                optimizer=self._sgd,
+                dist_init_required=False,
+                config=_settings(config, max(self.sizes), ranks.world_size) | dict(how or {}),
+            )
         self._sharded = self._engine.zero_optimization()
         if config.optimizer.momentum:
             self._start_momentum(momentum or {})

@@ -6,7 +6,6 @@ Tensors travel by NCCL on GPUs and by Gloo on CPUs, everything else by Gloo.
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rg.ranks import Ranks
+from rg.ranks import Ranks, exported
 
 JOINING = 300.0  # seconds at least that ranks wait for each other when they start
 
@@ -43,18 +42,14 @@ def connect(ranks: Ranks, timeout: float) -> Group:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=max(timeout, JOINING))
-    # DeepSpeed reads the place of the process from these.
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    places = (ranks.rank, ranks.world_size, ranks.local_rank, ranks.local_world_size)
-    os.environ.update({name: str(place) for name, place in zip(names, places, strict=True)})
     host_group = None
     if not dist.is_initialized():
         try:
             if ranks.master is None:  # a store in memory takes no port
                 dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
             else:
-                os.environ.update(MASTER_ADDR=ranks.master[0], MASTER_PORT=str(ranks.master[1]))
-                dist.init_process_group(backend, timeout=wait)
+                with exported(ranks):
+                    dist.init_process_group(backend, timeout=wait)
         except (dist.DistError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ConnectionError(f"{ranks.name} of {ranks.world_size} cannot join the others: {reason}") from None

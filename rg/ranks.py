@@ -10,7 +10,8 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,27 @@ def discover(environment: Mapping[str, str] = os.environ) -> Ranks:
     if ranks.world_size == 1:
         return ranks
     return Ranks(ranks.rank, ranks.world_size, ranks.local_rank, ranks.local_world_size, _master(environment, first[0]))
+
+
+@contextmanager
+def exported(ranks: Ranks) -> Iterator[None]:
+    """Inside, the environment says where this process belongs, for libraries that look there.
+
+    Afterwards it is as before: what this process starts later is not to take itself for one of these ranks.
+    """
+    before = dict(os.environ)
+    places = dict(zip(LAUNCHED, map(str, (ranks.rank, ranks.world_size, ranks.local_rank)), strict=True))
+    if ranks.master:
+        places |= {"MASTER_ADDR": ranks.master[0], "MASTER_PORT": str(ranks.master[1])}
+    os.environ.update(places)
+    try:
+        yield
+    finally:
+        for name in places:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
 
 
 def _launched(environment: Mapping[str, str]) -> Ranks | None:

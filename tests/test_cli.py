@@ -1,6 +1,7 @@
 """The command line: bad input is one line on standard error, exit code 2 and no traceback."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -178,5 +179,7 @@ def test_photos_are_packed_and_what_is_broken_is_named(tmp_path, capsys):
     (out / "train-00000.idx").unlink()
     assert main(["verify", str(out), "--jobs", "1"]) == 1
     assert "train-00000.idx" in capsys.readouterr().out
+    environment = dict(os.environ)
     assert main(["train", "photos_lite0", "--data", str(out), "--out", str(tmp_path / "run")]) == 2
     assert "train-00000.idx is missing" in capsys.readouterr().err
+    assert [name for name in os.environ if name not in environment and "RANK" in name] == []

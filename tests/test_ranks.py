@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rg.ranks import Ranks, discover
+from rg.ranks import LAUNCHED, Ranks, discover, exported
 
 MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "4000"}
 
@@ -200,3 +200,14 @@ def test_a_scontrol_that_does_not_answer_is_one_line(tmp_path, monkeypatch, scri
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"^MASTER_ADDR: expected the host of rank 0 .* scontrol does not tell it"):
         discover(srun())
+
+
+def test_libraries_find_their_place_only_while_they_look(monkeypatch):
+    """What this process starts later, such as another launch, is not to take itself for a rank of this one."""
+    for name in (*LAUNCHED, *MASTER):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = dict(os.environ)
+    with exported(Ranks(3, 4, 1, 2, ("node1", 4000))):
+        assert discover() == Ranks(3, 4, 1, 4, ("node1", 4000))
+    assert dict(os.environ) == before
