@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,8 +87,11 @@ def train(arguments: Arguments) -> int:
     config = RunConfig(**{field.name: args[field.name] for field in dataclasses.fields(RunConfig)})
     command = shlex.join(["python", "-m", "rg", "train", *arguments])
     resume = "auto" if args.auto_resume else "yes" if args.resume else "no"
-    run = importlib.import_module("rg.train").train
-    return run(config, args.data, args.out, resume, args.deepspeed, command, arguments[0])
+    module = importlib.import_module("rg.train")
+    code = module.train(config, args.data, args.out, resume, args.deepspeed, command, arguments[0])
+    for number in module.SIGNALS:  # the exit code is decided
+        signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 def evaluate(arguments: Arguments) -> None:

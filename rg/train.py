@@ -90,9 +90,11 @@ def train(
         logging.getLogger("rg").setLevel(logging.WARNING)
     heartbeat = Heartbeat(group, config.train.peer_timeout)
     try:
-        code = _train(config, data, out, resume, deepspeed, command, recipe, group, heartbeat)
-        group.barrier()
-        heartbeat.stop()
+        # To the very end: a launcher signals the ranks one by one, and the last may have stopped because of the first.
+        with _signals() as received:
+            code = _train(config, data, out, resume, deepspeed, command, recipe, group, heartbeat, received)
+            group.barrier()
+            heartbeat.stop()
         return code
     except (GroupError, FloatingPointError) as error:
         heartbeat.stop()
@@ -127,6 +129,7 @@ def _train(
     recipe: str | None,
     group: Group,
     heartbeat: Heartbeat,
+    received: list[int],
 ) -> int:
     ranks = group.ranks
     manifest = group.together(lambda: Manifest.load(data))
@@ -157,7 +160,7 @@ def _train(
         _write_record(out, config, classes, record, found if goes_on else None)
         if found:
             run_folder.save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
-    run = _Run(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat)
+    run = _Run(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat, received)
     if found:
         run.resume(found)
     return run.run()
@@ -312,18 +315,18 @@ class _Run:
         steps_per_epoch: int,
         checkpoints: Checkpoints,
         heartbeat: Heartbeat,
+        received: list[int],
     ) -> None:
         self.config, self.out, self.engine = config, out, engine
         self.loader, self.val_loader = loader, val_loader
         self.steps_per_epoch, self.step = steps_per_epoch, 0
         self.total = config.train.epochs * steps_per_epoch
-        self.checkpoints, self.heartbeat = checkpoints, heartbeat
+        self.checkpoints, self.heartbeat, self.received = checkpoints, heartbeat, received
         self.group, self.ranks = engine.group, engine.group.ranks
         self.is_main = self.ranks.rank == 0
         self.meter = Meter()
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
-        self.received: list[int] = []
 
     def resume(self, found: Found) -> None:
         """Go on behind a checkpoint; with another number of ranks, all but their own random states goes on exactly."""
@@ -348,7 +351,7 @@ class _Run:
         """Train to the end or to a signal; returns the exit code."""
         config = self.config.train
         stream = iter(self.loader)
-        with _signals(self.received), self._log(), History(self.out, self.step, self.is_main) as history:
+        with self._log(), History(self.out, self.step, self.is_main) as history:
             logger.info(
                 "%s %d of %d steps (%d epochs of %d) on %s, global batch %d over %d ranks",
                 "continue at" if self.step else "train",
@@ -586,8 +589,9 @@ def _total(counters: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _signals(received: list[int]) -> Iterator[None]:
+def _signals() -> Iterator[list[int]]:
     """Collects signals instead of dying of them; a second SIGINT interrupts at once."""
+    received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         if number in received and number == signal.SIGINT:
@@ -597,7 +601,7 @@ def _signals(received: list[int]) -> Iterator[None]:
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -110,7 +110,9 @@ def test_an_option_wins_over_the_config_file(options, tmp_path, monkeypatch):
     file = tmp_path / "config.json"
     file.write_text('{"seed": 5, "model": {"grouping": {"num_parts": 3, "smoothing_padding": "same"}}}')
     seen = []
-    monkeypatch.setitem(sys.modules, "rg.train", SimpleNamespace(train=lambda config, *_: seen.append(config)))
+    monkeypatch.setitem(
+        sys.modules, "rg.train", SimpleNamespace(train=lambda config, *_: seen.append(config), SIGNALS=())
+    )
     words = [word.replace("FILE", str(file)) for word in options]
     assert main(["train", "birds_lite0", "--data", "x", "--out", "y", *words]) == 0
     (config,) = seen

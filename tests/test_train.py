@@ -321,6 +321,27 @@ def test_the_rate_is_that_of_training_alone(small_birds, tmp_path):
     assert [line["images_per_second"] for line in lines if line["kind"] == "train"] == [4] * 4
 
 
+LATE = """
+import atexit, os, signal, sys
+from rg.heartbeat import Heartbeat
+def late(self, stop=Heartbeat.stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop(self)
+Heartbeat.stop = late
+atexit.register(os.kill, os.getpid(), signal.SIGUSR1)
+from rg.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_that_comes_late_changes_nothing(small_birds, tmp_path):
+    """To a rank that has come to its end, or stopped because another one had received its signal earlier."""
+    arguments = command(small_birds, tmp_path / "run", train__epochs=1)[3:]
+    result = subprocess.run([sys.executable, "-c", LATE, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "SIGTERM" in result.stderr
+
+
 @pytest.mark.parametrize(
     "change,message",
     [
