@@ -1,20 +1,17 @@
-"""Explanations: which parts the model found in an image, and how much each counted for the label."""
+"""A trained model that explains images: which parts it found, and how much each counted for the label."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -23,11 +20,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pipelines.folder import SUFFIXES
 from pipelines.geometry import central_start
 from pipelines.images import open_rgb
-from pipelines.manifest import atomic_write
-from rg import inputs, pictures, run_folder
+from rg import inputs, run_folder
 from rg.config import RunConfig
+from rg.explanation import Explanation, PartExplanation, Rival, at_image_size
 from rg.metrics import part_centers
 from rg.model import RegionGroupingModel
+from rg.part_names import Part, read_parts, unnamed
 from rg.run_folder import Classes
 
 logger = logging.getLogger(__name__)
@@ -37,130 +35,53 @@ MAX_ASPECT = 4
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
-@dataclass(frozen=True)
-class PartExplanation:
-    """One part in one image.
+class _Waiting(NamedTuple):
+    """An image that the model is about to see."""
 
-    Attributes:
-        index: Number of the part, 0 to K - 1.
-        mask: bool [H, W] at image size: positions where this part has the largest assignment.
-        center: x, y of the soft centre in pixels of the image.
-        occurrence: t_k in (0, 1), how surely the part occurs.
-        attention: a_k, the weight of the part; all parts sum to 1.
-        contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
-        background: Whether the part shows surroundings or hardly counts, as seen over the training images.
-    """
-
-    index: int
-    mask: np.ndarray = field(repr=False)
-    center: tuple[float, float]
-    occurrence: float
-    attention: float
-    contribution: float
-    background: bool
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why one image got its label.
-
-    Attributes:
-        label: Name of the winning class (or of the most probable attribute).
-        probability: Of the label, 0 to 1.
-        logit: Of the label, before the softmax (or sigmoid).
-        constant: Part of the logit that no part accounts for.
-        top_k: Names and probabilities of the best classes, best first.
-        attribution: float32 [H, W] at image size: the pixel attribution Q^T a, every pixel's expected attention.
-        parts: All K parts, by index.
-        image: uint8 [H, W, 3], the upright image.
-        window: x0, y0, x1, y1 in pixels: what the model saw of the image.
-        source: Path of the image, if it came from a file.
-    """
-
-    label: str
-    probability: float
-    logit: float
-    constant: float
-    top_k: list[tuple[str, float]]
-    attribution: np.ndarray
-    parts: list[PartExplanation]
-    image: np.ndarray
+    pixels: np.ndarray
+    seen: Tensor
     window: tuple[float, float, float, float]
-    source: str | None = None
-
-    def __repr__(self) -> str:
-        return f"Explanation(label={self.label!r}, probability={self.probability:.4g}, parts={len(self.parts)})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the arrays, as JSON values; areas are shares of the window."""
-        x0, y0, x1, y1 = self.window
-        area = max(1.0, (x1 - x0) * (y1 - y0))
-        return {
-            "source": self.source,
-            "width": self.image.shape[1],
-            "height": self.image.shape[0],
-            "window": [round(value, 2) for value in self.window],
-            "label": self.label,
-            "probability": self.probability,
-            "logit": self.logit,
-            "constant": self.constant,
-            "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
-            "parts": [
-                {
-                    "part": part.index,
-                    "background": part.background,
-                    "center": [round(value, 2) for value in part.center],
-                    "area": float(part.mask.sum() / area),
-                    "occurrence": part.occurrence,
-                    "attention": part.attention,
-                    "contribution": part.contribution,
-                }
-                for part in self.parts
-            ],
-        }
-
-    def picture(self) -> Image.Image:
-        """Image, parts, attribution and contributions side by side."""
-        return pictures.panel(self)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the picture (.png) or the dictionary (.json), all or nothing.
-
-        Raises:
-            ValueError: another suffix.
-            OSError: there is no such folder, or it cannot be written to.
-        """
-        path = Path(path)
-        if path.suffix not in (".png", ".json"):
-            raise ValueError(f"path: expected a name that ends in .png or .json, got {path.name!r}")
-        with atomic_write(path) as file:
-            if path.suffix == ".png":
-                self.picture().save(file, "PNG")
-            else:
-                file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+    source: str | None
 
 
 class Explainer:
     """A trained model that explains images. Made by ``rg.load``.
+
+    Args:
+        model: Trained.
+        config: Of the run.
+        classes: Names of the classes.
+        device: Where the model is to run.
+        parts: Their names and kinds; as the model sees them if None.
 
     Attributes:
         model: In evaluation mode.
         config: Of the run.
         classes: Names of the classes.
         device: Where the model runs.
+        parts: Name and kind of every part.
     """
 
-    def __init__(self, model: RegionGroupingModel, config: RunConfig, classes: Classes, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: RegionGroupingModel,
+        config: RunConfig,
+        classes: Classes,
+        device: torch.device,
+        parts: Sequence[Part] | None = None,
+    ) -> None:
         self.model = model.to(device).eval()
         self.config = config
         self.classes = classes
         self.device = device
+        self.parts = tuple(parts or unnamed(model.background.tolist()))
 
     @classmethod
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
         """Read a run folder; see ``rg.load``."""
         model, config, classes = run_folder.load_region_grouping(Path(run))
-        return cls(model, config, classes, pick_device(device))
+        parts = read_parts(Path(run), model.background.tolist())
+        return cls(model, config, classes, pick_device(device), parts)
 
     def explain(
         self,
@@ -169,6 +90,7 @@ class Explainer:
         view: str = "auto",
         top_k: int = 5,
         batch_size: int = 16,
+        versus: str | None = None,
     ) -> Any:
         """Explain one image or a list of images.
 
@@ -178,6 +100,7 @@ class Explainer:
                 central square that it is tested on; ``auto`` the whole image if the backbone takes images of any size.
             top_k: Number of best classes to name.
             batch_size: Images at once, if they have the same shape.
+            versus: The class that the label is compared with; the runner-up if None.
 
         Returns:
             An ``Explanation``, or a list of them in the order of the images.
@@ -187,7 +110,8 @@ class Explainer:
                 takes no other size than that of testing.
         """
         single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
-        found = list(self.stream([images] if single else images, view=view, top_k=top_k, batch_size=batch_size))  # type: ignore[list-item, arg-type]
+        several: Any = [images] if single else images
+        found = list(self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus))
         return found[0] if single else found
 
     def stream(
@@ -197,6 +121,7 @@ class Explainer:
         view: str = "auto",
         top_k: int = 5,
         batch_size: int = 16,
+        versus: str | None = None,
         failed: Callable[[str], None] | None = None,
     ) -> Iterator[Explanation]:
         """Like ``explain``, one explanation after the other, holding one batch of images at a time.
@@ -208,12 +133,14 @@ class Explainer:
             raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"top_k, batch_size: expected at least 1, got {top_k}, {batch_size}")
+        if versus is not None and versus not in self.classes.names:
+            raise ValueError(f"versus: expected one of the {len(self.classes.names)} classes, got {versus!r}")
         if view == "auto":
             view = self._auto_view
         elif view == "whole" and not self._takes_any_size:
             name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
             raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
-        waiting: list[tuple[np.ndarray, Tensor, tuple[float, float, float, float], str | None]] = []
+        waiting: list[_Waiting] = []
         for image in images:
             source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
             try:
@@ -224,12 +151,12 @@ class Explainer:
                 failed(str(error))
                 continue
             seen, window = self._view(pixels, view)
-            if waiting and (len(waiting) == batch_size or waiting[0][1].shape != seen.shape):
-                yield from self._explain(waiting, top_k)
+            if waiting and (len(waiting) == batch_size or waiting[0].seen.shape != seen.shape):
+                yield from self._explain(waiting, top_k, versus)
                 waiting = []
-            waiting.append((np.asarray(pixels), seen, window, source))
+            waiting.append(_Waiting(np.asarray(pixels), seen, window, source))
         if waiting:
-            yield from self._explain(waiting, top_k)
+            yield from self._explain(waiting, top_k, versus)
 
     @cached_property
     def _takes_any_size(self) -> bool:
@@ -264,46 +191,59 @@ class Explainer:
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1), window
 
     @torch.inference_mode()
-    def _explain(self, waiting: list[Any], top_k: int) -> Iterator[Explanation]:
-        output = self.model(torch.stack([seen for _, seen, _, _ in waiting]).to(self.device))
+    def _explain(self, waiting: Sequence[_Waiting], top_k: int, versus: str | None) -> Iterator[Explanation]:
+        output = self.model(torch.stack([one.seen for one in waiting]).to(self.device))
         logits = output.logits
         probabilities = torch.sigmoid(logits) if self.classes.multi_label else torch.softmax(logits, 1)
-        best = probabilities.topk(min(top_k, logits.shape[1]), dim=1)
-        winner = best.indices[:, :1]
-        contributions, constant = self.model.contributions(output, winner)
+        best = probabilities.topk(min(max(top_k, 2), logits.shape[1]), dim=1)
+        compared = best.indices[:, :2].clone()  # the label and its rival
+        if versus is not None and compared.shape[1] == 2:
+            asked = self.classes.names.index(versus)
+            compared[:, 1] = torch.where(compared[:, 0] == asked, compared[:, 1], asked)
+        contributions, constants = (values.cpu() for values in self.model.contributions(output, compared))
         attention = output.attention
         if self.classes.multi_label:
-            attention = attention[torch.arange(len(waiting)), winner[:, 0]]
-        background = self.model.background.cpu().numpy()
+            attention = attention[torch.arange(len(waiting)), compared[:, 0]]
         centers = part_centers(output.assign).cpu().numpy()
-        for n, (pixels, _, window, source) in enumerate(waiting):
-            strongest, attribution = at_image_size(output.assign[n], attention[n], window, pixels.shape[:2])
-            x0, y0, x1, y1 = window
+        assign, attention = output.assign.float().cpu().numpy(), attention.float().cpu().numpy()
+        names = self.classes.names
+        for n, one in enumerate(waiting):
+            strongest, attribution = at_image_size(assign[n], attention[n], one.window, one.pixels.shape[:2])
+            x0, y0, x1, y1 = one.window
+            label, *rest = compared[n].tolist()
+            rival = None
+            if rest:
+                probability, logit = (values[n, rest[0]].item() for values in (probabilities, logits))
+                rival = Rival(names[rest[0]], probability, logit, constants[n, 1].item())
             yield Explanation(
-                label=self.classes.names[winner[n, 0]],
-                probability=float(best.values[n, 0]),
-                logit=float(logits[n, winner[n, 0]]),
-                constant=float(constant[n, 0]),
+                label=names[label],
+                probability=float(probabilities[n, label]),
+                logit=float(logits[n, label]),
+                constant=float(constants[n, 0]),
                 top_k=[
-                    (self.classes.names[index], float(value))
+                    (names[index], value)
                     for index, value in zip(best.indices[n].tolist(), best.values[n].tolist(), strict=True)
-                ],
+                ][:top_k],
+                rival=rival,
                 attribution=attribution,
+                assign=assign[n],
                 parts=[
                     PartExplanation(
                         index=k,
-                        mask=strongest == k,
+                        name=part.name,
+                        strongest=strongest,
                         center=(float(x0 + centers[n, k, 0] * (x1 - x0)), float(y0 + centers[n, k, 1] * (y1 - y0))),
                         occurrence=float(output.occurrence[n, k]),
                         attention=float(attention[n, k]),
                         contribution=float(contributions[n, 0, k]),
-                        background=bool(background[k]),
+                        rival_contribution=float(contributions[n, 1, k]) if rival else 0.0,
+                        background=part.background,
                     )
-                    for k in range(output.assign.shape[1])
+                    for k, part in enumerate(self.parts)
                 ],
-                image=pixels,
-                window=window,
-                source=source,
+                image=one.pixels,
+                window=one.window,
+                source=one.source,
             )
 
 
@@ -318,36 +258,6 @@ def _open(image: ImageLike) -> Image.Image:
     else:
         got = type(image).__name__
     raise ValueError(f"images: expected a path, a PIL image or a uint8 array [H, W, 3], or a list of them, got {got}")
-
-
-def at_image_size(
-    assign: Tensor, attention: Tensor, window: tuple[float, float, float, float], size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The strongest part and the attribution of every pixel, after bilinear up-sampling.
-
-    One part at a time, so that a large photograph does not need K maps of its size.
-
-    Args:
-        assign: Of one image [K, h, w].
-        attention: [K].
-        window: x0, y0, x1, y1: what the maps cover of the image, in whole pixels.
-        size: H, W of the image.
-
-    Returns:
-        strongest: int8 [H, W], -1 outside the window.
-        attribution: Q^T a, float32 [H, W], 0 outside the window.
-    """
-    x0, y0, x1, y1 = (round(value) for value in window)
-    inside = (slice(y0, y1), slice(x0, x1))
-    strongest, attribution = np.full(size, -1, dtype=np.int8), np.zeros(size, dtype=np.float32)
-    largest = np.zeros((y1 - y0, x1 - x0), dtype=np.float32)
-    for k, weight in enumerate(attention.tolist()):
-        up = F.interpolate(assign[None, None, k].float(), largest.shape, mode="bilinear", align_corners=False)
-        values = up[0, 0].cpu().numpy()
-        attribution[inside] += weight * values
-        strongest[inside][values > largest] = k
-        np.maximum(largest, values, out=largest)
-    return strongest, attribution
 
 
 def pick_device(device: str) -> torch.device:

@@ -102,7 +102,14 @@ class RegionGroupingModel(nn.Module):
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Images [N, 3, H, W], uint8 or float in 0..255."""
-        x = self.standardization(self.backbone(images))
+        return self.describe(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map that is grouped [N, C, h, w]."""
+        return self.standardization(self.backbone(images))
+
+    def describe(self, x: Tensor) -> ModelOutput:
+        """Features [N, C, h, w] -> what the model says of them."""
         assign, regions, occurrence = self.dictionary(x)
         attention = self.attend(regions)
         if self.training:

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
 
 if TYPE_CHECKING:
-    from rg.explain import Explanation
+    from rg.explanation import Explanation
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]
 
 MAX_PARTS = 64
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
-BARS_MIN_WIDTH, ROW_HEIGHT = 260, 24
+BARS_MIN_WIDTH, ROW_HEIGHT, NAME_WIDTH = 260, 24, 96
 PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 32, 38), (104, 112, 122), (214, 219, 225)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 NOTABLE = 0.05  # of a logit: a part that adds or takes less does not stand out
@@ -33,18 +33,20 @@ class Bar:
     """One row of a chart of contributions.
 
     Attributes:
-        name: Number of the part, or what else the row stands for.
-        value: What it adds to the logit.
+        number: Of the part, or what else the row stands for.
+        value: What it adds to the logit, or to the difference of two.
         attention: Weight of the part; None for the constant.
         color: Of the part; None for the rest.
         background: Whether it is a background part: surroundings, or one that hardly counts.
+        name: What people call the part; empty if they do not.
     """
 
-    name: str
+    number: str
     value: float
     attention: float | None
     color: Color | None = None
     background: bool = False
+    name: str = ""
 
 
 def palette(count: int) -> list[Color]:
@@ -75,34 +77,49 @@ def stands_out(explanation: Explanation) -> bool:
     return max(abs(part.contribution) for part in explanation.parts) >= NOTABLE
 
 
-def bars(explanation: Explanation, limit: int) -> list[Bar]:
+def bars(explanation: Explanation, limit: int, versus_rival: bool = False) -> list[Bar]:
     """The contributions in at most ``limit`` rows (3 or more), largest first, the constant last.
 
     Parts that do not fit, those that matter least, are added up in one row.
+
+    Args:
+        explanation: Of one image.
+        limit: Rows.
+        versus_rival: Contributions to the logit of the label minus those to that of the rival.
     """
     colors = palette(len(explanation.parts))
-    by_weight = sorted(explanation.parts, key=lambda part: -abs(part.contribution))
+    rival = explanation.rival if versus_rival else None
+    values = [part.contribution - (part.rival_contribution if rival else 0) for part in explanation.parts]
+    by_weight = sorted(explanation.parts, key=lambda part: -abs(values[part.index]))
     fits = len(by_weight) < limit
     shown, rest = (by_weight, []) if fits else (by_weight[: limit - 2], by_weight[limit - 2 :])
     rows = [
-        Bar(str(part.index), part.contribution, part.attention, colors[part.index], part.background)
-        for part in sorted(shown, key=lambda part: -part.contribution)
+        Bar(
+            str(part.index),
+            values[part.index],
+            part.attention,
+            colors[part.index],
+            part.background,
+            "" if part.name == f"part {part.index}" else part.name,
+        )
+        for part in sorted(shown, key=lambda part: -values[part.index])
     ]
     if rest:
-        total, attention = sum(part.contribution for part in rest), sum(part.attention for part in rest)
+        total, attention = sum(values[part.index] for part in rest), sum(part.attention for part in rest)
         rows.append(Bar(f"{len(rest)} more", total, attention))
-    return [*rows, Bar("constant", explanation.constant, None)]
+    return [*rows, Bar("constant", explanation.constant - (rival.constant if rival else 0), None)]
 
 
 def crop_to_window(explanation: Explanation) -> Explanation:
     """The same explanation of nothing but the pixels that the model saw."""
     x0, y0, x1, y1 = (round(value) for value in explanation.window)
+    strongest = explanation.parts[0].strongest[y0:y1, x0:x1]
     return replace(
         explanation,
         image=explanation.image[y0:y1, x0:x1],
         attribution=explanation.attribution[y0:y1, x0:x1],
         parts=[
-            replace(part, mask=part.mask[y0:y1, x0:x1], center=(part.center[0] - x0, part.center[1] - y0))
+            replace(part, strongest=strongest, center=(part.center[0] - x0, part.center[1] - y0))
             for part in explanation.parts
         ],
         window=(0.0, 0.0, float(x1 - x0), float(y1 - y0)),
@@ -188,12 +205,15 @@ def attribution_overlay(explanation: Explanation, size: Size | None = None) -> I
     return Image.fromarray(np.round(share * colors + (1 - share) * grey).astype(np.uint8))
 
 
-def contribution_bars(explanation: Explanation, size: Size = (BARS_WIDTH, PANEL_HEIGHT)) -> Image.Image:
+def contribution_bars(
+    explanation: Explanation, size: Size = (BARS_WIDTH, PANEL_HEIGHT), versus_rival: bool = False
+) -> Image.Image:
     """What every part adds to the logit as horizontal bars, positive to the right.
 
     Args:
         explanation: Of one image.
         size: Width and height of the picture in pixels; as many parts are shown one by one as have room.
+        versus_rival: To the logit of the label minus that of the rival.
 
     Raises:
         ValueError: a picture too small to be read.
@@ -204,9 +224,10 @@ def contribution_bars(explanation: Explanation, size: Size = (BARS_WIDTH, PANEL_
         )
     out = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(out)
-    rows = bars(explanation, max(3, size[1] // ROW_HEIGHT - 2))
+    rows = bars(explanation, max(3, size[1] // ROW_HEIGHT - 2), versus_rival)
     small, text = ImageFont.load_default(size=13), ImageFont.load_default(size=15)
-    left, right = 76, size[0] - 132
+    longest = max(small.getlength(row.name) for row in rows)
+    left, right = 76 + round(max(0.0, min(longest, NAME_WIDTH) - 36)), size[0] - 132
     draw.text((size[0] - 6, ROW_HEIGHT / 2), "attention", FAINT, small, anchor="rm")
     lowest, highest = (limit(0.0, *(row.value for row in rows)) for limit in (min, max))
     scale = (right - left) / max(highest - lowest, NOTABLE)
@@ -214,9 +235,10 @@ def contribution_bars(explanation: Explanation, size: Size = (BARS_WIDTH, PANEL_
     for number, row in enumerate(rows):
         y = (number + 1.5) * ROW_HEIGHT
         if row.color:
-            _badge(draw, (left - 20, y), 10, row.name, row.color, hollow=row.background)
+            _badge(draw, (left - 20, y), 10, row.number, row.color, hollow=row.background)
+            draw.text((left - 34, y), shorten(row.name, small, NAME_WIDTH), FAINT, small, anchor="rm")
         else:
-            draw.text((left - 10, y), row.name, FAINT, small, anchor="rm")
+            draw.text((left - 10, y), row.number, FAINT, small, anchor="rm")
         x0, x1 = sorted((zero, zero + row.value * scale))
         draw.rectangle((x0, y - 7, max(x1, x0 + 1), y + 7), row.color or FAINT)
         draw.text((size[0] - 66, y), signed(row.value), INK, text, anchor="rm")
@@ -226,12 +248,15 @@ def contribution_bars(explanation: Explanation, size: Size = (BARS_WIDTH, PANEL_
     draw.line((zero, ROW_HEIGHT, zero, bottom - ROW_HEIGHT / 2), INK)
     draw.line((8, bottom - ROW_HEIGHT / 2, size[0] - 6, bottom - ROW_HEIGHT / 2), LINE)
     draw.text((left - 10, bottom + 2), "logit", INK, small, anchor="rm")
-    draw.text((size[0] - 66, bottom + 2), signed(explanation.logit), INK, text, anchor="rm")
+    draw.text((size[0] - 66, bottom + 2), signed(sum(row.value for row in rows)), INK, text, anchor="rm")
     return out
 
 
 def panel(explanation: Explanation) -> Image.Image:
-    """Image, parts, attribution and contributions side by side under the label; pictures are 320 pixels high."""
+    """Image, parts, attribution and contributions side by side under the label; pictures are 320 pixels high.
+
+    The last column says why it is the label and not the rival, where there is one.
+    """
     height, width = explanation.image.shape[:2]
     scale = min(PANEL_HEIGHT / height, PANEL_MAX_WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -242,8 +267,11 @@ def panel(explanation: Explanation) -> Image.Image:
         ("attribution", attribution_overlay(explanation, size=size)),
         (contributions, contribution_bars(explanation)),
     ]
-    widths = [max(picture.width, COLUMN_MIN_WIDTH) for _, picture in columns]
     title, text = ImageFont.load_default(size=26), ImageFont.load_default(size=16)
+    if explanation.rival:
+        why = shorten(f"why not {explanation.rival.label}", text, BARS_WIDTH)
+        columns.append((why, contribution_bars(explanation, versus_rival=True)))
+    widths = [max(picture.width, COLUMN_MIN_WIDTH) for _, picture in columns]
     head = MARGIN + 74
     total = 2 * MARGIN + sum(widths) + GAP * (len(columns) - 1)
     out = Image.new("RGB", (total, head + CAPTION + PANEL_HEIGHT + MARGIN), PAPER)

@@ -26,7 +26,7 @@ from rg import charts, pictures, run_folder
 from rg.calibration import Reliability
 from rg.charts import percent
 from rg.config import flatten
-from rg.explain import Explanation
+from rg.explanation import Explanation
 from rg.losses import prior_quantiles
 
 PAGE, METRICS, PREDICTIONS, HISTORY = "report.html", "metrics.json", "predictions.jsonl", "metrics.jsonl"

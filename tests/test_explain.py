@@ -1,5 +1,6 @@
 """Explanations: exact, at image size, for any image."""
 
+import dataclasses
 import io
 import json
 
@@ -14,8 +15,10 @@ from pipelines.loader import Loader
 from pipelines.manifest import Schema
 from pipelines.samples import Sample
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
-from rg.explain import Explainer, at_image_size, explain_files, pick_device
+from rg.explain import Explainer, explain_files, pick_device
+from rg.explanation import Explanation, PartExplanation, at_image_size
 from rg.model import RegionGroupingModel
+from rg.part_names import read_parts, unnamed
 from rg.run_folder import Classes
 
 
@@ -57,6 +60,79 @@ def test_an_explanation_adds_up(multi_label):
     )
     if not multi_label:
         assert sum(probability for _, probability in explanation.top_k) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_so_does_that_of_the_rival(multi_label):
+    """The rival is the runner-up, or the class that was asked for; maps sum up to what the parts add."""
+    explainer = make(multi_label)
+    explanation = explainer.explain(noise(90, 70), top_k=3)
+    assert explanation.rival.label == explanation.top_k[1][0]
+    for name, probability in explanation.top_k:
+        asked = explainer.explain(noise(90, 70), versus=name, top_k=1)
+        assert (asked.label, len(asked.top_k)) == (explanation.label, 1)
+        rival = asked.rival
+        assert rival.label == (explanation.top_k[1][0] if name == explanation.label else name)
+        total = sum(part.rival_contribution for part in asked.parts) + rival.constant
+        assert total == pytest.approx(rival.logit, abs=1e-4)
+        if name == rival.label:
+            assert rival.probability == pytest.approx(probability, abs=1e-6)
+        difference = asked.logit - asked.constant - (rival.logit - rival.constant)
+        assert asked.contribution_map(versus_rival=True).sum(dtype=float) == pytest.approx(difference, abs=1e-4)
+        assert asked.contribution_map().sum(dtype=float) == pytest.approx(asked.logit - asked.constant, abs=1e-4)
+    with pytest.raises(ValueError, match="versus: expected one of the 3 classes, got 'kite'"):
+        explainer.explain(noise(64, 64), versus="kite")
+
+
+def test_a_part_hands_out_its_contribution_where_it_is():
+    """One part of two, in the left half of the window, adds everything."""
+    assign = np.repeat(np.array([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=np.float32), 64, axis=2)
+    strongest = np.zeros((6, 300), np.int8)
+    parts = [
+        PartExplanation(k, f"part {k}", strongest, (0, 0), 1, 0.5, contribution, 0, False)
+        for k, contribution in enumerate((3.0, 0.0))
+    ]
+    window = (20.0, 0.0, 276.0, 6.0)
+    image = np.zeros((6, 300, 3), np.uint8)
+    found = Explanation("wren", 1, 3, 0, [("wren", 1)], None, image[..., 0], assign, parts, image, window)
+    values = found.contribution_map()
+    assert values.shape == (6, 300)
+    np.testing.assert_allclose(values[:, 22:146], 3 / (6 * 128), rtol=1e-6)
+    assert (values[:, :20] == 0).all()
+    assert (values[:, 150:] == 0).all()
+
+
+def test_names_and_kinds_of_parts_are_those_of_the_file(explainer, tmp_path):
+    """Written by hand: a name, a kind, or both; what is not said stays as the model sees it."""
+    seen = [True, False, False, True]
+    assert read_parts(tmp_path, seen) == unnamed(seen)
+    content = {"3": "crown", "1": {"name": "sky", "background": True}, "0": {"background": False}}
+    (tmp_path / "part_names.json").write_text(json.dumps(content))
+    parts = read_parts(tmp_path, seen)
+    assert [part.name for part in parts] == ["part 0", "sky", "part 2", "crown"]
+    assert [part.background for part in parts] == [False, True, False, True]
+    assert [part.named for part in parts] == [False, True, False, True]
+    named = Explainer(explainer.model, explainer.config, explainer.classes, explainer.device, parts)
+    told = named.explain(noise(64, 64)).to_dict()["parts"]
+    assert [(part["name"], part["background"]) for part in told] == [(part.name, part.background) for part in parts]
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ([], "expected an object of parts, got list"),
+        ({"4": "crown"}, "expected numbers of parts, 0 to 3, got '4'"),
+        ({"-1": "crown"}, "expected numbers of parts, 0 to 3, got '-1'"),
+        ({"1": 7}, "part 1: expected a name, or name and background, got 7"),
+        ({"1": {"nome": "x"}}, "part 1: expected a name, or name and background"),
+        ({"1": " "}, "part 1: expected a name of 1 to 40 characters, got ' '"),
+        ({"1": {"background": "no"}}, "part 1: expected background true or false, got 'no'"),
+    ],
+)
+def test_names_that_cannot_be_are_told(tmp_path, content, message):
+    (tmp_path / "part_names.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"part_names\.json: {message}"):
+        read_parts(tmp_path, [False] * 4)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 64), (40, 200), (333, 77), (1, 1), (1, 30), (2000, 16), (7, 5)])
@@ -196,7 +272,7 @@ def test_attribution_is_attention_times_assignment(explainer):
 
 def test_maps_at_image_size_are_those_of_all_parts_at_once():
     assign, attention = torch.softmax(3 * torch.randn(3, 4, 6), 0), torch.tensor([0.2, 0.5, 0.3])
-    strongest, attribution = at_image_size(assign, attention, (2, 1, 14, 9), (12, 16))
+    strongest, attribution = at_image_size(assign.numpy(), attention.numpy(), (2, 1, 14, 9), (12, 16))
     up = torch.nn.functional.interpolate(assign[None], (8, 12), mode="bilinear", align_corners=False)[0]
     assert np.array_equal(strongest[1:9, 2:14], up.argmax(0).numpy())
     np.testing.assert_allclose(attribution[1:9, 2:14], torch.einsum("k,khw->hw", attention, up).numpy(), atol=1e-6)
@@ -211,11 +287,15 @@ def test_save_and_to_dict(explainer, tmp_path):
     assert content == json.loads(json.dumps(explanation.to_dict()))
     assert sum(part["area"] for part in content["parts"]) == pytest.approx(1)
     assert Image.open(tmp_path / "a.png").format == "PNG"
-    with pytest.raises(ValueError, match=r"\.png or \.json"):
+    explanation.save(tmp_path / "a.webp")
+    assert Image.open(tmp_path / "a.webp").format == "WEBP"
+    assert 'alt="robin' in dataclasses.replace(explanation, label="robin")._repr_html_()
+    assert "<b>" not in dataclasses.replace(explanation, label="<b>")._repr_html_()
+    with pytest.raises(ValueError, match=r"\.png, \.webp or \.json"):
         explanation.save(tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError, match=r"no/folder: no such folder$"):
         explanation.save(tmp_path / "no" / "folder" / "a.png")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png", "a.webp"]
 
 
 def test_an_explanation_is_printed_in_a_line(explainer):

@@ -7,9 +7,10 @@ import pytest
 from PIL import ImageFont
 
 from rg import pictures
-from rg.explain import Explanation, PartExplanation
+from rg.explanation import Explanation, PartExplanation, Rival
 
 GREY = 100
+RIVAL = Rival("Next", 0.1, -1.5, 0.5)
 
 
 def explanation(
@@ -20,22 +21,37 @@ def explanation(
     label="Winter wren",
     window=None,
     constant=0.25,
+    names=None,
+    rival=RIVAL,
 ):
     """A grey image cut into vertical stripes, one per part."""
     edges = np.linspace(0, width, len(contributions) + 1).round().astype(int)
+    strongest = np.zeros((height, width), np.int8)
     parts = []
     for k, contribution in enumerate(contributions):
-        mask = np.zeros((height, width), bool)
-        mask[:, edges[k] : edges[k + 1]] = True
-        center = ((edges[k] + edges[k + 1]) / 2, height / 2)
-        parts.append(PartExplanation(k, mask, center, 0.9, 1 / len(contributions), contribution, background[k % 3]))
+        strongest[:, edges[k] : edges[k + 1]] = k
+        parts.append(
+            PartExplanation(
+                k,
+                names[k] if names else f"part {k}",
+                strongest,
+                center=((edges[k] + edges[k + 1]) / 2, height / 2),
+                occurrence=0.9,
+                attention=1 / len(contributions),
+                contribution=contribution,
+                rival_contribution=-0.5 * k,
+                background=background[k % 3],
+            )
+        )
     return Explanation(
         label=label,
         probability=0.8,
         logit=sum(contributions) + constant,
         constant=constant,
         top_k=[(label, 0.8), ("Next", 0.1)],
+        rival=rival,
         attribution=np.tile(np.linspace(0, 0.5, width, dtype=np.float32), (height, 1)),
+        assign=np.eye(len(contributions), dtype=np.float32)[:, None],
         parts=parts,
         image=np.full((height, width, 3), GREY, np.uint8),
         window=window or (0, 0, width, height),
@@ -194,9 +210,28 @@ def test_rows_always_sum_to_the_logit(limit):
     assert len(rows) == min(limit, len(contributions) + 1)
     assert sum(row.value for row in rows) == pytest.approx(shown.logit)
     assert sum(row.attention for row in rows if row.attention is not None) == pytest.approx(1)
-    assert rows[0].name == ("1" if limit == 3 else "2")  # the largest that is shown; part 1 matters most
+    assert rows[0].number == ("1" if limit == 3 else "2")  # the largest that is shown; part 1 matters most
     values = [row.value for row in rows if row.color]
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+def test_rows_against_the_rival_sum_to_the_difference(limit):
+    shown = explanation(contributions=(0.5, -3.0, 2.0, 0.1))
+    rows = pictures.bars(shown, limit, versus_rival=True)
+    rival_logit = sum(part.rival_contribution for part in shown.parts) + shown.rival.constant
+    assert sum(row.value for row in rows) == pytest.approx(shown.logit - rival_logit)
+    alone = explanation(rival=None)
+    assert pictures.bars(alone, limit, versus_rival=True) == pictures.bars(alone, limit)
+    assert pictures.panel(alone).width < pictures.panel(explanation()).width
+
+
+def test_names_of_parts_stand_beside_their_numbers():
+    named, unnamed = explanation(names=("crown", "a tail that is very long", "part 2")), explanation()
+    assert [row.name for row in pictures.bars(named, 9)] == ["crown", "", "a tail that is very long", ""]
+    assert {row.name for row in pictures.bars(unnamed, 9)} == {""}
+    left = [np.asarray(pictures.contribution_bars(one))[:, :76] for one in (named, unnamed)]
+    assert (left[0] != left[1]).any()
 
 
 def test_bars_have_the_lengths_of_their_values():
@@ -223,7 +258,7 @@ def test_panel_of_any_size(size, count):
     shown = explanation(*size, contributions=np.linspace(-1, 2, count).tolist(), label=label)
     picture = np.asarray(pictures.panel(shown))
     assert picture.shape[0] == np.asarray(pictures.panel(explanation())).shape[0]
-    assert picture.shape[1] < 2000
+    assert picture.shape[1] < 2400
     margin = pictures.MARGIN
     for edge in (picture[:margin], picture[-margin:], picture[:, :margin], picture[:, -margin:]):
         assert (edge == 255).all()

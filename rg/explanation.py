@@ -1,0 +1,224 @@
+"""Why one image got its label: which parts were found in it, and what each argued for."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from pipelines.manifest import atomic_write
+from rg import pictures
+
+
+@dataclass(frozen=True)
+class PartExplanation:
+    """One part in one image.
+
+    Attributes:
+        index: Number of the part, 0 to K - 1.
+        name: What people call it (part_names.json of the run), "part 3" if they do not.
+        strongest: int8 [H, W], the strongest part of every pixel of the image, -1 where the model saw nothing; the same
+            array for all parts.
+        center: x, y of the soft centre in pixels of the image.
+        occurrence: t_k in (0, 1), how surely the part occurs.
+        attention: a_k, the weight of the part; all parts sum to 1.
+        contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
+        rival_contribution: The same for the logit of the rival; 0 without one.
+        background: Whether the part shows surroundings or hardly counts, as seen over the training images or as said in
+            part_names.json.
+    """
+
+    index: int
+    name: str
+    strongest: np.ndarray = field(repr=False)
+    center: tuple[float, float]
+    occurrence: float
+    attention: float
+    contribution: float
+    rival_contribution: float
+    background: bool
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [H, W] at image size: positions where this part has the largest assignment."""
+        return self.strongest == self.index
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The class that the label is compared with: why this and not that.
+
+    Attributes:
+        label: Name of the class.
+        probability: Of the class, 0 to 1.
+        logit: Of the class.
+        constant: Part of that logit that no part accounts for.
+    """
+
+    label: str
+    probability: float
+    logit: float
+    constant: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one image got its label.
+
+    Attributes:
+        label: Name of the winning class (or of the most probable attribute).
+        probability: Of the label, 0 to 1.
+        logit: Of the label, before the softmax (or sigmoid).
+        constant: Part of the logit that no part accounts for.
+        top_k: Names and probabilities of the best classes, best first.
+        rival: The runner-up, or the class that was asked for; None if there is one class only.
+        attribution: float32 [H, W] at image size: the pixel attribution Q^T a, every pixel's expected attention.
+        assign: float32 [K, h, w]: the assignment Q of the feature map, that of the window.
+        parts: All K parts, by index.
+        image: uint8 [H, W, 3], the upright image.
+        window: x0, y0, x1, y1 in pixels: what the model saw of the image.
+        source: Path of the image, if it came from a file.
+    """
+
+    label: str
+    probability: float
+    logit: float
+    constant: float
+    top_k: list[tuple[str, float]]
+    rival: Rival | None
+    attribution: np.ndarray
+    assign: np.ndarray
+    parts: list[PartExplanation]
+    image: np.ndarray
+    window: tuple[float, float, float, float]
+    source: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Explanation(label={self.label!r}, probability={self.probability:.4g}, parts={len(self.parts)})"
+
+    def _repr_html_(self) -> str:
+        """The picture, for notebooks."""
+        buffer = io.BytesIO()
+        self.picture().save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        about = html.escape(f"{self.label}, {self.probability:.1%}: the parts and what each adds to the logit")
+        return f'<img src="data:image/png;base64,{data}" alt="{about}" style="max-width: 100%">'
+
+    def contribution_map(self, versus_rival: bool = False) -> np.ndarray:
+        """What every pixel adds to the logit of the label.
+
+        Every part hands out its contribution over its pixels in proportion to its assignment there.
+
+        Args:
+            versus_rival: To the logit of the label minus that of the rival.
+
+        Returns:
+            float32 [H, W]; sums to the logit (or the difference of logits) without the constant, 0 outside the window.
+        """
+        x0, y0, x1, y1 = (round(value) for value in self.window)
+        out = np.zeros(self.image.shape[:2], dtype=np.float32)
+        for part in self.parts:
+            value = part.contribution - (part.rival_contribution if versus_rival else 0)
+            share = up_sampled(self.assign[part.index], (y1 - y0, x1 - x0))
+            total = share.sum(dtype=np.float64)
+            out[y0:y1, x0:x1] += value * (share / total if total > 0 else 1 / share.size)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON values; areas are shares of the window."""
+        x0, y0, x1, y1 = self.window
+        area = max(1.0, (x1 - x0) * (y1 - y0))
+        strongest = self.parts[0].strongest
+        pixels = np.bincount(strongest[strongest >= 0], minlength=len(self.parts))
+        rival = self.rival
+        return {
+            "source": self.source,
+            "width": self.image.shape[1],
+            "height": self.image.shape[0],
+            "window": [round(value, 2) for value in self.window],
+            "label": self.label,
+            "probability": self.probability,
+            "logit": self.logit,
+            "constant": self.constant,
+            "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
+            "rival": rival and {name: getattr(rival, name) for name in ("label", "probability", "logit", "constant")},
+            "parts": [
+                {
+                    "part": part.index,
+                    "name": part.name,
+                    "background": part.background,
+                    "center": [round(value, 2) for value in part.center],
+                    "area": float(pixels[part.index] / area),
+                    "occurrence": part.occurrence,
+                    "attention": part.attention,
+                    "contribution": part.contribution,
+                    "rival_contribution": part.rival_contribution,
+                }
+                for part in self.parts
+            ],
+        }
+
+    def picture(self) -> Image.Image:
+        """Image, parts, attribution and contributions side by side."""
+        return pictures.panel(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the picture (.png, .webp) or the dictionary (.json), all or nothing.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: there is no such folder, or it cannot be written to.
+        """
+        path = Path(path)
+        if path.suffix not in (".png", ".webp", ".json"):
+            raise ValueError(f"path: expected a name that ends in .png, .webp or .json, got {path.name!r}")
+        with atomic_write(path) as file:
+            if path.suffix == ".json":
+                file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+            else:
+                self.picture().save(file, path.suffix[1:].upper())
+
+
+def up_sampled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """One map [h, w] bilinearly at H, W: float32."""
+    up = F.interpolate(torch.from_numpy(values)[None, None], size, mode="bilinear", align_corners=False)
+    return up[0, 0].numpy()
+
+
+def at_image_size(
+    assign: np.ndarray, attention: np.ndarray, window: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest part and the attribution of every pixel, after bilinear up-sampling.
+
+    One part at a time, so that a large photograph does not need K maps of its size.
+
+    Args:
+        assign: Of one image, float32 [K, h, w].
+        attention: [K].
+        window: x0, y0, x1, y1: what the maps cover of the image, in whole pixels.
+        size: H, W of the image.
+
+    Returns:
+        strongest: int8 [H, W], -1 outside the window.
+        attribution: Q^T a, float32 [H, W], 0 outside the window.
+    """
+    x0, y0, x1, y1 = (round(value) for value in window)
+    inside = (slice(y0, y1), slice(x0, x1))
+    strongest, attribution = np.full(size, -1, dtype=np.int8), np.zeros(size, dtype=np.float32)
+    largest = np.zeros((y1 - y0, x1 - x0), dtype=np.float32)
+    for k, weight in enumerate(attention.tolist()):
+        values = up_sampled(assign[k], (y1 - y0, x1 - x0))
+        attribution[inside] += weight * values
+        strongest[inside][values > largest] = k
+        np.maximum(largest, values, out=largest)
+    return strongest, attribution
