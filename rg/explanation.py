@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from PIL import Image
 
 from pipelines.manifest import atomic_write
 from rg import pictures
+
+Answer: TypeAlias = Literal["label", "unsure", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Explanation:
         image: uint8 [H, W, 3], the upright image.
         window: x0, y0, x1, y1 in pixels: what the model saw of the image.
         source: Path of the image, if it came from a file.
+        answer: Whether the model stands by the label: "label"; "unsure", its probability is below the threshold of the
+            run; "unknown", no known part fits what the image shows.
     """
 
     label: str
@@ -102,6 +106,7 @@ class Explanation:
     image: np.ndarray
     window: tuple[float, float, float, float]
     source: str | None = None
+    answer: Answer = "label"
 
     def __repr__(self) -> str:
         return f"Explanation(label={self.label!r}, probability={self.probability:.4g}, parts={len(self.parts)})"
@@ -146,6 +151,7 @@ class Explanation:
             "width": self.image.shape[1],
             "height": self.image.shape[0],
             "window": [round(value, 2) for value in self.window],
+            "answer": self.answer,
             "label": self.label,
             "probability": self.probability,
             "logit": self.logit,
