@@ -90,9 +90,10 @@ def train(
         logging.getLogger("rg").setLevel(logging.WARNING)
     heartbeat = Heartbeat(group, config.train.peer_timeout)
     try:
+        run = _set_up(config, data, out, resume, deepspeed, command, recipe, group, heartbeat)
         # To the very end: a launcher signals the ranks one by one, and the last may have stopped because of the first.
-        with _signals() as received:
-            code = _train(config, data, out, resume, deepspeed, command, recipe, group, heartbeat, received)
+        with _signals(run.received):
+            code = run.run()
             group.barrier()
             heartbeat.stop()
         return code
@@ -119,7 +120,7 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _train(
+def _set_up(
     config: RunConfig,
     data: Location,
     out: Path,
@@ -129,8 +130,7 @@ def _train(
     recipe: str | None,
     group: Group,
     heartbeat: Heartbeat,
-    received: list[int],
-) -> int:
+) -> _Run:
     ranks = group.ranks
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes(manifest.classes, manifest.multi_label)
@@ -160,10 +160,10 @@ def _train(
         _write_record(out, config, classes, record, found if goes_on else None)
         if found:
             run_folder.save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
-    run = _Run(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat, received)
+    run = _Run(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat)
     if found:
         run.resume(found)
-    return run.run()
+    return run
 
 
 def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, group: Group) -> Loader:
@@ -315,13 +315,13 @@ class _Run:
         steps_per_epoch: int,
         checkpoints: Checkpoints,
         heartbeat: Heartbeat,
-        received: list[int],
     ) -> None:
         self.config, self.out, self.engine = config, out, engine
         self.loader, self.val_loader = loader, val_loader
         self.steps_per_epoch, self.step = steps_per_epoch, 0
         self.total = config.train.epochs * steps_per_epoch
-        self.checkpoints, self.heartbeat, self.received = checkpoints, heartbeat, received
+        self.checkpoints, self.heartbeat = checkpoints, heartbeat
+        self.received: list[int] = []  # signals
         self.group, self.ranks = engine.group, engine.group.ranks
         self.is_main = self.ranks.rank == 0
         self.meter = Meter()
@@ -589,9 +589,8 @@ def _total(counters: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(received: list[int]) -> Iterator[None]:
     """Collects signals instead of dying of them; a second SIGINT interrupts at once."""
-    received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         if number in received and number == signal.SIGINT:
@@ -601,7 +600,7 @@ def _signals() -> Iterator[list[int]]:
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""An elastic run on two hosts: it goes on with one when the other is lost."""
+"""An elastic run on three hosts: it goes on with two when one is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hosts() -> Iterator[Hosts]:
     reason = missing()
     if reason:
         pytest.skip(reason)
-    with Hosts(2) as hosts:
+    with Hosts(3) as hosts:
         yield hosts
 
 
@@ -33,18 +33,21 @@ def test_a_lost_host_is_done_without(hosts, small_birds, tmp_path):
     words = train(small_birds, out) + [str(word) for item in settings.items() for word in (f"--{item[0]}", item[1])]
 
     def agent(rank: int) -> Process:
-        variables = {"NODES": "1:2", "NODE_RANK": str(rank), "MASTER_ADDR": "node1", "RESTARTS": "3"}
+        variables = {"NODES": "2:3", "NODE_RANK": str(rank), "MASTER_ADDR": "node1", "RESTARTS": "3"}
         return hosts.run(f"node{rank + 1}", ["launch/torchrun.sh", *words], variables)
 
-    stays, leaves = agent(0), agent(1)
-    stays.wait_for("over 2 ranks", 120)
-    stays.wait_for("step 20/", 120)
-    for pid in [leaves.pid, *hosts.pids("node2", "torchrun"), *hosts.pids("node2", "rg train")]:
+    first, second, leaves = agent(0), agent(1), agent(2)
+    first.wait_for("over 3 ranks", 180)
+    first.wait_for("step 20/", 120)
+    for pid in [leaves.pid, *hosts.pids("node3", "torchrun"), *hosts.pids("node3", "rg train")]:
         os.kill(pid, signal.SIGKILL)
-    stays.wait_for("over 1 ranks", 180)
-    stays.send_signal(signal.SIGTERM)
-    stays.wait(120)
+    first.wait_for("over 2 ranks", 180)
+    first.wait_for("continue at", 10)
+    for agent_process in (first, second):
+        agent_process.send_signal(signal.SIGTERM)
+    for agent_process in (first, second):
+        agent_process.wait(120)
     resumed = json.loads((out / "run.json").read_text())["resumed"]
-    assert [session["ranks"] for session in resumed] == [1]
+    assert [session["ranks"] for session in resumed] == [2]
     steps = [record["step"] for record in records(out)]
     assert steps == list(range(1, len(steps) + 1))  # every step once, whoever took it
