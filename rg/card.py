@@ -112,6 +112,7 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
         calibration=_calibration(measured),
         weights_licence=_weights_licence(config.model.backbone, record),
         dataset=record.get("data", {}).get("dataset"),
+        versions=list(record["environment"] | metadata["versions"]),
         trained_with=record["environment"],
         exported_with=metadata["versions"],
     )
