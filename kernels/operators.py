@@ -1,6 +1,7 @@
 """The public operators: arguments are checked here, and here it is decided who computes.
 
-On a GPU, Triton does (``kernels.grouping``, ``kernels.occurrence``); elsewhere plain PyTorch (``kernels.reference``).
+On a GPU, Triton does (``kernels.grouping``, ``kernels.occurrence``); elsewhere plain PyTorch (``kernels.reference``),
+and under ``torch.export`` too, so that what is exported runs where these operators are not installed.
 With ``TRITON_INTERPRET=1`` in the environment Triton's interpreter takes the place of a GPU, to test the kernels with.
 """
 
@@ -120,7 +121,7 @@ def part_occurrence(assign: Tensor, radius: int = 2, std: float = 0.4, padding: 
 
 
 def _provider(x: Tensor, fused: ModuleType | None) -> ModuleType:
-    if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):
+    if torch.compiler.is_exporting() or not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):
         return reference
     if fused is None:
         raise RuntimeError("the operators need Triton on a GPU, and it is not installed; try 'pip install triton'")

@@ -138,6 +138,22 @@ def report(arguments: Arguments) -> None:
     print(importlib.import_module("rg.report").report(args.run, args.data, args.out))
 
 
+def export(arguments: Arguments) -> None:
+    """Write the model of a run for other programs (ONNX, torch.export), with a model card."""
+    module = importlib.import_module("rg.export")
+    parser = make_parser("export", export)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--format", choices=list(module.FORMATS), default="onnx", help="what to write")
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="file to write; default RUN/model.onnx or RUN/model.pt2"
+    )
+    args = parser.parse_args(arguments)
+    out, differences = module.export(args.run, args.format, args.out)
+    for name, difference in differences.items():
+        print(f"{name:<10} differs by at most {difference:.1e}")
+    print(out)
+
+
 def tables(arguments: Arguments) -> None:
     """Print the paper's tables, published figures beside those of evaluated runs."""
     module = importlib.import_module("rg.tables")
@@ -210,6 +226,7 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "evaluate": evaluate,
     "explain": explain,
     "report": report,
+    "export": export,
     "tables": tables,
     "import": import_authors,
     "export-authors": export_authors,

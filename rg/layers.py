@@ -59,13 +59,17 @@ class PartDictionary(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C], occurrence [N, K]."""
         config = self.config
-        assign, regions = kernels.region_grouping(x, self.centers, self.sigma)
+        assign, regions = self.group(x)
         occurrence = kernels.part_occurrence(
             assign, config.smoothing_radius, config.smoothing_std, config.smoothing_padding
         )
         if self.training:
             self._track_border(assign.detach())
         return assign, regions, occurrence
+
+    def group(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C]."""
+        return kernels.region_grouping(x, self.centers, self.sigma)
 
     def _track_border(self, assign: Tensor) -> None:
         height, width = assign.shape[2:]
