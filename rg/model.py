@@ -100,9 +100,16 @@ class RegionGroupingModel(nn.Module):
         border, interior = self.dictionary.border
         return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))
 
+    def features(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w] that is grouped."""
+        return self.standardization(self.backbone(images))
+
     def forward(self, images: Tensor) -> ModelOutput:
         """Images [N, 3, H, W], uint8 or float in 0..255."""
-        x = self.standardization(self.backbone(images))
+        return self.describe(self.features(images))
+
+    def describe(self, x: Tensor) -> ModelOutput:
+        """What the model says of feature maps X [N, C, h, w]."""
         assign, regions, occurrence = self.dictionary(x)
         attention = self.attend(regions)
         if self.training:
