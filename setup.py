@@ -46,7 +46,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["kernels", "pipelines", "rg"],
-    package_data={"rg": ["report.html", "card.md"]},
+    package_data={"rg": ["card.md", "compare.html", "report.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",

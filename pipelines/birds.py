@@ -22,7 +22,7 @@ from . import bird_scenes
 from .bird_scenes import OVERSAMPLING, SCENES
 from .bird_shapes import JOINTS, Puppet, puppet, rotation
 from .bird_species import LANDMARKS, MAX_SPECIES, PARTS, Species, draw_names, draw_species
-from .drawn import Drawing, DrawnSplit, bend, check_config, render, skip, visible
+from .drawn import SCENERY, Drawing, DrawnSplit, bend, check_config, render, skip, visible
 
 OPTIONAL = ("crest", "wing", "tail", "legs")
 _SPECIES_STREAM = 1_000_003  # keeps the generator of the species apart from those of the images
@@ -92,8 +92,8 @@ class Birds(DrawnSplit):
         rates = [absence(config, always) for always in self.telling]  # every class has equally many images
         self.absence = [statistics.mean(rate.get(part, 0.0) for rate in rates) for part in PARTS]
 
-    def _draw(self, label: int, rng: np.random.Generator) -> Drawing:
-        return draw(self.species[label], self.config, rng, always=self.telling[label])
+    def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:
+        return draw(self.species[label], self.config, rng, self.telling[label], hidden)
 
 
 def absence(config: BirdsConfig, always: Collection[str] = ()) -> dict[str, float]:
@@ -101,7 +101,13 @@ def absence(config: BirdsConfig, always: Collection[str] = ()) -> dict[str, floa
     return {part: 0.0 if part in always else config.absent for part in OPTIONAL}
 
 
-def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always: Collection[str] = ()) -> Drawing:
+def draw(
+    species: Species,
+    config: BirdsConfig,
+    rng: np.random.Generator,
+    always: Collection[str] = (),
+    hidden: Collection[str] = (),
+) -> Drawing:
     """Draws one image of a species.
 
     All that is random depends on the generator and on the family, so that with equal generators two species of one
@@ -112,9 +118,10 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
         config: Size and density of the image.
         rng: Decides everything else.
         always: Parts that are never absent.
+        hidden: See ``DrawnSplit.drawing``.
     """
-    skipped = skip(absence(config, always), rng)
-    absent = {PARTS.index(part) + 1 for part in skipped}
+    missing = {*skip(absence(config, always), rng), *hidden}
+    absent = tuple(part for part in PARTS if part in missing)
     bird = puppet(species)
     points, extent = _pose(bird, config.size, rng)
     on_canvas = OVERSAMPLING * points - 0.5  # Pillow's integer coordinates are the centres of pixels
@@ -124,15 +131,16 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
     silhouette = [on_canvas[polygon.start : polygon.stop] for polygon in bird.silhouette]
     canvas = bird_scenes.backdrop(config.size, scene, config.clutter, rng, silhouette)
     brush = ImageDraw.Draw(canvas)
-    bird_scenes.growth(brush, side, scene, config.clutter, rng)
-    bird_scenes.things(brush, side, round(7 * config.clutter), rng)
+    behind = ImageDraw.Draw(canvas.copy()) if SCENERY in hidden else brush
+    bird_scenes.growth(behind, side, scene, config.clutter, rng)
+    bird_scenes.things(behind, side, round(7 * config.clutter), rng)
     if rng.random() < 0.6:
         foot = on_canvas[bird.landmarks][-1]
         reach = rotation(rng.uniform(-14, 14))[:, 0] * rng.uniform(0.3, 0.8) * side
-        bird_scenes.twig(brush, foot - reach, foot + reach, side, 4, scene.greens, rng, 0.03)
+        bird_scenes.twig(behind, foot - reach, foot + reach, side, 4, scene.greens, rng, 0.03)
     flat = on_canvas.ravel().tolist()
     for polygon in bird.polygons:
-        if polygon.fill[3] not in absent:
+        if PARTS[polygon.fill[3] - 1] not in absent:
             brush.polygon(flat[2 * polygon.start : 2 * polygon.stop], fill=polygon.fill)
     if rng.random() < config.occlusion:
         target = on_canvas[bird.frame][rng.integers(bird.frame.stop - bird.frame.start)]
@@ -140,7 +148,7 @@ def draw(species: Species, config: BirdsConfig, rng: np.random.Generator, always
 
     image, part_map = render(canvas, points[bird.frame], rng)
     landmarks = points[bird.landmarks].astype(np.float32)
-    return Drawing(image, part_map, landmarks, visible(landmarks, _LANDMARK_PARTS, part_map), skipped)
+    return Drawing(image, part_map, landmarks, visible(landmarks, _LANDMARK_PARTS, part_map), absent)
 
 
 def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from .bird_scenes import OVERSAMPLING, SCENES
 from .bird_shapes import rotation
 from .bird_species import COLOURS, Variant
 from .creature_shapes import ANATOMIES, PARTS, Anatomy, Part, Puppet, Species, puppet
-from .drawn import Drawing, DrawnSplit, bend, check_config, render, skip, visible
+from .drawn import SCENERY, Drawing, DrawnSplit, bend, check_config, render, skip, visible
 from .samples import Sample
 
 MAX_SPECIES = 30
@@ -114,8 +115,8 @@ class Creatures(DrawnSplit):
         sample = super().__getitem__(index)
         return sample if sample.super_category in self.boxed else replace(sample, boxes=None)
 
-    def _draw(self, label: int, rng: np.random.Generator) -> Drawing:
-        return draw(self.species[label], self.config, rng)
+    def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:
+        return draw(self.species[label], self.config, rng, hidden)
 
 
 def draw_species(super_category: str, count: int, rng: np.random.Generator) -> list[Species]:
@@ -203,15 +204,15 @@ def _absence(anatomy: Anatomy, config: CreaturesConfig) -> dict[str, float]:
     return {part: rates.get(part, 1.0) for part in PARTS}
 
 
-def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator) -> Drawing:
-    """Draws one image of a species.
+def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator, hidden: Collection[str] = ()) -> Drawing:
+    """Draws one image of a species; for ``hidden`` see ``DrawnSplit.drawing``.
 
     All that is random depends on the generator and on the super-category, so that with equal generators two species of
     one super-category differ in the pixels of their differing parts only.
     """
     anatomy = ANATOMIES[species.super_category]
-    skipped = skip(_absence(anatomy, config), rng)
-    absent = {PARTS.index(part) + 1 for part in skipped}
+    missing = {*skip(_absence(anatomy, config), rng), *hidden}
+    absent = tuple(part for part in PARTS if part in missing)
     creature = puppet(species)
     points, extent = _pose(creature, anatomy, config.size, rng)
     on_canvas = OVERSAMPLING * points - 0.5  # Pillow's integer coordinates are the centres of pixels
@@ -220,16 +221,17 @@ def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator) ->
     scene = list(SCENES.values())[rng.integers(len(SCENES))]
     canvas = bird_scenes.backdrop(config.size, scene, config.clutter, rng, [on_canvas[creature.shadow]])
     brush = ImageDraw.Draw(canvas)
-    bird_scenes.growth(brush, side, scene, config.clutter, rng)
-    bird_scenes.things(brush, side, round(8 * config.clutter), rng)
+    behind = ImageDraw.Draw(canvas.copy()) if SCENERY in hidden else brush
+    bird_scenes.growth(behind, side, scene, config.clutter, rng)
+    bird_scenes.things(behind, side, round(8 * config.clutter), rng)
     centres = on_canvas[creature.centres]
     if rng.random() < 0.4:
         middle = centres[rng.integers(len(centres))]
         reach = rotation(rng.uniform(-90, 90))[:, 0] * rng.uniform(0.3, 0.8) * side
-        bird_scenes.twig(brush, middle - reach, middle + reach, side, 4, scene.greens, rng, 0.03)
+        bird_scenes.twig(behind, middle - reach, middle + reach, side, 4, scene.greens, rng, 0.03)
     flat = on_canvas.ravel().tolist()
     for start, stop, fill in creature.polygons:
-        if fill[3] not in absent:
+        if PARTS[fill[3] - 1] not in absent:
             brush.polygon(flat[2 * start : 2 * stop], fill=fill)
     if rng.random() < config.occlusion:
         target = centres[rng.integers(len(centres))]
@@ -238,7 +240,7 @@ def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator) ->
     image, part_map = render(canvas, points[creature.frame], rng)
     landmarks = np.zeros((len(PARTS), 2), dtype=np.float32)
     landmarks[[PARTS.index(part) for part in anatomy.parts]] = points[creature.centres]
-    return Drawing(image, part_map, landmarks, visible(landmarks, range(1, len(PARTS) + 1), part_map), skipped)
+    return Drawing(image, part_map, landmarks, visible(landmarks, range(1, len(PARTS) + 1), part_map), absent)
 
 
 def _pose(creature: Puppet, anatomy: Anatomy, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:

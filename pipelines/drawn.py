@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from . import bird_shapes, creature_shapes
 
 SPLITS = ("train", "val", "test")
+SCENERY = "scenery"  # what stands behind the object, as a name of something to leave out
 JPEG_QUALITY = 92
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 
@@ -132,19 +133,39 @@ class DrawnSplit(ABC):
         """What image ``index`` is drawn from."""
         return f"{self.name} seed={self.seed} split={self.split} index={index}"
 
-    def drawing(self, index: int) -> Drawing:
+    def index_of(self, key: str) -> int:
+        """The index of a sample.
+
+        Raises:
+            ValueError: the split has no such sample.
+        """
+        split, _, number = key.rpartition("-")
+        if split != self.split or not number.isdecimal() or int(number) >= len(self):
+            raise ValueError(f"key: expected {self.split}-000000 to {self.split}-{len(self) - 1:06d}, got {key!r}")
+        return int(number)
+
+    def drawing(self, index: int, hidden: Collection[str] = ()) -> Drawing:
         """Image ``index`` before it is encoded.
+
+        Args:
+            index: Number of the image.
+            hidden: Parts that are not drawn, though the image has them, and ``SCENERY`` for what grows and lies behind
+                the object. Nothing that is random changes: every other pixel stays as it is, shadows included, and
+                where something was there is now what was behind it.
 
         Raises:
             IndexError: no such image.
+            ValueError: no such part.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        if unknown := sorted({*hidden} - {*self.part_names, SCENERY}):
+            raise ValueError(f"hidden: expected {', '.join(self.part_names)} or {SCENERY}, got {', '.join(unknown)}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        return self._draw(index % len(self.class_names), rng)
+        return self._draw(index % len(self.class_names), rng, hidden)
 
     @abstractmethod
-    def _draw(self, label: int, rng: np.random.Generator) -> Drawing:
+    def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:
         """One image of a class, in which the generator decides all that is random."""
 
 

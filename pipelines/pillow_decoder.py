@@ -41,17 +41,25 @@ class PillowDecoder:
 
     @staticmethod
     def _decode(jpeg: bytes, window: Window) -> np.ndarray:
-        box = (window.x0, window.y0, window.x0 + window.width, window.y0 + window.height)
         try:
             with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-                if box[2] > image.width or box[3] > image.height:
-                    raise ValueError(f"the image is {image.width}x{image.height}, too small for the window {box}")
-                pixels = image.convert("RGB").crop(box)
+                return show(image.convert("RGB"), window)
         except Exception as error:  # damaged files make Pillow raise nearly anything
             raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
-        pixels = pixels.resize((window.columns, window.rows), Image.Resampling.BILINEAR)
-        if window.flipped:
-            pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if window.brightness == 1:
-            return np.asarray(pixels)
-        return np.rint(np.asarray(pixels, np.float32) * np.float32(window.brightness)).clip(0, 255).astype(np.uint8)
+
+
+def show(image: Image.Image, window: Window) -> np.ndarray:
+    """What a window shows of a decoded RGB image: uint8 [rows, columns, 3].
+
+    Raises:
+        ValueError: the window reaches beyond the image.
+    """
+    box = (window.x0, window.y0, window.x0 + window.width, window.y0 + window.height)
+    if box[2] > image.width or box[3] > image.height:
+        raise ValueError(f"the image is {image.width}x{image.height}, too small for the window {box}")
+    pixels = image.crop(box).resize((window.columns, window.rows), Image.Resampling.BILINEAR)
+    if window.flipped:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if window.brightness == 1:
+        return np.asarray(pixels)
+    return np.rint(np.asarray(pixels, np.float32) * np.float32(window.brightness)).clip(0, 255).astype(np.uint8)

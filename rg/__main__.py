@@ -128,6 +128,50 @@ def explain(arguments: Arguments) -> None:
     module.explain_files(args.run, args.images, args.out, args.view, args.batch_size, args.device)
 
 
+def compare(arguments: Arguments) -> None:
+    """Show region grouping beside CAM, Grad-CAM, Guided Grad-CAM, Integrated Gradients and DFF on images."""
+    parser = make_parser("compare", compare)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("images", type=Path, nargs="+", help="image files and folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    plain = "run folder of a plain network on the same classes, to show what its own methods say"
+    parser.add_argument("--plain", type=Path | None, default=None, help=plain)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    args = parser.parse_args(arguments)
+    module = importlib.import_module("rg.compare")
+    print(module.compare(args.run, args.images, args.out, args.plain, args.device))
+
+
+def faithful(arguments: Arguments) -> None:
+    """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
+    module, tables = importlib.import_module("rg.faithful"), importlib.import_module("rg.faithful_table")
+    parser = make_parser("faithful", faithful)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders; of several the mean and deviation is printed")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="shards to measure on; without it, what RUN holds"
+    )
+    parser.add_argument("--plain", type=Path | None, default=None, help="run of a plain network to measure beside RUN")
+    parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
+    parser.add_class_arguments(module.Protocol, as_group=False)
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--format", choices=list(tables.FORMS), default="text", help="how to print it")
+    args = parser.parse_args(arguments)
+    if args.data is None:
+        given = [
+            name for name, value in vars(parser.get_defaults()).items() if name != "format" and args[name] != value
+        ]
+        if given := [name for name in given if name != "runs"]:
+            raise ValueError(f"--data: expected shards to measure on, as --{given[0].replace('_', '-')} is given")
+        print(tables.render(tables.read(args.runs), args.format))
+        return
+    if args.plain and len(args.runs) > 1:
+        raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
+    protocol = module.Protocol(**{field.name: args[field.name] for field in dataclasses.fields(module.Protocol)})
+    settings = (args.plain, args.split, protocol, args.batch_size, args.device)
+    print(tables.render([module.faithful(run, args.data, *settings) for run in args.runs], args.format))
+
+
 def report(arguments: Arguments) -> None:
     """Write one self-contained page about an evaluated run."""
     parser = make_parser("report", report)
@@ -225,6 +269,8 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "explain": explain,
+    "faithful": faithful,
+    "compare": compare,
     "report": report,
     "export": export,
     "tables": tables,

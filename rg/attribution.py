@@ -1,6 +1,7 @@
-"""The baselines of the paper: CAM, Grad-CAM and Guided Grad-CAM of a plain network, and deep feature factorisation.
+"""Maps that explain a class: of a network with parts, of a plain one, and those that are defined for both.
 
-Grad-CAM and Guided Grad-CAM are those of Captum, which the extra ``baselines`` installs.
+Both kinds of model are two functions: ``features`` makes a feature map of the images, ``describe`` makes logits of the
+map. Guided backpropagation and Integrated Gradients are those of Captum, which the extra ``baselines`` installs.
 """
 
 from __future__ import annotations
@@ -9,15 +10,67 @@ import copy
 import warnings
 from types import ModuleType
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import NMF
 from torch import Tensor, nn
 
+from rg.factorization import DeepFeatureFactorization
+from rg.model import Model, RegionGroupingModel
 from rg.plain import PlainModel
 
 ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
+
+
+def part_attribution(model: RegionGroupingModel, images: Tensor, classes: Tensor) -> Tensor:
+    """The attribution of the paper, Q^T a: the expected attention of every position (Section 3.2).
+
+    It does not know the class, but for attributes, which have an attention each.
+
+    Args:
+        model: In evaluation mode.
+        images: [N, 3, H, W], uint8 or float in 0..255.
+        classes: The class to explain of every image, int64 [N].
+
+    Returns:
+        float32 [N, h, w], of the size of the feature map, 0 to 1.
+
+    Raises:
+        ValueError: a model in training mode, or classes that are not of these images and this model.
+    """
+    _check(model, images, classes)
+    with torch.no_grad():
+        output = model(images)
+    attention = output.attention
+    if model.multi_label:
+        attention = attention[torch.arange(len(classes)), classes]
+    return torch.einsum("nk,nkhw->nhw", attention.float(), output.assign.float())
+
+
+def contribution_map(model: RegionGroupingModel, images: Tensor, classes: Tensor) -> Tensor:
+    """What every position adds to the logit: the contributions of the parts, each laid out over its positions.
+
+    Part k contributes c_k, and a position holds q_k / (sum of q_k) of the part, so the map is the sum over k of
+    c_k q_k / (sum of q_k). It sums to the logit but for the constant (see ``RegionGroupingModel.contributions``), which
+    makes it the counterpart of a class activation map.
+
+    Args:
+        model: In evaluation mode.
+        images: [N, 3, H, W], uint8 or float in 0..255.
+        classes: The class to explain of every image, int64 [N].
+
+    Returns:
+        float32 [N, h, w], of the size of the feature map.
+
+    Raises:
+        ValueError: a model in training mode, or classes that are not of these images and this model.
+    """
+    _check(model, images, classes)
+    with torch.no_grad():
+        output = model(images)
+        contributions = model.contributions(output, classes[:, None])[0][:, 0].float()
+    assign = output.assign.float()
+    mass = assign.sum((2, 3)).clamp(min=torch.finfo(assign.dtype).tiny)
+    return torch.einsum("nk,nkhw->nhw", contributions / mass, assign)
 
 
 def cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tensor:
@@ -42,37 +95,38 @@ def cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tensor:
         return torch.einsum("nchw,nc->nhw", features.float(), model.classifier.weight[classes].float())
 
 
-def grad_cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM of the last feature map (Selvaraju et al., 2017).
+def grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM of the feature map (Selvaraju et al., 2017): the sum of its channels, weighted by their mean gradients.
 
     Positive parts only, as in that paper: a map is 0 everywhere if nothing speaks for the class. Behind global average
     pooling and a linear classifier it is ReLU(CAM) / (h w).
 
     Args:
         model: In evaluation mode.
-        images: [N, 3, H, W], uint8 or float in 0..255; no inference tensor.
+        images: [N, 3, H, W], uint8 or float in 0..255.
         classes: The class to explain of every image, int64 [N].
 
     Returns:
-        float32 [N, h, w], of the size of the last feature map.
+        float32 [N, h, w], of the size of the feature map.
 
     Raises:
-        ValueError: a model in training mode, classes that are not of these images and this model, or no Captum.
+        ValueError: a model in training mode, or classes that are not of these images and this model.
     """
     _check(model, images, classes)
-    method = _captum().LayerGradCam(_Logits(model), model.backbone)
-    return method.attribute(_leaf(images), target=classes, relu_attributions=True)[:, 0].detach().float()
+    features, gradient = _sensitivity(model, images, classes)
+    return torch.einsum("nchw,nc->nhw", features, gradient.mean((2, 3))).clamp(min=0)
 
 
-def guided_grad_cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tensor:
+def guided_grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     """Guided Grad-CAM: Grad-CAM times guided backpropagation to the pixels (Selvaraju et al., 2017).
 
     Grad-CAM is up-sampled bilinearly. A pixel gets the largest absolute value of its three channels, as gradients do in
     the pointing game (Simonyan et al., 2014; Zhang et al., 2016).
 
     Guided backpropagation lets a gradient through a ReLU where it is positive and the ReLU was open; a ReLU6 is open
-    from 0 to 6. For other activations there is no such rule and they are refused. Activations must be modules: a
-    network that calls ``torch.relu`` itself would get plain gradients there.
+    from 0 to 6. For other activations there is no such rule and they are refused. Guided are the activations of the
+    backbone; what follows the feature map (a linear classifier, or parts and attention) gets plain gradients. The
+    activations must be modules: a network that calls ``torch.relu`` itself would get plain gradients there, too.
 
     Args:
         model: In evaluation mode.
@@ -83,85 +137,104 @@ def guided_grad_cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tenso
         float32 [N, H, W], non-negative.
 
     Raises:
-        ValueError: a network with other activations than ReLU and ReLU6, or with none; a model in training mode,
+        ValueError: a backbone with other activations than ReLU and ReLU6, or with none; a model in training mode,
             classes that are not of these images and this model, or no Captum.
     """
     _check(model, images, classes)
     captum_attr = _captum()
     guided = _with_relus_for_captum(model)
-    method = captum_attr.GuidedGradCam(_Logits(guided), guided.backbone)
+    features, gradient = _sensitivity(model, images, classes)
+    maps = torch.einsum("nchw,nc->nhw", features, gradient.mean((2, 3))).clamp(min=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU activations")
-        attribution = method.attribute(_leaf(images), target=classes, interpolate_mode="bilinear")
-    return attribution.detach().float().abs().amax(1)
+        pixels = captum_attr.GuidedBackprop(_Projection(guided, gradient)).attribute(_leaf(images))
+    up = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear", align_corners=False)
+    return (pixels * up).detach().float().abs().amax(1)
 
 
-def guides(model: PlainModel) -> bool:
-    """Whether guided backpropagation is defined for the network: all of its activations are ReLU or ReLU6."""
-    activations = [module for _, module in _activations(model)]
-    return bool(activations) and all(isinstance(module, nn.ReLU | nn.ReLU6) for module in activations)
+def integrated_gradients(model: Model, images: Tensor, classes: Tensor, steps: int = 16) -> Tensor:
+    """Integrated Gradients of the pixels along the straight line from a grey image (Sundararajan et al., 2017).
 
-
-class DeepFeatureFactorization:
-    """Parts as the non-negative factors of feature maps (Collins et al., 2018).
-
-    The features X of all positions, one row each, are factorised into W H with W, H >= 0: every row of H is the feature
-    of a part, and W says how much of it there is at every position. Features are clamped at 0, which costs nothing
-    behind a ReLU.
+    Grey is the mean pixel of the backbone's training data, which it sees as 0. The integral is a Gauss-Legendre sum. A
+    pixel gets the sum of its three channels, so a map sums to the logit minus that of the grey image, as nearly as the
+    steps are fine.
 
     Args:
-        parts: Number of parts.
-        seed: Seed of the factorisation.
+        model: In evaluation mode.
+        images: [N, 3, H, W], uint8 or float in 0..255; no inference tensor.
+        classes: The class to explain of every image, int64 [N].
+        steps: Number of points of the sum.
+
+    Returns:
+        float32 [N, H, W].
+
+    Raises:
+        ValueError: a model in training mode, classes that are not of these images and this model, or no Captum.
     """
+    _check(model, images, classes)
+    pixels = _leaf(images)
+    grey = model.backbone.pixel_mean.expand(1, -1, *images.shape[2:])
+    method = _captum().IntegratedGradients(_Logits(model))
+    one_step = len(images)  # of all images: more at once take more memory and no less time
+    return method.attribute(pixels, grey, classes, n_steps=steps, internal_batch_size=one_step).detach().float().sum(1)
 
-    def __init__(self, parts: int, seed: int) -> None:
-        if parts < 1:
-            raise ValueError(f"parts: expected at least 1, got {parts}")
-        self.factorization = NMF(parts, max_iter=1000, random_state=seed)
 
-    def fit(self, features: np.ndarray) -> DeepFeatureFactorization:
-        """Find the parts in feature maps [N, C, h, w] of any network.
+def factor_map(model: Model, images: Tensor, classes: Tensor, factorization: DeepFeatureFactorization) -> Tensor:
+    """The factors of the feature map that speak for a class.
 
-        Raises:
-            ValueError: another shape, or features that are not finite.
-        """
-        _check_features(features)
-        self.factorization.fit(np.maximum(features.transpose(0, 2, 3, 1).reshape(-1, features.shape[1]), 0))
-        return self
+    A factor alone knows no class. What a class gains from factor f is, to first order, the gradient of its logit times
+    what f makes up of the feature map, summed over the positions; every factor that it gains from is laid out over its
+    positions with that weight, as ``contribution_map`` does with parts.
 
-    def transform(self, features: np.ndarray) -> np.ndarray:
-        """Assignment of positions to parts, in the form of ``ModelOutput.assign``.
+    Args:
+        model: In evaluation mode.
+        images: [N, 3, H, W], uint8 or float in 0..255.
+        classes: The class to explain of every image, int64 [N].
+        factorization: Fitted on feature maps of this model.
 
-        How much there is of a part is measured with its feature at unit length; the factorisation alone leaves the
-        scale open.
+    Returns:
+        float32 [N, h, w], of the size of the feature map, non-negative.
 
-        Args:
-            features: [N, C, h, w] of the network that was fitted on.
+    Raises:
+        ValueError: a model in training mode, classes that are not of these images and this model, or factors that are
+            not fitted on its features.
+    """
+    _check(model, images, classes)
+    features, gradient = _sensitivity(model, images, classes)
+    amounts = torch.from_numpy(factorization.amounts(features.cpu().numpy())).to(gradient)
+    parts = torch.from_numpy(factorization.parts).to(gradient)
+    gain = torch.einsum("nchw,fc,nfhw->nf", gradient, parts, amounts).clamp(min=0)
+    mass = amounts.sum((2, 3)).clamp(min=torch.finfo(amounts.dtype).tiny)
+    return torch.einsum("nf,nfhw->nhw", gain / mass, amounts)
 
-        Returns:
-            float32 [N, parts, h, w]; sums to 1 over the parts, 0 where a feature has nothing of any part.
 
-        Raises:
-            ValueError: another shape, features that are not finite, or nothing fitted yet.
-        """
-        _check_features(features)
-        N, C, h, w = features.shape
-        rows = np.maximum(features.transpose(0, 2, 3, 1).reshape(-1, C), 0)
-        amounts = self.factorization.transform(rows) * np.linalg.norm(self.factorization.components_, axis=1)
-        total = amounts.sum(1, keepdims=True)
-        shares = np.divide(amounts, total, out=np.zeros_like(amounts), where=total > 0)
-        return shares.reshape(N, h, w, -1).transpose(0, 3, 1, 2).astype(np.float32)
+def guides(model: Model) -> bool:
+    """Whether guided backpropagation is defined for a network: all activations of its backbone are ReLU or ReLU6."""
+    activations = [module for _, module in _activations(model.backbone)]
+    return bool(activations) and all(isinstance(module, nn.ReLU | nn.ReLU6) for module in activations)
 
 
 class _Logits(nn.Module):
     """The model as Captum wants it: a module whose output is one tensor."""
 
-    def __init__(self, model: PlainModel) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images).logits
+
+
+class _Projection(nn.Module):
+    """The feature map times a fixed one, summed up: what is guided back from the map to the pixels."""
+
+    def __init__(self, model: Model, onto: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.onto = onto
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.model.features(images) * self.onto).sum((1, 2, 3))
 
 
 class _ReLU6(nn.ReLU):
@@ -171,24 +244,24 @@ class _ReLU6(nn.ReLU):
         return F.relu6(input)
 
 
-def _with_relus_for_captum(model: PlainModel) -> PlainModel:
-    """A copy of the model, on the same parameters, all of whose activations Captum guides."""
+def _with_relus_for_captum(model: Model) -> Model:
+    """A copy of the model, on the same parameters, in whose backbone Captum guides all activations."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     guided = copy.deepcopy(model, tensors)
     if not guides(guided):
-        others = {type(module).__name__ for _, module in _activations(guided)} - {"ReLU", "ReLU6"}
+        others = {type(module).__name__ for _, module in _activations(guided.backbone)} - {"ReLU", "ReLU6"}
         raise ValueError(
             "model: guided backpropagation expects a network whose activations are ReLU or ReLU6 modules, "
             f"got {', '.join(sorted(others)) or 'none'}"
         )
-    for name, module in _activations(guided):
+    for name, module in _activations(guided.backbone):
         if isinstance(module, nn.ReLU6):
-            guided.set_submodule(name, _ReLU6())
+            guided.backbone.set_submodule(name, _ReLU6())
     return guided
 
 
-def _activations(model: PlainModel) -> list[tuple[str, nn.Module]]:
-    modules = model.named_modules(remove_duplicate=False)
+def _activations(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
+    modules = backbone.named_modules(remove_duplicate=False)
     return [(name, module) for name, module in modules if type(module).__module__ in ACTIVATIONS]
 
 
@@ -196,8 +269,20 @@ def _captum() -> ModuleType:
     try:
         import captum.attr
     except ImportError:
-        raise ValueError("Grad-CAM and Guided Grad-CAM need Captum; pip install 'region-grouping[baselines]'") from None
+        raise ValueError(
+            "guided backpropagation and Integrated Gradients need Captum; pip install 'region-grouping[baselines]'"
+        ) from None
     return captum.attr
+
+
+def _sensitivity(model: Model, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The feature map and the gradient of the classes' logits to it, both float32 [N, C, h, w]."""
+    with torch.no_grad():
+        features = model.features(images)
+    with torch.enable_grad():
+        x = features.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.describe(x).logits.gather(1, classes[:, None]).sum(), x)
+    return features.float(), gradient.float()
 
 
 def _leaf(images: Tensor) -> Tensor:
@@ -205,7 +290,7 @@ def _leaf(images: Tensor) -> Tensor:
     return images.detach().float().requires_grad_()
 
 
-def _check(model: PlainModel, images: Tensor, classes: Tensor) -> None:
+def _check(model: Model, images: Tensor, classes: Tensor) -> None:
     if model.training:
         raise ValueError("model: expected evaluation mode, got training mode")
     if classes.shape != images.shape[:1] or classes.dtype != torch.int64:
@@ -216,8 +301,3 @@ def _check(model: PlainModel, images: Tensor, classes: Tensor) -> None:
         raise ValueError(
             f"classes: expected 0 to {model.num_classes - 1}, got {classes.min().item()} to {classes.max().item()}"
         )
-
-
-def _check_features(features: np.ndarray) -> None:
-    if features.ndim != 4:
-        raise ValueError(f"features: expected [N, C, h, w], got {list(features.shape)}")

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pipelines.loader import Loader
 from rg import inputs, metrics
-from rg.attribution import DeepFeatureFactorization, cam, grad_cam, guided_grad_cam, guides
+from rg.attribution import cam, grad_cam, guided_grad_cam, guides
 from rg.config import EvaluationConfig, RunConfig
+from rg.factorization import DeepFeatureFactorization, draw_positions
 from rg.model import ModelOutput, class_logits
 from rg.plain import PlainModel
 from rg.tally import Answers, Tally, landmark_metrics, threshold
@@ -57,7 +58,9 @@ def evaluate_plain(
     result["dff_landmark_error"] = None
     if loader.manifest.landmarks:
         factors = DeepFeatureFactorization(config.model.grouping.num_parts, config.seed)
-        factors.fit(_positions(model, load(fit, how.landmark_view), config.seed))
+        fitting = load(fit, how.landmark_view)
+        maps = (features for batch in inputs.progress(fitting) for features in _features(model, batch.images))
+        factors.fit(draw_positions(maps, -(-POSITIONS // fitting.samples), config.seed))
         fitted, tested = (_factor_tally(model, factors, load(of, how.landmark_view), how) for of in (fit, split))
         found, _ = landmark_metrics(fitted, tested, how, loader.manifest.classes)
         result |= {f"dff_{name}": value for name, value in found.items()}
@@ -87,19 +90,6 @@ def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[
             maps = method(model, images[list(boxes)], logits[list(boxes)].argmax(1))
             hits[name] += [hit is True for hit in metrics.pointing(maps, list(boxes.values()), (columns, rows))]
     return answers, {name: 1 - sum(found) / len(found) if found else None for name, found in hits.items()}
-
-
-def _positions(model: PlainModel, loader: Loader, seed: int) -> np.ndarray:
-    """Features of random positions of all images, equally many of each: float32 [M, C, 1, 1]."""
-    random = np.random.default_rng(seed)
-    each = -(-POSITIONS // loader.samples)
-    found = []
-    for batch in inputs.progress(loader):
-        for features in _features(model, batch.images):
-            positions = features.reshape(len(features), -1)
-            drawn = random.choice(positions.shape[1], min(each, positions.shape[1]), replace=False)
-            found.append(positions[:, drawn].T)
-    return np.concatenate(found)[:, :, None, None]
 
 
 def _factor_tally(model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, how: EvaluationConfig) -> Tally:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import rankdata
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
@@ -157,6 +158,14 @@ def clustering_scores(table: np.ndarray) -> tuple[float, float]:
     largest = (pairs(rows) + pairs(columns)) / 2
     ari = (pairs(table) - expected) / (largest - expected) if largest != expected else 1.0
     return float(nmi), float(ari)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of every row of a with that of b [N, M]: float64 [N], nan where a row is constant."""
+    centred = [rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (a, b)]
+    spread = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    together = (centred[0] * centred[1]).sum(1)
+    return np.divide(together, spread, out=np.full(len(a), np.nan), where=spread > 0)
 
 
 def part_states(wins: np.ndarray, overlap: np.ndarray) -> list[str]:

@@ -100,16 +100,16 @@ class RegionGroupingModel(nn.Module):
         border, interior = self.dictionary.border
         return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))
 
+    def features(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w] that is grouped."""
+        return self.standardization(self.backbone(images))
+
     def forward(self, images: Tensor) -> ModelOutput:
         """Images [N, 3, H, W], uint8 or float in 0..255."""
         return self.describe(self.features(images))
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map that is grouped [N, C, h, w]."""
-        return self.standardization(self.backbone(images))
-
     def describe(self, x: Tensor) -> ModelOutput:
-        """Features [N, C, h, w] -> what the model says of them."""
+        """What the model says of feature maps X [N, C, h, w]."""
         assign, regions, occurrence = self.dictionary(x)
         attention = self.attend(regions)
         if self.training:

@@ -53,9 +53,13 @@ class PlainModel(nn.Module):
         """Images [N, 3, H, W], uint8 or float in 0..255 -> last feature map [N, C, h, w]."""
         return self.backbone(images)
 
+    def describe(self, x: Tensor) -> PlainOutput:
+        """What the model says of feature maps [N, C, h, w]."""
+        return PlainOutput(self.classifier(x.mean((2, 3))))
+
     def forward(self, images: Tensor) -> PlainOutput:
         """Images [N, 3, H, W], uint8 or float in 0..255."""
-        return PlainOutput(self.classifier(self.features(images).mean((2, 3))))
+        return self.describe(self.features(images))
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the backbone, and those of the classifier (the new layer)."""
