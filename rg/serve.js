@@ -26,9 +26,9 @@ function signed(value) {
 
 function percent(share, digits = 1) {
   const least = 10 ** -digits;
-  if (share > 0 && 100 * share < least / 2) return `< ${least} %`;
-  if (share < 1 && 100 * share > 100 - least / 2) return `> ${100 - least} %`;
-  return `${(100 * share).toFixed(digits)} %`;
+  if (share > 0 && 100 * share < least / 2) return `<\u00a0${least}\u00a0%`;
+  if (share < 1 && 100 * share > 100 - least / 2) return `>\u00a0${100 - least}\u00a0%`;
+  return `${(100 * share).toFixed(digits)}\u00a0%`;
 }
 
 const called = (part) => (part.named ? part.name : `part ${part.part}`);
@@ -94,7 +94,7 @@ class Card {
     this.find(".remove").setAttribute("aria-label", `Remove ${file.name || "pasted photo"}`);
     this.find(".remove").addEventListener("click", () => this.remove());
     this.find("img").src = URL.createObjectURL(file);
-    this.find("img").alt = "";
+    this.find("img").addEventListener("load", ({ target }) => this.find(".stage").style.setProperty("--ratio", target.naturalWidth / target.naturalHeight));
     this.find("img").addEventListener("error", () => this.find("img").removeAttribute("src"), { once: true });
   }
 
@@ -188,8 +188,8 @@ class Card {
   // The bars, for the label or against its rival.
   why() {
     const { answer } = this, rival = this.side === "rival" ? answer.rival : null;
-    const sides = [["label", `Why ${answer.label}`, !rival]];
-    if (answer.rival) sides.push(["rival", `Why not ${answer.rival.label}`, Boolean(rival)]);
+    const sides = [["label", "Why this?", !rival]];
+    if (answer.rival) sides.push(["rival", `Why not ${answer.rival.label}?`, Boolean(rival)]);
     radios(this.find(".sides"), `side${this.number}`, sides, (side) => {
       this.side = side;
       this.why();
@@ -243,7 +243,9 @@ class Card {
     } else {
       const about = model.parts[part.part], button = make("button", "pick");
       button.type = "button";
-      button.append(badge(part.part), make("span", "", about.named ? about.name : about.background ? "background" : "part"));
+      button.append(badge(part.part));
+      if (about.named) button.append(make("span", "", about.name));
+      else if (about.background) button.append(make("small", "", "background"));
       button.setAttribute("aria-label", `${capital(called(about))}${about.background ? ", background" : ""}: show in the photo`);
       button.addEventListener("click", () => this.pin(part.part));
       button.addEventListener("focus", () => this.light(part.part));
@@ -308,7 +310,7 @@ class Card {
     }
     const caption = this.find("figcaption");
     if (lit === null) {
-      caption.textContent = "Point at a part, here or in the bars, to see where it is and what it argued for. Click to keep it.";
+      caption.textContent = "Point at a part, or tap it, here or in the bars: where it is, and what it argued for.";
       return;
     }
     const part = this.answer.parts[lit], { label, rival } = this.answer;

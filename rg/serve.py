@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rg import __version__, pictures
 from rg.explain import Explainer
-from rg.explanation import Explanation
+from rg.explanation import Explanation, at_image_size
 from rg.inputs import evaluation_geometry
 from rg.uploads import Limits, Upload, decode, receive
 
@@ -132,9 +132,9 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.worker, self._answer, upload, question)
 
     def _answer(self, upload: Upload, question: Question) -> Response:
-        image = decode(upload.data, self.limits)
+        pixels = decode(upload.data, self.limits)
         try:
-            explanation = self.explainer.explain(image, top_k=question.top_k, versus=question.versus)
+            explanation = self.explainer.explain(pixels, top_k=question.top_k, versus=question.versus)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         explanation = dataclasses.replace(explanation, source=upload.name)
@@ -226,20 +226,35 @@ def drawn(explanation: Explanation) -> dict[str, Any]:
     """
     height, width = explanation.image.shape[:2]
     photo_size = _fit(width, height, PHOTO_SIDE)
-    map_size = _fit(width, height, MAP_SIDE)
-    levels = Image.fromarray((explanation.parts[0].strongest + 1).astype(np.uint8))
-    strongest = np.asarray(levels.resize(map_size, Image.Resampling.NEAREST)).astype(int).ravel() - 1
+    strongest = part_map(explanation)
+    rows, columns = strongest.shape
+    strongest = strongest.ravel()
     starts = np.flatnonzero(np.diff(strongest, prepend=-2))
     lengths = np.diff(starts, append=strongest.size)
     return {
         "photo": _data_uri(Image.fromarray(explanation.image).resize(photo_size, Image.Resampling.BICUBIC)),
         "attribution": _data_uri(pictures.attribution_overlay(explanation, photo_size)),
         "part_map": {
-            "width": map_size[0],
-            "height": map_size[1],
+            "width": columns,
+            "height": rows,
             "runs": np.stack([strongest[starts], lengths], axis=1).ravel().tolist(),
         },
     }
+
+
+def part_map(explanation: Explanation) -> np.ndarray:
+    """The strongest part of every spot: int [h, w], -1 where the model saw nothing.
+
+    Its longest side is ``MAP_SIDE`` whatever the size of the image, so that edges are smooth in a small one, too.
+    """
+    height, width = explanation.image.shape[:2]
+    scale = MAP_SIDE / max(width, height)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    x0, y0, x1, y1 = (round(value * scale) for value in explanation.window)
+    x0, y0 = min(x0, size[1] - 1), min(y0, size[0] - 1)
+    window = (x0, y0, min(max(x1, x0 + 1), size[1]), min(max(y1, y0 + 1), size[0]))
+    attention = np.array([part.attention for part in explanation.parts])
+    return at_image_size(explanation.assign, attention, window, size)[0].astype(int)
 
 
 def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str], limits: Limits) -> None:

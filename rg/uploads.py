@@ -9,6 +9,7 @@ import re
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import python_multipart
 from PIL import Image
 from python_multipart.exceptions import FormParserError
@@ -111,6 +112,7 @@ async def _throw_away(request: Request) -> None:
 
 def _file_of_form(body: bytes, content_type: str) -> Upload:
     files: list[Upload] = []
+    fields: list[Field] = []
 
     def keep(file: File) -> None:
         file.file_object.seek(0)
@@ -118,10 +120,12 @@ def _file_of_form(body: bytes, content_type: str) -> Upload:
         if len(files) > 1:
             raise FormParserError("more than one file")
 
-    def ignore(_: Field) -> None:
-        pass
+    def ignore(field: Field) -> None:
+        fields.append(field)
+        if len(fields) > MAX_FIELDS:
+            raise FormParserError(f"more than {MAX_FIELDS} fields")
 
-    config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1, "MAX_FIELDS": MAX_FIELDS, "MAX_FIELD_SIZE": 1000}
+    config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
     try:
         parser = python_multipart.create_form_parser({"Content-Type": content_type}, ignore, keep, config)  # type: ignore[dict-item]
         parser.write(body)
@@ -140,8 +144,8 @@ def _name(name: bytes | None) -> str | None:
     return "".join(character for character in text if character.isprintable())[:120] or None
 
 
-def decode(data: bytes, limits: Limits) -> Image.Image:
-    """Upright RGB pixels of a picture, scaled down to the longest side of ``limits``.
+def decode(data: bytes, limits: Limits) -> np.ndarray:
+    """Upright pixels of a picture, uint8 [H, W, 3], scaled down to the longest side of ``limits``.
 
     Raises:
         HTTPException: 400 it is no picture, or a damaged one; 413 it has too many pixels.
@@ -157,7 +161,7 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
     image.thumbnail((limits.side, limits.side), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return image
+    return np.array(image)
 
 
 def _size(data: bytes) -> tuple[int, int]:
