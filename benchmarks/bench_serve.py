@@ -2,8 +2,8 @@
 
 python -m benchmarks.bench_serve RUN [--seconds 300] [--clients 32] [--hostile 0.1] [--record]
 
-A server of its own on the loopback interface; every client asks again as soon as it has its answer. Ends with exit code 1
-if a hostile file gets another answer than it should, or if any answer is a 5xx.
+A server of its own on the loopback interface; every client asks again as soon as it has its answer. Ends with exit code
+1 if a hostile file gets another answer than it should, or if any answer is a 5xx.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_why_not_another(page):
         values = card.locator("tbody td:nth-child(3), tfoot td:nth-child(3)").all_inner_texts()
         *parts, total = (float(value.replace("\N{MINUS SIGN}", "-")) for value in values)
         assert sum(parts) == pytest.approx(total, abs=0.005 * len(values) + 0.001)  # every number is rounded
-    card.get_by_text("Why this?").click()
+    card.get_by_label("Why this?").check()
     expect(card.locator("caption")).to_have_text(f"What speaks for {label}")
 
 
