@@ -24,6 +24,8 @@ EXTRAS = {
     "baselines": ["captum>=0.7"],
     # Models for other programs as ONNX, compared with the original by onnxruntime.
     "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],
+    # python -m rg serve: a page and a JSON API.
+    "serve": ["starlette>=1.0", "uvicorn>=0.30", "python-multipart>=0.0.34"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.8",
@@ -34,6 +36,9 @@ EXTRAS = {
         "moto[s3,server]>=5",  # a real S3 server for the tests
         "boto3>=1.34",
         "scipy-stubs>=1.15.2",
+        "httpx>=0.27",  # clients of the server in tests and benchmarks
+        "playwright>=1.45",  # drives the system's Chromium through its page
+        "axe-playwright-python>=0.1.4",  # accessibility rules
     ],
 }
 EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement in group})
@@ -46,7 +51,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["kernels", "pipelines", "rg"],
-    package_data={"rg": ["card.md", "compare.html", "report.html"]},
+    package_data={"rg": ["card.md", "compare.html", "report.html", "serve.css", "serve.html", "serve.js"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",

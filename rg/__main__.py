@@ -21,7 +21,14 @@ from rg.config import EvaluationConfig, RunConfig, differences, flatten
 from rg.parser import Arguments, choose, listing, make_parser
 from rg.prepare import prepare, verify
 
-TRAIN_EXTRA = {"nvidia": "NVIDIA DALI", "deepspeed": "DeepSpeed", "tensorboard": "TensorBoard"}
+EXTRAS = {  # top-level module -> what it is, and the extra of setup.py that brings it
+    "nvidia": ("NVIDIA DALI", "train"),
+    "deepspeed": ("DeepSpeed", "train"),
+    "tensorboard": ("TensorBoard", "train"),
+    "starlette": ("Starlette", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "python_multipart": ("python-multipart", "serve"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        package = TRAIN_EXTRA.get((error.name or "").partition(".")[0])
-        if package is None:
+        missing = EXTRAS.get((error.name or "").partition(".")[0])
+        if missing is None:
             raise
-        print(f"rg: error: {package} is not installed; pip install 'region-grouping[train]'", file=sys.stderr)
+        package, extra = missing
+        print(f"rg: error: {package} is not installed; pip install 'region-grouping[{extra}]'", file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"rg: error: {error}", file=sys.stderr)
@@ -198,6 +206,20 @@ def export(arguments: Arguments) -> None:
     print(out)
 
 
+def serve(arguments: Arguments) -> None:
+    """Serve a page on which people ask a run about their photos, and a JSON API."""
+    module = importlib.import_module("rg.serve")
+    parser = make_parser("serve", serve)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; the default is this machine only")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any that is free")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--allow-host", nargs="+", default=[], help="names by which browsers may call the server")
+    parser.add_argument("--limits", type=module.Limits, default=module.Limits())
+    args = parser.instantiate(parser.parse_args(arguments))
+    module.serve(args.run, args.host, args.port, args.device, args.allow_host, args.limits)
+
+
 def tables(arguments: Arguments) -> None:
     """Print the paper's tables, published figures beside those of evaluated runs."""
     module = importlib.import_module("rg.tables")
@@ -273,6 +295,7 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "compare": compare,
     "report": report,
     "export": export,
+    "serve": serve,
     "tables": tables,
     "import": import_authors,
     "export-authors": export_authors,

@@ -1,0 +1,420 @@
+// The page of rg/serve.py: sends photos to POST explain, one request each, and shows what comes back.
+
+const AT_ONCE = 2; // requests
+const ROWS = 8; // parts that are shown one by one at first
+const NOTABLE = 0.05; // of a logit, as in rg/pictures.py
+const NEAR = 6; // pixels of the part map from an edge at which a number stands well
+const VIEWS = { parts: "Parts", photo: "Photo", attribution: "Attention" };
+
+const $ = (id) => document.getElementById(id);
+const model = await (await fetch("model")).json();
+const queue = [];
+let running = 0, cards = 0, asked = 0, done = 0;
+
+function make(tag, className = "", text = "") {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+function signed(value) {
+  let text = Math.abs(value).toFixed(2);
+  if (value && !Number(text)) text = String(Number(Math.abs(value).toPrecision(2)));
+  return (value < 0 ? "−" : "+") + text;
+}
+
+function percent(share, digits = 1) {
+  const least = 10 ** -digits;
+  if (share > 0 && 100 * share < least / 2) return `<\u00a0${least}\u00a0%`;
+  if (share < 1 && 100 * share > 100 - least / 2) return `>\u00a0${100 - least}\u00a0%`;
+  return `${(100 * share).toFixed(digits)}\u00a0%`;
+}
+
+const called = (part) => (part.named ? part.name : `part ${part.part}`);
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
+function badge(part) {
+  const { color, ink } = model.parts[part];
+  const made = make("span", model.parts[part].background ? "badge hollow" : "badge", String(part));
+  made.style.setProperty("--c", color);
+  made.style.setProperty("--i", ink);
+  return made;
+}
+
+function download(blob, name) {
+  const link = make("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+async function ask(file, query) {
+  const form = new FormData();
+  form.append("file", file, file.name || "photo");
+  for (;;) {
+    let response;
+    try {
+      response = await fetch(`explain?${new URLSearchParams(query)}`, { method: "POST", body: form });
+    } catch {
+      throw new Error("The server cannot be reached. Is it still running?");
+    }
+    if (response.ok) return response;
+    if (response.status !== 503) throw new Error(capital((await response.json().catch(() => ({}))).error || `error ${response.status}`));
+    await new Promise((resume) => setTimeout(resume, 1000 * Number(response.headers.get("Retry-After") || 2)));
+  }
+}
+
+function radios(fieldset, group, choices, change) {
+  fieldset.replaceChildren(fieldset.querySelector("legend"));
+  for (const [value, text, checked] of choices) {
+    const label = make("label"), input = make("input");
+    Object.assign(input, { type: "radio", name: group, value, checked });
+    input.addEventListener("change", () => change(value));
+    label.append(input, make("span", "", text));
+    fieldset.append(label);
+  }
+}
+
+// One photo and what the model says about it.
+class Card {
+  constructor(file) {
+    this.file = file;
+    this.number = ++cards;
+    this.view = "parts";
+    this.side = "label";
+    this.lit = this.pinned = null;
+    this.all = false;
+    this.root = $("card").content.firstElementChild.cloneNode(true);
+    this.find = (selector) => this.root.querySelector(selector);
+    this.root.classList.add("waiting");
+    this.find("h2").textContent = file.name || "Pasted photo";
+    this.root.setAttribute("aria-label", file.name || "Pasted photo");
+    this.find(".remove").setAttribute("aria-label", `Remove ${file.name || "pasted photo"}`);
+    this.find(".remove").addEventListener("click", () => this.remove());
+    this.find("img").src = URL.createObjectURL(file);
+    this.find("img").addEventListener("load", ({ target }) => this.find(".stage").style.setProperty("--ratio", target.naturalWidth / target.naturalHeight));
+    this.find("img").addEventListener("error", () => this.find("img").removeAttribute("src"), { once: true });
+  }
+
+  async run() {
+    try {
+      this.answer = await (await ask(this.file, { pictures: true })).json();
+      this.show();
+    } catch (error) {
+      this.fail(error.message);
+    }
+  }
+
+  fail(reason) {
+    this.root.classList.replace("waiting", "failed");
+    this.find(".progress").textContent = `This photo could not be explained. ${reason}.`.replace(/([.?!])\.$/, "$1");
+  }
+
+  remove() {
+    const next = this.root.nextElementSibling || this.root.previousElementSibling;
+    this.removed = true;
+    this.root.remove();
+    (next || $("files")).focus();
+    document.body.classList.toggle("has-answers", Boolean($("answers").children.length));
+  }
+
+  show() {
+    const { answer } = this, map = answer.pictures.part_map;
+    URL.revokeObjectURL(this.find("img").src);
+    this.map = new Int8Array(map.width * map.height);
+    for (let i = 0, at = 0; i < map.runs.length; i += 2) this.map.fill(map.runs[i], at, (at += map.runs[i + 1]));
+    this.root.classList.remove("waiting");
+    this.find(".progress").hidden = true;
+    this.root.setAttribute("aria-label", `${this.find("h2").textContent}: ${answer.label}`);
+    this.verdict();
+    radios(this.find(".views"), `view${this.number}`, Object.entries(VIEWS).map(([value, text]) => [value, text, value === this.view]), (view) => {
+      this.view = view;
+      this.draw();
+    });
+    this.listen();
+    this.why();
+    this.draw();
+  }
+
+  verdict() {
+    const { answer } = this, notice = this.find(".notice");
+    const said = {
+      unknown: ["The model does not know this.", "No part that it knows fits what the photo shows. If it has to guess, it says:"],
+      unsure: ["The model is not sure.", "Its best guess is less likely than it takes to stand by it:"],
+    }[answer.answer];
+    this.root.classList.toggle("doubtful", Boolean(said));
+    notice.hidden = !said;
+    if (said) notice.replaceChildren(make("b", "", said[0]), said[1]);
+    this.find(".label").textContent = answer.label;
+    this.find(".probability").textContent = percent(answer.probability);
+    this.find(".best").replaceChildren(...answer.top_k.map(({ label, probability }) => {
+      const row = make("li"), name = make("span", "name", label), meter = make("span", "meter"), fill = make("span");
+      meter.setAttribute("aria-hidden", "true");
+      fill.style.width = `${100 * probability}%`;
+      meter.append(fill);
+      if (label !== answer.label) {
+        const button = make("button", "link", "why not?");
+        button.type = "button";
+        button.setAttribute("aria-label", `Why not ${label}?`);
+        button.addEventListener("click", () => this.compare(label));
+        name.append(button);
+      }
+      row.append(name, meter, make("span", "share", percent(probability)));
+      return row;
+    }));
+  }
+
+  async compare(label) {
+    if (this.answer.rival?.label !== label) {
+      this.find(".summary").textContent = `Comparing with ${label} …`;
+      try {
+        const other = await (await ask(this.file, { versus: label })).json();
+        this.answer = { ...other, pictures: this.answer.pictures };
+      } catch (error) {
+        this.find(".summary").textContent = error.message;
+        return;
+      }
+    }
+    this.side = "rival";
+    this.why();
+  }
+
+  value(part) {
+    return part.contribution - (this.side === "rival" ? part.rival_contribution : 0);
+  }
+
+  // The bars, for the label or against its rival.
+  why() {
+    const { answer } = this, rival = this.side === "rival" ? answer.rival : null;
+    const sides = [["label", "Why this?", !rival]];
+    if (answer.rival) sides.push(["rival", `Why not ${answer.rival.label}?`, Boolean(rival)]);
+    radios(this.find(".sides"), `side${this.number}`, sides, (side) => {
+      this.side = side;
+      this.why();
+      this.find(".sides input:checked").focus();
+    });
+    const byWeight = [...answer.parts].sort((a, b) => Math.abs(this.value(b)) - Math.abs(this.value(a)));
+    const few = byWeight.length <= ROWS + 1;
+    const shown = few || this.all ? byWeight : byWeight.slice(0, ROWS), rest = byWeight.slice(shown.length);
+    const rows = shown.sort((a, b) => this.value(b) - this.value(a)).map((part) => [part, this.value(part), part.attention]);
+    const sum = (values) => values.reduce((total, value) => total + value, 0);
+    if (rest.length) rows.push([`${rest.length} more parts`, sum(rest.map((part) => this.value(part))), sum(rest.map((part) => part.attention))]);
+    rows.push(["constant", answer.constant - (rival ? rival.constant : 0), null]);
+    const low = Math.min(0, ...rows.map((row) => row[1])), high = Math.max(0, ...rows.map((row) => row[1]));
+    const span = Math.max(high - low, NOTABLE);
+    this.find("caption").textContent = rival ? `What tells ${answer.label} from ${rival.label}` : `What speaks for ${answer.label}`;
+    this.find(".adds").textContent = rival ? "Difference" : "Adds";
+    this.find("tbody").replaceChildren(...rows.map(([part, value, attention]) => this.row(part, value, attention, low, span)));
+    const total = this.find("tfoot tr").children;
+    total[0].textContent = rival ? "Difference" : "Score (logit)";
+    total[2].textContent = signed(answer.logit - (rival ? rival.logit : 0));
+    const all = this.find(".all");
+    all.hidden = few;
+    all.textContent = this.all ? "Show fewer parts" : `Show all ${byWeight.length} parts`;
+    all.setAttribute("aria-expanded", String(this.all));
+    all.onclick = () => {
+      this.all = !this.all;
+      this.why();
+    };
+    this.find(".summary").textContent = this.summary(byWeight, rival);
+    this.mark();
+  }
+
+  summary(byWeight, rival) {
+    const { label } = this.answer, list = (parts) => parts.slice(0, 2).map((part) => `${called(part)} (${signed(this.value(part))})`).join(" and ");
+    const object = byWeight.map((part) => ({ ...part, named: model.parts[part.part].named }));
+    const pro = object.filter((part) => this.value(part) >= NOTABLE), contra = object.filter((part) => this.value(part) <= -NOTABLE);
+    if (!pro.length && !contra.length) return rival ? "No part stands out: what tells them apart is spread over all of them." : "No part stands out.";
+    const favour = pro.length ? `Most for ${label}: ${list(pro)}.` : `No part speaks for ${label}.`;
+    const against = contra.length ? ` Most ${rival ? `for ${rival.label}` : "against it"}: ${list(contra)}.` : "";
+    return favour + against;
+  }
+
+  row(part, value, attention, low, span) {
+    const row = make("tr"), head = make("th"), track = make("td", "track"), zero = make("span", "zero"), bar = make("span", "bar");
+    head.scope = "row";
+    zero.style.left = `${(-100 * low) / span}%`;
+    bar.style.left = `${(100 * (Math.min(value, 0) - low)) / span}%`;
+    bar.style.width = `${(100 * Math.abs(value)) / span}%`;
+    if (typeof part === "string") {
+      head.append(make("small", "", part));
+    } else {
+      const about = model.parts[part.part], button = make("button", "pick");
+      button.type = "button";
+      button.append(badge(part.part));
+      if (about.named) button.append(make("span", "", about.name));
+      else if (about.background) button.append(make("small", "", "background"));
+      button.setAttribute("aria-label", `${capital(called(about))}${about.background ? ", background" : ""}: show in the photo`);
+      button.addEventListener("click", () => this.pin(part.part));
+      button.addEventListener("focus", () => this.light(part.part));
+      button.addEventListener("blur", () => this.light(null));
+      row.addEventListener("pointerenter", () => this.light(part.part));
+      row.addEventListener("pointerleave", () => this.light(null));
+      row.dataset.part = part.part;
+      bar.style.background = about.color;
+      head.append(button);
+    }
+    track.append(zero, bar);
+    row.append(head, track, make("td", "", signed(value)), make("td", "", attention === null ? "" : percent(attention, 0)));
+    return row;
+  }
+
+  listen() {
+    const canvas = this.find("canvas"), { width, height } = this.answer.pictures.part_map;
+    const under = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const x = Math.floor(((event.clientX - box.left) / box.width) * width), y = Math.floor(((event.clientY - box.top) / box.height) * height);
+      const part = x >= 0 && y >= 0 && x < width && y < height ? this.map[y * width + x] : -1;
+      return part < 0 ? null : part;
+    };
+    canvas.addEventListener("pointermove", (event) => event.pointerType === "mouse" && this.light(under(event)));
+    canvas.addEventListener("pointerleave", () => this.light(null));
+    canvas.addEventListener("click", (event) => this.pin(under(event)));
+    const stem = (this.file.name || "photo").replace(/\.[^.]*$/, "");
+    this.find(".json").addEventListener("click", () => {
+      const { pictures, ...rest } = this.answer;
+      download(new Blob([JSON.stringify(rest, null, 1) + "\n"], { type: "application/json" }), `${stem}.json`);
+    });
+    this.find(".png").addEventListener("click", async (event) => {
+      const button = event.currentTarget;
+      button.disabled = true;
+      try {
+        const query = { format: "png", ...(this.answer.rival && { versus: this.answer.rival.label }) };
+        download(await (await ask(this.file, query)).blob(), `${stem}.png`);
+      } catch (error) {
+        $("status").textContent = error.message;
+      }
+      button.disabled = false;
+    });
+  }
+
+  pin(part) {
+    this.pinned = this.pinned === part ? null : part;
+    this.light(this.lit);
+  }
+
+  light(part) {
+    this.lit = part;
+    this.mark();
+    this.draw();
+  }
+
+  // Which part is lit up, in the bars and in words.
+  mark() {
+    const lit = this.lit ?? this.pinned;
+    for (const row of this.root.querySelectorAll("tr[data-part]")) {
+      row.classList.toggle("lit", Number(row.dataset.part) === lit);
+      row.querySelector("button").setAttribute("aria-pressed", String(Number(row.dataset.part) === this.pinned));
+    }
+    const caption = this.find("figcaption");
+    if (lit === null) {
+      caption.textContent = "Point at a part, or tap it, here or in the bars: where it is, and what it argued for.";
+      return;
+    }
+    const part = this.answer.parts[lit], { label, rival } = this.answer;
+    const side = (value, name) => `${signed(value)} for ${name}`;
+    const both = [side(part.contribution, label), ...(rival ? [side(part.rival_contribution, rival.label)] : [])].join(", ");
+    const about = `: ${both}; ${percent(part.attention, 0)} of the attention, ${percent(part.area, 0)} of the photo.`;
+    caption.replaceChildren(badge(lit), " ", make("b", "", capital(called(model.parts[lit]))), about);
+  }
+
+  draw() {
+    const { photo, attribution, part_map: { width, height } } = this.answer.pictures;
+    const image = this.find("img"), canvas = this.find("canvas"), source = this.view === "attribution" ? attribution : photo;
+    if (image.getAttribute("src") !== source) image.src = source;
+    image.alt = `${this.find("h2").textContent}${this.view === "attribution" ? ", under a heat map of the attention" : ""}`;
+    Object.assign(canvas, { width, height });
+    const lit = this.lit ?? this.pinned, { map } = this, context = canvas.getContext("2d"), pixels = context.createImageData(width, height);
+    const colors = model.parts.map(({ color }) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16)));
+    const put = (at, [red, green, blue], alpha) => pixels.data.set([red, green, blue, alpha], 4 * at);
+    for (let y = 0, at = 0; y < height; y++) {
+      for (let x = 0; x < width; x++, at++) {
+        const part = map[at];
+        const edge = [[-1, 0], [1, 0], [0, -1], [0, 1]].some(([dx, dy]) => x + dx >= 0 && x + dx < width && y + dy >= 0 && y + dy < height && map[at + dx + dy * width] !== part);
+        if (lit !== null) {
+          if (part === lit) put(at, colors[part], edge ? 255 : 0);
+          else put(at, [12, 15, 18], 178);
+        } else if (part < 0) put(at, [12, 15, 18], 178);
+        else if (this.view === "parts" && !model.parts[part].background) put(at, colors[part], edge ? 255 : 84);
+      }
+    }
+    context.putImageData(pixels, 0, 0);
+    const marked = lit !== null ? [lit] : this.view === "parts" ? model.parts.filter((part) => !part.background).map(({ part }) => part) : [];
+    this.find(".marks").replaceChildren(...marked.flatMap((part) => this.numberAt(part)));
+  }
+
+  // Its number near the centre of a part, where the part is; none if it is too small.
+  numberAt(part) {
+    const { width, height, pictures: { part_map: size } } = this.answer, { map } = this;
+    const center = this.answer.parts[part].center, cx = (center[0] / width) * size.width, cy = (center[1] / height) * size.height;
+    let best = Infinity, place = null;
+    for (let y = NEAR; y < size.height - NEAR; y += 2) {
+      for (let x = NEAR; x < size.width - NEAR; x += 2) {
+        const at = y * size.width + x, distance = (x - cx) ** 2 + (y - cy) ** 2;
+        if (distance >= best || [0, -NEAR, NEAR, -NEAR * size.width, NEAR * size.width].some((step) => map[at + step] !== part)) continue;
+        [best, place] = [distance, [x, y]];
+      }
+    }
+    if (!place) return [];
+    const made = badge(part);
+    made.classList.remove("hollow");
+    made.style.left = `${(100 * place[0]) / size.width}%`;
+    made.style.top = `${(100 * place[1]) / size.height}%`;
+    return [made];
+  }
+}
+
+function take(files) {
+  for (const file of files) {
+    const card = new Card(file);
+    $("answers").append(card.root);
+    if (file.size > 1e6 * model.limits.megabytes) card.fail(`It is larger than ${model.limits.megabytes} MB`);
+    else {
+      queue.push(card);
+      asked++;
+    }
+  }
+  if (!files.length) return;
+  document.body.classList.add("has-answers");
+  next();
+}
+
+async function next() {
+  $("status").textContent = asked ? (done < asked ? `Looking at ${asked === 1 ? "the photo" : `${asked - done} of ${asked} photos`} …` : `${done === 1 ? "The photo is" : `All ${done} photos are`} done.`) : "";
+  while (running < AT_ONCE && queue.length) {
+    const card = queue.shift();
+    running++;
+    (card.removed ? Promise.resolve() : card.run()).finally(() => {
+      running--;
+      done++;
+      next();
+    });
+  }
+}
+
+function listen() {
+  $("name").textContent = `, ${model.name}`;
+  $("limits").textContent = `Up to ${model.limits.megabytes} MB each.`;
+  $("classes").hidden = false;
+  $("classes").querySelector("summary").textContent = `What it knows: ${model.classes.length} ${model.multi_label ? "attributes" : "classes"}`;
+  $("classes").querySelector("ul").replaceChildren(...model.classes.map((name) => make("li", "", name)));
+  $("files").addEventListener("change", (event) => {
+    take([...event.target.files]);
+    event.target.value = "";
+  });
+  document.addEventListener("paste", (event) => take([...event.clipboardData.files]));
+  for (const kind of ["dragenter", "dragover"]) document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    document.body.classList.add("over");
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("over");
+    take([...event.dataTransfer.files]);
+  });
+}
+
+listen();

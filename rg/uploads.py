@@ -1,0 +1,188 @@
+"""What strangers send -> upright RGB pixels, in memory and within limits, or an HTTP status and one line of reason."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import re
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import python_multipart
+from PIL import Image
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from pipelines.images import FORMATS, open_rgb
+
+MAX_FIELDS = 8  # of a form beside the picture
+MAX_SCANS = 100  # of a JPEG; progressive ones have some 10, and every scan visits all pixels
+LINGER = 5.0  # seconds in which the rest of a refused upload is thrown away, so that its sender reads the answer
+MULTIPART = "multipart/form-data"
+MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # in the entropy-coded data of a JPEG: neither 00 nor a restart
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes on.
+
+    Attributes:
+        megabytes: Of one upload.
+        megapixels: Of one picture.
+        side: Pixels; larger pictures are scaled down to this longest side before the model sees them.
+        waiting: Requests that may wait for the model or send their picture; more are told to come again.
+        upload_seconds: In which a picture must have arrived.
+        answer_seconds: In which an answer must be there, from the first byte of the request on.
+    """
+
+    megabytes: float = 20.0
+    megapixels: float = 50.0
+    side: int = 1280
+    waiting: int = 64
+    upload_seconds: float = 60.0
+    answer_seconds: float = 180.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"limits.{name}: expected more than 0, got {value}")
+
+    @property
+    def bytes(self) -> int:
+        """Of one upload."""
+        return round(self.megabytes * 1e6)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it came.
+
+    Attributes:
+        data: Its bytes.
+        name: What its sender calls it, without folders; None if not said.
+    """
+
+    data: bytes
+    name: str | None = None
+
+
+async def receive(request: Request, limits: Limits) -> Upload:
+    """The one file of a request: a form with it (multipart/form-data), or nothing but its bytes.
+
+    Nothing is written to disk.
+
+    Raises:
+        HTTPException: 400 not one file; 408 it takes too long; 413 it is too large.
+    """
+    try:
+        body = await asyncio.wait_for(_body(request, limits), limits.upload_seconds)
+    except asyncio.TimeoutError:
+        raise HTTPException(408, f"the picture did not arrive within {limits.upload_seconds:g} s") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the upload was broken off") from None
+    if request.headers.get("content-type", "").lower().startswith(MULTIPART):
+        return _file_of_form(body, request.headers["content-type"])
+    return Upload(body)
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    announced = request.headers.get("content-length", "")
+    body = bytearray()
+    if not (announced.isdecimal() and int(announced) > limits.bytes):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limits.bytes:
+                break
+        else:
+            return bytes(body)
+    with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
+        await asyncio.wait_for(_throw_away(request), LINGER)
+    raise HTTPException(413, f"expected at most {limits.megabytes:g} MB")
+
+
+async def _throw_away(request: Request) -> None:
+    while (message := await request.receive())["type"] == "http.request":
+        if not message.get("more_body", False):
+            return
+
+
+def _file_of_form(body: bytes, content_type: str) -> Upload:
+    files: list[Upload] = []
+    fields: list[Field] = []
+
+    def keep(file: File) -> None:
+        file.file_object.seek(0)
+        files.append(Upload(file.file_object.read(), _name(file.file_name)))
+        if len(files) > 1:
+            raise FormParserError("more than one file")
+
+    def ignore(field: Field) -> None:
+        fields.append(field)
+        if len(fields) > MAX_FIELDS:
+            raise FormParserError(f"more than {MAX_FIELDS} fields")
+
+    config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+    try:
+        parser = python_multipart.create_form_parser({"Content-Type": content_type}, ignore, keep, config)  # type: ignore[dict-item]
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError) as error:
+        raise HTTPException(400, f"expected a form with one file ({error})") from None
+    if not files:
+        raise HTTPException(400, "expected a form with one file, got none")
+    return files[0]
+
+
+def _name(name: bytes | None) -> str | None:
+    if not name:
+        return None
+    text = re.split(r"[/\\]", name.decode("utf-8", "replace"))[-1]
+    return "".join(character for character in text if character.isprintable())[:120] or None
+
+
+def decode(data: bytes, limits: Limits) -> np.ndarray:
+    """Upright pixels of a picture, uint8 [H, W, 3], scaled down to the longest side of ``limits``.
+
+    Raises:
+        HTTPException: 400 it is no picture, or a damaged one; 413 it has too many pixels.
+    """
+    try:
+        width, height = _size(data)
+        if width * height > limits.megapixels * 1e6:
+            reason = f"expected at most {limits.megapixels:g} megapixels, got {width}x{height}"
+            raise HTTPException(413, reason)
+        if scans(data) > MAX_SCANS:
+            raise HTTPException(413, f"expected at most {MAX_SCANS} scans in a JPEG")
+        image = open_rgb(data)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+    image.thumbnail((limits.side, limits.side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.array(image)
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """What the header says. Pillow's own limit is set aside: ours is asked next, and its message is no help."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return image.size
+        except Image.DecompressionBombError:
+            raise HTTPException(413, "too many pixels") from None
+        except Exception:  # open_rgb says what is wrong
+            return 0, 0
+
+
+def scans(data: bytes) -> int:
+    """How many scans a JPEG has up to its end, or up to ``MAX_SCANS`` and one more; 0 for anything else."""
+    found, position = 0, 2
+    if not data.startswith(b"\xff\xd8"):
+        return 0
+    while found <= MAX_SCANS and (marker := MARKER.search(data, position)) and marker[1] != b"\xd9":
+        found += marker[1] == b"\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return found
