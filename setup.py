@@ -44,7 +44,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["kernels", "pipelines", "rg"],
-    package_data={"rg": ["report.html"]},
+    package_data={"rg": ["report.html", "gallery.html", "gallery.js"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",

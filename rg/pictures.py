@@ -124,6 +124,7 @@ def crop_to_window(explanation: Explanation) -> Explanation:
             for part in explanation.parts
         ],
         window=(0.0, 0.0, float(x1 - x0), float(y1 - y0)),
+        photo_size=None,
     )
 
 
