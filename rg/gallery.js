@@ -74,11 +74,13 @@ const partName = (index) => (about.parts[index].named ? `${index} ${about.parts[
 // Grid ---------------------------------------------------------------------------------------------------------------
 
 const near = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) target.replaceChildren();
-    else if (!target.firstChild) target.append(...shown.slice(target.first, target.first + CHUNK).map((image, offset) => card(image, target.first + offset)));
-  }
+  for (const { target, isIntersecting } of entries) isIntersecting ? fill(target) : target.replaceChildren();
 }, { rootMargin: "1200px 0px" });
+
+function fill(chunk) {
+  if (chunk.firstChild) return;
+  chunk.append(...shown.slice(chunk.first, chunk.first + CHUNK).map((image, offset) => card(image, chunk.first + offset)));
+}
 
 function lay() {
   near.disconnect();
@@ -86,6 +88,7 @@ function lay() {
   for (let first = 0; first < shown.length; first += CHUNK) chunks.push(Object.assign(element("div", "chunk"), { first }));
   by("images").replaceChildren(...(chunks.length ? chunks : [element("p", "none", images.length ? "No image fits these filters." : "No images yet.")]));
   measure();
+  chunks.slice(0, 1).forEach(fill);
   chunks.forEach((chunk) => near.observe(chunk));
 }
 
@@ -106,10 +109,9 @@ function measure() {
 
 function card(image, index) {
   const picture = Object.assign(element("img"), { loading: "lazy", decoding: "async", alt: "", src: file("thumbnails", image, "webp") });
-  const label = element("b", "", about.labels[image.label]);
   const below = isWrong(image) ? element("i", "truth", `is ${about.labels[image.truth]}`) : element("i", "", image.source.split(/[\\/]/).pop());
-  const made = element("button", isWrong(image) ? "card wrong" : "card", picture, element("span", "", label, element("em", "", percent(image.probability))), element("span", "", below));
-  if (image.answer) made.lastChild.append(element("small", "tag", about.answers[image.answer]));
+  const made = element("button", isWrong(image) ? "card wrong" : "card", picture, element("b", "", about.labels[image.label]), element("span", "", below, element("em", "", percent(image.probability))));
+  if (image.answer) below.after(element("small", "tag", about.answers[image.answer]));
   made.type = "button";
   made.title = `${about.labels[image.label]}\n${image.source}`;
   made.addEventListener("click", () => show(index));
