@@ -9,7 +9,6 @@ one JSON object in a line.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import logging
@@ -30,6 +29,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipelines import samples
 from pipelines.index import Entry, index_text
+from pipelines.lock import locked
 from pipelines.manifest import (
     FILES,
     NAME,
@@ -149,7 +149,7 @@ def write(
     )
     counts = {split: len(source) for split, source in sources.items()}
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out):
         return _write(out, plan, counts, sources, schema, jobs, progress)
 
 
@@ -200,20 +200,6 @@ def _write(
         for path in out.glob("*.tmp"):  # of workers that were killed
             path.unlink()
     return manifest
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing into a folder meanwhile; a process that is killed leaves no lock."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is writing into this folder") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def write_shard(folder: Path, name: str, content: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard | None:

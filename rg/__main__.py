@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -122,7 +123,7 @@ def evaluate(arguments: Arguments) -> None:
 
 
 def explain(arguments: Arguments) -> None:
-    """Explain images: one JSON and one PNG each."""
+    """Explain images, any number: a line and a picture of each, and a page with all of them."""
     parser = make_parser("explain", explain)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("images", type=Path, nargs="+", help="image files and folders of them")
@@ -131,9 +132,13 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("--view", choices=["auto", "whole", "crop"], default="auto", help=views)
     parser.add_argument("--batch-size", type=int, default=16, help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    kinds = "kind of the pictures; none: neither pictures nor a page, explanations.jsonl only"
+    parser.add_argument("--pictures", choices=["webp", "png", "none"], default="webp", help=kinds)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads that decode, and that draw")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
     args = parser.parse_args(arguments)
-    module = importlib.import_module("rg.explain")
-    module.explain_files(args.run, args.images, args.out, args.view, args.batch_size, args.device)
+    options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "jobs", "overwrite")}
+    importlib.import_module("rg.explain_files").explain_files(args.run, args.images, args.out, **options)
 
 
 def compare(arguments: Arguments) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipelines.folder import SUFFIXES
 from pipelines.geometry import central_start
 from pipelines.images import open_rgb
 from rg import inputs, run_folder
 from rg.config import RunConfig
 from rg.explanation import Explanation, PartExplanation, Rival, at_image_size
+from rg.lookahead import in_order
 from rg.metrics import part_centers
 from rg.model import RegionGroupingModel
 from rg.part_names import Part, read_parts, unnamed
@@ -42,6 +41,7 @@ class _Waiting(NamedTuple):
     seen: Tensor
     window: tuple[float, float, float, float]
     source: str | None
+    photo_size: tuple[int, int]
 
 
 class Explainer:
@@ -122,17 +122,28 @@ class Explainer:
         top_k: int = 5,
         batch_size: int = 16,
         versus: str | None = None,
-        failed: Callable[[str], None] | None = None,
+        failed: Callable[[ImageLike, str], None] | None = None,
+        longest_side: int | None = None,
+        jobs: int = 1,
     ) -> Iterator[Explanation]:
-        """Like ``explain``, one explanation after the other, holding one batch of images at a time.
+        """Like ``explain``, one explanation after the other, holding one batch of images and two for each job.
 
-        ``failed`` is called with one line for an image that cannot be read, which is then left out; without it, that is
-        an error.
+        Args:
+            images: As for ``explain``, like everything that is not named here.
+            view: See there.
+            top_k: See there.
+            batch_size: See there.
+            versus: See there.
+            failed: Called with an image that cannot be read, and why in one line; it is then left out. Without it, that
+                is an error.
+            longest_side: In pixels, of the image in the explanation: larger photos are scaled down for it, not for the
+                model.
+            jobs: Threads that decode and resize ahead of the model.
         """
         if view not in VIEWS:
             raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
-        if top_k < 1 or batch_size < 1:
-            raise ValueError(f"top_k, batch_size: expected at least 1, got {top_k}, {batch_size}")
+        if min(top_k, batch_size, jobs) < 1:
+            raise ValueError(f"top_k, batch_size, jobs: expected at least 1, got {top_k}, {batch_size}, {jobs}")
         if versus is not None and versus not in self.classes.names:
             raise ValueError(f"versus: expected one of the {len(self.classes.names)} classes, got {versus!r}")
         if view == "auto":
@@ -140,23 +151,44 @@ class Explainer:
         elif view == "whole" and not self._takes_any_size:
             name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
             raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
-        waiting: list[_Waiting] = []
-        for image in images:
-            source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+        def prepare(image: ImageLike) -> tuple[ImageLike, _Waiting | ValueError | OSError]:
             try:
-                pixels = _open(image)
+                return image, self._prepare(image, view, longest_side)
             except (ValueError, OSError) as error:
-                if failed is None:
-                    raise
-                failed(str(error))
-                continue
-            seen, window = self._view(pixels, view)
-            if waiting and (len(waiting) == batch_size or waiting[0].seen.shape != seen.shape):
-                yield from self._explain(waiting, top_k, versus)
-                waiting = []
-            waiting.append(_Waiting(np.asarray(pixels), seen, window, source))
-        if waiting:
-            yield from self._explain(waiting, top_k, versus)
+                return image, error
+
+        def explain(waiting: Sequence[_Waiting]) -> Iterator[Explanation]:
+            for one, explanation in zip(waiting, self._explain(waiting, top_k, versus), strict=True):
+                yield replace(explanation, photo_size=one.photo_size)
+
+        waiting: list[_Waiting] = []
+        with ThreadPoolExecutor(jobs) as pool:
+            for image, found in in_order(pool, prepare, images, 2 * jobs):
+                if not isinstance(found, _Waiting):
+                    if failed is None:
+                        raise found
+                    failed(image, str(found))
+                    continue
+                if waiting and (len(waiting) == batch_size or waiting[0].seen.shape != found.seen.shape):
+                    yield from explain(waiting)
+                    waiting = []
+                waiting.append(found)
+            if waiting:
+                yield from explain(waiting)
+
+    def _prepare(self, image: ImageLike, view: str, longest_side: int | None) -> _Waiting:
+        source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        pixels = _open(image)
+        seen, window = self._view(pixels, view)
+        width, height = photo_size = pixels.size
+        if longest_side and max(photo_size) > longest_side:
+            scale = longest_side / max(photo_size)
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            x0, y0, x1, y1 = window
+            window = (x0 * size[0] / width, y0 * size[1] / height, x1 * size[0] / width, y1 * size[1] / height)
+            pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return _Waiting(np.asarray(pixels), seen, window, source, photo_size)
 
     @cached_property
     def _takes_any_size(self) -> bool:
@@ -274,67 +306,3 @@ def pick_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {device!r} is not available ({str(error).splitlines()[0]})") from None
     return picked
-
-
-def explain_files(run: Path, paths: Sequence[Path], out: Path, view: str, batch_size: int, device: str) -> None:
-    """Explain files and folders of files; writes NAME.json and NAME.png for each image.
-
-    An image that cannot be decoded is named, counted and left out.
-
-    Raises:
-        ValueError: a path does not exist, or no image could be explained.
-    """
-    files = _image_files(paths)
-    names = _output_names(files)
-    explainer = Explainer.load(run, device)
-    out.mkdir(parents=True, exist_ok=True)
-    left_out: list[str] = []
-
-    def leave_out(reason: str) -> None:
-        logger.warning("left out: %s", reason)
-        left_out.append(reason)
-
-    hidden = not sys.stderr.isatty()
-    with logging_redirect_tqdm(), tqdm(total=len(files), unit="image", disable=hidden) as bar:
-        for explanation in explainer.stream(files, view=view, batch_size=batch_size, failed=leave_out):
-            assert explanation.source is not None
-            name = names[Path(explanation.source)]
-            explanation.save(out / f"{name}.json")
-            explanation.save(out / f"{name}.png")
-            bar.update()
-            logger.info("%s: %s (%.1f %%)", explanation.source, explanation.label, 100 * explanation.probability)
-    if len(left_out) == len(files):
-        raise ValueError(f"none of {len(files)} images could be decoded")
-    logger.info("%d images explained in %s, %d left out", len(files) - len(left_out), out, len(left_out))
-
-
-def _image_files(paths: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        elif path.is_file():
-            files.append(path)
-        elif set("*?") & set(str(path)):
-            raise ValueError(f"{path}: no file matches this pattern")
-        else:
-            raise ValueError(f"{path}: no such file or folder")
-    if not files:
-        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
-    return list(dict.fromkeys(files))
-
-
-def _output_names(files: Sequence[Path]) -> dict[Path, str]:
-    """One name per file: its stem, with its folder's name in front (and a number) where stems repeat."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = file.stem, 1
-        if name in taken:
-            name = f"{file.parent.name}-{file.stem}"
-        while name in taken:
-            number += 1
-            name = f"{file.parent.name}-{file.stem}-{number}"
-        taken.add(name)
-        names[file] = name
-    return names

@@ -87,11 +87,13 @@ class Explanation:
         attribution: float32 [H, W] at image size: the pixel attribution Q^T a, every pixel's expected attention.
         assign: float32 [K, h, w]: the assignment Q of the feature map, that of the window.
         parts: All K parts, by index.
-        image: uint8 [H, W, 3], the upright image.
+        image: uint8 [H, W, 3], the upright image; all pixels here are those of it.
         window: x0, y0, x1, y1 in pixels: what the model saw of the image.
         source: Path of the image, if it came from a file.
         answer: Whether the model stands by the label: "label"; "unsure", its probability is below the threshold of the
             run; "unknown", no known part fits what the image shows.
+        photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
+            they are those of the image.
     """
 
     label: str
@@ -107,6 +109,7 @@ class Explanation:
     window: tuple[float, float, float, float]
     source: str | None = None
     answer: Answer = "label"
+    photo_size: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"Explanation(label={self.label!r}, probability={self.probability:.4g}, parts={len(self.parts)})"
@@ -140,17 +143,19 @@ class Explanation:
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the arrays, as JSON values; areas are shares of the window."""
+        """Everything but the arrays, as JSON values, in pixels of the photo; areas are shares of the window."""
         x0, y0, x1, y1 = self.window
+        width, height = self.photo_size or self.image.shape[1::-1]
+        scale = (width / self.image.shape[1], height / self.image.shape[0])
         area = max(1.0, (x1 - x0) * (y1 - y0))
         strongest = self.parts[0].strongest
         pixels = np.bincount(strongest[strongest >= 0], minlength=len(self.parts))
         rival = self.rival
         return {
             "source": self.source,
-            "width": self.image.shape[1],
-            "height": self.image.shape[0],
-            "window": [round(value, 2) for value in self.window],
+            "width": width,
+            "height": height,
+            "window": [round(value * factor, 2) for value, factor in zip(self.window, scale * 2, strict=True)],
             "answer": self.answer,
             "label": self.label,
             "probability": self.probability,
@@ -163,7 +168,7 @@ class Explanation:
                     "part": part.index,
                     "name": part.name,
                     "background": part.background,
-                    "center": [round(value, 2) for value in part.center],
+                    "center": [round(value * factor, 2) for value, factor in zip(part.center, scale, strict=True)],
                     "area": float(pixels[part.index] / area),
                     "occurrence": part.occurrence,
                     "attention": part.attention,
@@ -192,7 +197,7 @@ class Explanation:
             if path.suffix == ".json":
                 file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
             else:
-                self.picture().save(file, path.suffix[1:].upper())
+                self.picture().save(file, path.suffix[1:].upper(), method=2)  # of WebP: half the time, 5 % more bytes
 
 
 def up_sampled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

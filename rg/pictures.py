@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
+from scipy import ndimage
 
 if TYPE_CHECKING:
     from rg.explanation import Explanation
@@ -123,6 +124,7 @@ def crop_to_window(explanation: Explanation) -> Explanation:
             for part in explanation.parts
         ],
         window=(0.0, 0.0, float(x1 - x0), float(y1 - y0)),
+        photo_size=None,
     )
 
 
@@ -151,11 +153,10 @@ def parts_overlay(explanation: Explanation, background: bool = False, size: Size
     pixels = np.array(base, dtype=np.float32)
     shown = [part for part in explanation.parts if background or not part.background]
     colors = palette(len(explanation.parts))
-    width = _line_width(base.size)
-    for part in shown:
-        mask = winners == part.index
-        pixels[mask] = 0.66 * pixels[mask] + 0.34 * np.array(colors[part.index], dtype=np.float32)
-        pixels[mask & ~_eroded(mask, width)] = colors[part.index]
+    tinted = np.isin(winners, [part.index for part in shown])
+    tint = np.array(colors, dtype=np.float32)[winners[tinted]]
+    share = np.where(_borders(winners, _line_width(base.size))[tinted], 1.0, 0.34)[:, None].astype(np.float32)
+    pixels[tinted] = (1 - share) * pixels[tinted] + share * tint
     out = Image.fromarray(pixels.round().astype(np.uint8))
     draw = ImageDraw.Draw(out)
     scale = base.width / explanation.image.shape[1], base.height / explanation.image.shape[0]
@@ -181,7 +182,7 @@ def spotlight(explanation: Explanation, part: int, size: Size | None = None) -> 
     pixels = np.array(base)
     grey = np.asarray(base.convert("L"), dtype=np.float32)[..., None] * 0.38 + 10
     out = np.where(mask[..., None], pixels, grey.astype(np.uint8))
-    out[_dilated(mask, _line_width(base.size)) & ~mask] = palette(len(explanation.parts))[part]
+    out[_borders(mask, _line_width(base.size)) & ~mask] = palette(len(explanation.parts))[part]
     return Image.fromarray(out)
 
 
@@ -225,7 +226,7 @@ def contribution_bars(
     out = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(out)
     rows = bars(explanation, max(3, size[1] // ROW_HEIGHT - 2), versus_rival)
-    small, text = ImageFont.load_default(size=13), ImageFont.load_default(size=15)
+    small, text = _font(13), _font(15)
     longest = max(small.getlength(row.name) for row in rows)
     left, right = 76 + round(max(0.0, min(longest, NAME_WIDTH) - 36)), size[0] - 132
     draw.text((size[0] - 6, ROW_HEIGHT / 2), "attention", FAINT, small, anchor="rm")
@@ -267,7 +268,7 @@ def panel(explanation: Explanation) -> Image.Image:
         ("attribution", attribution_overlay(explanation, size=size)),
         (contributions, contribution_bars(explanation)),
     ]
-    title, text = ImageFont.load_default(size=26), ImageFont.load_default(size=16)
+    title, text = _font(26), _font(16)
     if explanation.rival:
         why = shorten(f"why not {explanation.rival.label}", text, BARS_WIDTH)
         columns.append((why, contribution_bars(explanation, versus_rival=True)))
@@ -301,8 +302,10 @@ def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 def _winners(explanation: Explanation, size: Size) -> np.ndarray:
     """Index of the part at every pixel of a picture of that size [h, w], -1 where there is none."""
-    masks = np.stack([np.asarray(_resize(part.mask, size)) for part in explanation.parts])
-    return np.where(masks.sum(0) >= 0.5, masks.argmax(0), -1)
+    strongest = explanation.parts[0].strongest
+    found = np.flatnonzero(np.bincount(strongest[strongest >= 0], minlength=1))
+    masks = np.stack([np.asarray(_resize(strongest == index, size)) for index in found])
+    return np.where(masks.sum(0) >= 0.5, found[masks.argmax(0)], -1)
 
 
 def _resize(values: np.ndarray, size: Size) -> Image.Image:
@@ -311,16 +314,20 @@ def _resize(values: np.ndarray, size: Size) -> Image.Image:
     return Image.fromarray(values[::step, ::step].astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
 
 
+@lru_cache(maxsize=64)
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
 def _line_width(size: Size) -> int:
     return max(1, round(min(size) / 110))
 
 
-def _eroded(mask: np.ndarray, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MinFilter(2 * width + 1))) > 0
-
-
-def _dilated(mask: np.ndarray, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * width + 1))) > 0
+def _borders(winners: np.ndarray, width: int) -> np.ndarray:
+    """Pixels with another part, or none, at most ``width`` columns and rows away."""
+    around = 2 * width + 1
+    lowest, highest = ndimage.minimum_filter(winners, around), ndimage.maximum_filter(winners, around)
+    return np.asarray(lowest != highest)
 
 
 def _anchor(mask: np.ndarray, center: tuple[float, float]) -> tuple[float, float]:
@@ -345,7 +352,7 @@ def _badge(
     x, y = (max(min(value, length - radius), radius) for value, length in zip(center, draw.im.size, strict=True))
     fill, line, ink = (PAPER, color, INK) if hollow else (color, PAPER, ink_on(color))
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill, line, width=max(1, round(radius / 6)))
-    draw.text((x, y), name, ink, ImageFont.load_default(size=radius * (1.35 if len(name) == 1 else 1.1)), anchor="mm")
+    draw.text((x, y), name, ink, _font(radius * (1.35 if len(name) == 1 else 1.1)), anchor="mm")
 
 
 @lru_cache(maxsize=1)

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from rg import __version__
 from rg.parser import Arguments, Parser, choose, listing, make_parser
-
-LOG_SECONDS = 30  # between two lines about progress in a log
-
-logger = logging.getLogger("rg")
+from rg.progress import image_progress
 
 
 def prepare(arguments: Arguments) -> None:
@@ -182,7 +172,7 @@ def verify(arguments: Arguments) -> int:
         raise ValueError(f"folder: expected a local folder, got {args.folder}; verify before uploading")
     if args.repair and not args.decode:
         raise ValueError("--repair: expected --decode true, or images that do not decode would be kept")
-    with _image_progress() as progress:
+    with image_progress() as progress:
         if args.repair:
             repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
         else:
@@ -216,7 +206,7 @@ def _shard_parser(name: str, function: Callable[..., Any]) -> Parser:
 def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: dict[str, Any], seed: int) -> None:
     from pipelines import shards
 
-    with _image_progress() as progress:
+    with image_progress() as progress:
         manifest = shards.write(
             args.out,
             dataset,
@@ -232,30 +222,3 @@ def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: d
         left_out = f", {len(split.quarantined)} left out (listed in manifest.json)" if split.quarantined else ""
         print(f"{name}: {split.samples} samples in {len(split.shards)} shards{left_out}")
     print(f"{manifest.num_classes} classes in {args.out}")
-
-
-@contextlib.contextmanager
-def _image_progress() -> Iterator[Callable[[int, int], None]]:
-    """A function to call with the number of finished images and that of all, first before any work is done.
-
-    It shows images/s and the time left, on a terminal in a bar, in a log in a line from time to time.
-    """
-    hidden = not sys.stderr.isatty()
-    first: int | None = None
-    began = logged = time.monotonic()
-
-    def advance(done: int, total: int) -> None:
-        nonlocal first, logged
-        if first is None:
-            first = bar.initial = bar.n = done
-            bar.total = total
-        bar.update(done - bar.n)
-        now = time.monotonic()
-        if hidden and done > first and (now - logged >= LOG_SECONDS or done == total):
-            rate = (done - first) / max(now - began, 1e-9)
-            left = tqdm.format_interval((total - done) / rate)
-            logger.info("%d/%d images %.0f img/s eta %s", done, total, rate, left)
-            logged = now
-
-    with logging_redirect_tqdm(), tqdm(unit="image", smoothing=0, disable=hidden, leave=False) as bar:
-        yield advance

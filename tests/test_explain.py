@@ -15,7 +15,7 @@ from pipelines.loader import Loader
 from pipelines.manifest import Schema
 from pipelines.samples import Sample
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
-from rg.explain import Explainer, explain_files, pick_device
+from rg.explain import Explainer, pick_device
 from rg.explanation import Explanation, PartExplanation, at_image_size
 from rg.model import RegionGroupingModel
 from rg.part_names import read_parts, unnamed
@@ -352,23 +352,31 @@ def test_device_that_is_not_there():
         pick_device("abacus")
 
 
-def test_explain_files(explainer, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(Explainer, "load", lambda *_: explainer)
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        noise(64, 48).save(tmp_path / folder / "bird.jpg")
-    (tmp_path / "b" / "broken.png").write_text("no image")
-    (tmp_path / "b" / "notes.txt").write_text("not looked at")
-    out = tmp_path / "out"
-    with caplog.at_level("INFO"):
-        explain_files(tmp_path, [tmp_path / "a", tmp_path / "b"], out, "whole", 2, "cpu")
-    assert sorted(path.name for path in out.iterdir()) == ["b-bird.json", "b-bird.png", "bird.json", "bird.png"]
-    assert "broken.png" in caplog.text
-    assert "2 images explained" in caplog.text
-    assert "1 left out" in caplog.text
-    with pytest.raises(ValueError, match="no such file or folder"):
-        explain_files(tmp_path, [tmp_path / "c"], out, "whole", 2, "cpu")
-    with pytest.raises(ValueError, match=r"b/\*\.tif: no file matches this pattern$"):
-        explain_files(tmp_path, [tmp_path / "b" / "*.tif"], out, "whole", 2, "cpu")
-    with pytest.raises(ValueError, match="none of 1 images"):
-        explain_files(tmp_path, [tmp_path / "b" / "broken.png"], out, "whole", 2, "cpu")
+@pytest.mark.parametrize("view", ["whole", "crop"])
+def test_a_large_photo_is_shown_smaller_and_explained_the_same(explainer, view):
+    """The model sees the photo itself; what is told is in its pixels."""
+    photo = noise(12, 9).resize((1200, 900), Image.Resampling.BICUBIC)
+    (small,) = explainer.stream([photo], view=view, longest_side=300)
+    whole = explainer.explain(photo, view=view)
+    assert (small.image.shape, small.attribution.shape) == ((225, 300, 3), (225, 300))
+    found, expected = small.to_dict(), whole.to_dict()
+    for one, other in zip(found.pop("parts"), expected.pop("parts"), strict=True):
+        assert one.pop("center") == pytest.approx(other.pop("center"), abs=0.02)
+        assert one.pop("area") == pytest.approx(other.pop("area"), abs=0.02)
+        assert one == other
+    assert found == expected
+
+
+def test_threads_change_nothing(explainer, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no image")
+    images = [noise(64, 64 + 8 * number) for number in range(6)]
+    images.insert(2, tmp_path / "broken.jpg")
+    failed = []
+    found = explainer.stream(images, jobs=3, failed=lambda image, reason: failed.append((image, reason)))
+    expected = [explainer.explain(image).to_dict() for image in images if isinstance(image, Image.Image)]
+    assert [explanation.to_dict() for explanation in found] == expected
+    ((image, reason),) = failed
+    assert image == tmp_path / "broken.jpg"
+    assert reason.startswith(f"{image}: not an image")
+    with pytest.raises(ValueError, match=r"broken\.jpg: not an image"):
+        list(explainer.stream(images, jobs=3))

@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines import shards
 from pipelines.manifest import Manifest, Schema
 from pipelines.samples import Sample
-from rg import prepare
+from rg import progress as module
 
 SCHEMA = Schema(classes=("a", "b"))
 RAW = 23
@@ -247,8 +247,8 @@ def test_log_shows_images_per_second_and_the_time_left(
     """100 of 1,100 images were there; 100 take 10 seconds."""
     caplog.set_level("INFO")
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(clock))
-    with prepare._image_progress() as progress:
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with module.image_progress() as progress:
         for done in range(100, 1101, 100):
             progress(done, 1100)
     shown = [message for message in caplog.messages if "img/s" in message]

@@ -1,0 +1,126 @@
+"""Explanations of files and folders of them, any number: batched, in threads, and going on where a run stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.folder import SUFFIXES
+from pipelines.manifest import sha256
+from rg import gallery
+from rg.explain import Explainer, ImageLike
+from rg.explained_folder import ExplainedFolder, open_folder
+from rg.lookahead import in_order
+from rg.progress import image_progress
+from rg.run_folder import WEIGHTS
+
+LONGEST_SIDE = 640  # pixels of a photo, of which pictures show 480 at most
+FEW = 20  # images whose labels are told one by one
+
+logger = logging.getLogger(__name__)
+
+
+def explain_files(
+    run: Path,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    view: str = "auto",
+    batch_size: int = 16,
+    device: str = "auto",
+    pictures: str = "webp",
+    jobs: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Explain files and folders of files into a folder (see ``rg.explained_folder``), with a page that shows all.
+
+    Images that are explained in it already are not explained again. One that cannot be decoded is named and left out.
+
+    Args:
+        run: Run folder.
+        paths: Files, and folders whose images are taken at any depth.
+        out: Folder to write to.
+        view: See ``Explainer.explain``.
+        batch_size: Images at once, if they have the same shape.
+        device: See ``rg.load``.
+        pictures: png, webp, or none: neither pictures nor a page.
+        jobs: Threads that decode, and as many that draw.
+        overwrite: Begin anew.
+
+    Raises:
+        ValueError: a path does not exist, ``out`` was explained with other settings, or no image could be explained.
+    """
+    if pictures not in ("png", "webp", "none"):
+        raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
+    files = _image_files(paths, out)
+    explainer = Explainer.load(run, device)
+    settings = {
+        "run": run.resolve().name,
+        "weights": sha256(run / WEIGHTS),
+        "parts": [asdict(part) for part in explainer.parts],
+        "view": view,
+        "pictures": pictures,
+    }
+    class_names = () if explainer.classes.multi_label else set(explainer.classes.names)
+    with open_folder(out, files, settings, class_names, overwrite) as folder:
+        try:
+            left_out = _explain(explainer, folder, len(files), view, batch_size, jobs)
+        except KeyboardInterrupt:
+            logger.info("stopped; the same command goes on where it stopped")
+            raise
+        finally:
+            if pictures != "none":
+                gallery.write(out)
+    if left_out == len(files):
+        raise ValueError(f"none of {len(files)} images could be decoded")
+    logger.info("%d images explained in %s, %d left out", len(files) - left_out, out, left_out)
+
+
+def _explain(
+    explainer: Explainer, folder: ExplainedFolder, total: int, view: str, batch_size: int, jobs: int
+) -> int:
+    """Explains what is to do; the number of images that could not be decoded."""
+    done, left_out = total - len(folder.to_do), 0
+    if done:
+        logger.info("%d of %d images are explained already", done, total)
+
+    def leave_out(image: ImageLike, reason: str) -> None:
+        nonlocal left_out
+        logger.warning("left out: %s", reason)
+        folder.leave_out(str(image), reason)
+        left_out += 1
+
+    with image_progress() as progress, ThreadPoolExecutor(jobs) as pool:
+        progress(done, total)
+        explanations = explainer.stream(
+            folder.to_do, view=view, batch_size=batch_size, failed=leave_out, longest_side=LONGEST_SIDE, jobs=jobs
+        )
+        for line in in_order(pool, folder.draw, explanations, 2 * jobs):
+            folder.append(line)
+            done += 1
+            progress(done + left_out, total)
+            if total <= FEW:
+                logger.info("%s: %s (%.1f %%)", line["source"], line["label"], 100 * line["probability"])
+    return left_out
+
+
+def _image_files(paths: Sequence[Path], out: Path) -> list[Path]:
+    """The files, and those in folders; none that lies in ``out``, where there may be pictures of a run before."""
+    files: list[Path] = []
+    own = out.resolve()
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            files += [file for file in found if own not in file.resolve().parents]
+        elif path.is_file():
+            files.append(path)
+        elif set("*?") & set(str(path)):
+            raise ValueError(f"{path}: no file matches this pattern")
+        else:
+            raise ValueError(f"{path}: no such file or folder")
+    if not files:
+        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
+    return list(dict.fromkeys(files))
