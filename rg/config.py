@@ -289,6 +289,10 @@ class EvaluationConfig:
             tested on images of that class only.
         flip: Average the logits of the image and its mirror image.
         attribute_threshold: Attributes hold where the probability, or as in the authors' code the logit, is above 0.5.
+        target_precision: Share of the answers given that are to be right; the model abstains from the least sure ones
+            as far as the validation split needs it.
+        false_alarms: Share of the images like those for validation that may be called unknown, as no known part fits
+            them; 0 calls none so.
     """
 
     view: View = "input"
@@ -298,8 +302,17 @@ class EvaluationConfig:
     landmark_classes: tuple[int, ...] = ()
     flip: bool = False
     attribute_threshold: Literal["probability", "logit"] = "probability"
+    target_precision: float = 0.95
+    false_alarms: float = 0.01
 
     def __post_init__(self) -> None:
+        _require(
+            0 < self.target_precision <= 1,
+            "evaluation.target_precision",
+            "a share above 0, at most 1",
+            self.target_precision,
+        )
+        _require(0 <= self.false_alarms < 1, "evaluation.false_alarms", "a share from 0, below 1", self.false_alarms)
         _require(
             min(self.landmark_classes, default=0) >= 0,
             "evaluation.landmark_classes",

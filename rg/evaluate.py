@@ -1,10 +1,10 @@
-"""Evaluation by the protocols of the paper; writes metrics.json and predictions.jsonl into the run folder."""
+"""Evaluation by the protocols of the paper; writes metrics.json, predictions.jsonl and confidence.json."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location, resolve
 from rg import calibration, inputs, metrics, rollup, run_folder
 from rg.baselines import evaluate_plain
+from rg.confidence import CONFIDENCE, Confidence, fit_confidence, selective_metrics, write_confidence
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
 from rg.model import Model, ModelOutput, RegionGroupingModel, class_logits
+from rg.part_names import Part, read_parts
 from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured, of_view
 from rg.run_folder import Classes
 from rg.tally import Answers, Tally, landmark_metrics, threshold
@@ -78,19 +80,29 @@ def evaluate(
         return inputs.evaluation_loader(config.input, data, of, view, batch_size, pick_device(device))
 
     fit = "fit" if "fit" in manifest.splits else "train"
+    weights = sha256(run / run_folder.WEIGHTS)
     answers: Answers
     if isinstance(model, RegionGroupingModel):
-        answers, found, lines = _measure_parts(model, load, fit, split, how, config)
+        parts = read_parts(run, model.background.tolist())
+        answers, found, lines = _measure_parts(model, load, fit, split, how, config, parts)
     else:
         answers, found, lines = evaluate_plain(model, load, fit, split, how, config)
     found["levels"] = _levels(answers)
-    validated = "val" in manifest.splits and split != "val"
-    found |= _calibration(answers, _answers(model, load("val", how.view), how) if validated else None)
+    confidence = None
+    if "val" in manifest.splits:
+        validation = answers if split == "val" else _answers(model, load("val", how.view), how)
+        targets = how.target_precision, how.false_alarms
+        confidence = fit_confidence(
+            *validation.arrays(), validation.presence(), *targets, dataset=manifest.dataset, weights=weights
+        )
+    found |= _calibration(answers, None if split == "val" else confidence)
     chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
     about = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
-    result = about | found | {"evaluation": flatten(asdict(how)), "weights": sha256(run / run_folder.WEIGHTS)}
+    result = about | found | {"evaluation": flatten(asdict(how)), "weights": weights}
     view = None if how.view == config.evaluation.view else how.view
     run_folder.write_json(run / of_view(METRICS, view), result)
+    if confidence:
+        write_confidence(run / of_view(CONFIDENCE, view), confidence)
     with atomic_write(run / of_view(PREDICTIONS, view)) as file:
         for line in lines:
             file.write((json.dumps(line) + "\n").encode())
@@ -104,11 +116,12 @@ def _measure_parts(
     split: str,
     how: EvaluationConfig,
     config: RunConfig,
+    parts: Sequence[Part],
 ) -> tuple[Tally, dict[str, Any], Iterator[dict[str, Any]]]:
     """The answers, and what metrics.json and predictions.jsonl hold of a model with parts."""
     loader = load(split, how.view)
-    seen = _tally(model, loader, how, how.flip)
-    result = {"damaged": loader.damaged} | _measure(seen, config, model.background.cpu().tolist())
+    seen = _tally(model, loader, how, answer=True, explain=True)
+    result = {"damaged": loader.damaged} | _measure(seen, config, parts)
     landmark_errors: dict[str, np.ndarray] = {}
     if loader.manifest.landmarks:
         tested = seen if how.landmark_view == how.view else _tally(model, load(split, how.landmark_view), how)
@@ -125,23 +138,24 @@ def _levels(answers: Answers) -> dict[str, dict[str, float]]:
     return rollup.accuracies(*answers.arrays(), found) if found else {}
 
 
-def _calibration(answers: Answers, validation: Answers | None) -> dict[str, Any]:
-    """How far confidence can be trusted, and the temperature, fitted on the validation split, that makes it so."""
-    temperature = calibration.fit_temperature(*validation.arrays()) if validation else None
-    if temperature in (calibration.LOWEST, calibration.HIGHEST):
-        logger.warning("no temperature: the answers on the validation split are all right, or tell nothing")
-        temperature = None
-    kept: dict[str, Any] = {"temperature": temperature}
+def _calibration(answers: Answers, confidence: Confidence | None) -> dict[str, Any]:
+    """How far the answers can be trusted, also with a confidence that was fitted on other images."""
+    temperature = confidence.temperature if confidence else None
+    found: dict[str, Any] = {"temperature": temperature, "selective": None}
     for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
-        kept[name] = None
+        found[name] = None
         if divisor:
             measured = asdict(calibration.reliability(*calibration.confidences(*answers.arrays(), divisor)))
-            kept[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
-    return kept
+            found[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
+    if confidence:
+        found["selective"] = selective_metrics(confidence, *answers.arrays(), answers.presence())
+    return found
 
 
 def _answers(model: Model, loader: Loader, how: EvaluationConfig) -> Answers:
-    """Logits of a split."""
+    """What the model says of the classes of a split, and its presence if it has parts."""
+    if isinstance(model, RegionGroupingModel):
+        return _tally(model, loader, how, answer=True)
     device = next(model.parameters()).device
     answers = Answers(loader.manifest, threshold(how))
     for batch in inputs.progress(loader):
@@ -178,6 +192,7 @@ def table(result: dict[str, Any]) -> str:
     if result["temperature"] is not None:
         error, temperature = result["calibrated_reliability"]["ece"], result["temperature"]
         rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {100 * error:.2f} % at temperature {temperature:.2f}")
+    rows += _selective_rows(result)
     lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
     if result["damaged"]:
         lines[0] += f", {result['damaged']} more are damaged and left out"
@@ -191,6 +206,20 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {name:<32}{value}" for name, value in rows), *about_parts])
 
 
+def _selective_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What becomes of the answers if some are withheld."""
+    of = result["selective"]
+    if of is None:
+        return []
+    shares = {name: f"{100 * of[name]:.2f} %" for name in ("coverage", "unsure", "unknown", "aurc")}
+    given = "none" if of["precision"] is None else f"{shares['coverage']}, {100 * of['precision']:.2f} % of them right"
+    return [
+        ("Answers given", f"{given} (target {100 * of['target_precision']:g} %)"),
+        ("Unsure, no known part fits", f"{shares['unsure']}, {shares['unknown']}"),
+        ("Area under risk and coverage", shares["aurc"]),
+    ]
+
+
 def _baseline_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What others make of a plain network."""
     names = {"cam": "CAM", "grad_cam": "Grad-CAM", "guided_grad_cam": "Guided Grad-CAM"}
@@ -201,33 +230,42 @@ def _baseline_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _part_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"  {line}" for line in not_measured(result)]
-    lines.append("  part  occurrence  present  prior distance  attention  area    kind        state")
-    for part in result["parts"]:
+    names = [part["name"] if part["name"] != f"part {part['part']}" else "" for part in result["parts"]]
+    named = f"{'':<12}name" if any(names) else ""
+    lines.append("  part  occurrence  present  prior distance  attention  area    kind        state" + named)
+    for part, name in zip(result["parts"], names, strict=True):
         lines.append(
             f"  {part['part']:>4}  {part['occurrence']:>10.3f}  {part['on']:>7.1%}  {part['prior_distance']:>14.3f}  "
             f"{part['attention']:>9.3f}  {part['area']:>6.1%}  {'background' if part['background'] else 'object':<10}  "
-            f"{part['state']}"
+            f"{part['state']:<15}  {name}".rstrip()
         )
     if any(part["background"] for part in result["parts"]):
         lines.append("  background: surroundings, or parts that hardly count")
     return lines
 
 
-def _tally(model: RegionGroupingModel, loader: Loader, how: EvaluationConfig, flip: bool = False) -> Tally:
-    """What the model says of a split."""
+def _tally(
+    model: RegionGroupingModel, loader: Loader, how: EvaluationConfig, answer: bool = False, explain: bool = False
+) -> Tally:
+    """What the model says of a split; of the classes as ``how`` wants it (answer), with contributions (explain)."""
     device = next(model.parameters()).device
     tally = Tally(loader.manifest, threshold(how), corner=how.centers == "corner")
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
+        contributions = None
         with torch.inference_mode():
             output = model(images)
-            if flip:
+            if answer and how.flip:
                 output = output._replace(logits=(output.logits + model(images.flip(3)).logits) / 2)
-        tally.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)))
+            if explain:
+                contributions = (
+                    model.contributions(output, output.logits.argmax(1, keepdim=True))[0][:, 0].float().cpu()
+                )
+        tally.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)), contributions)
     return tally
 
 
-def _measure(seen: Tally, config: RunConfig, background: list[bool]) -> dict[str, Any]:
+def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str, Any]:
     """Everything but the landmark error."""
     occurrence = torch.cat(seen.occurrence)
     result: dict[str, Any] = seen.accuracies() | {
@@ -254,12 +292,13 @@ def _measure(seen: Tally, config: RunConfig, background: list[bool]) -> dict[str
     result["parts"] = [
         {
             "part": k,
+            "name": parts[k].name,
             "occurrence": occurrence[:, k].mean().item(),
             "on": (occurrence[:, k] > 0.5).float().mean().item(),
             "prior_distance": occurrence_prior_loss(occurrence[:, k : k + 1], loss.prior_alpha, loss.prior_beta).item(),
             "attention": torch.cat(seen.attention)[:, k].mean().item(),
             "area": torch.cat(seen.wins)[:, k].mean().item(),
-            "background": background[k],
+            "background": parts[k].background,
             "state": state,
         }
         for k, state in enumerate(states)

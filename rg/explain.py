@@ -19,6 +19,7 @@ from torch import Tensor
 from pipelines.geometry import central_start
 from pipelines.images import open_rgb
 from rg import inputs, run_folder
+from rg.confidence import Confidence, read_confidence
 from rg.config import RunConfig
 from rg.explanation import Explanation, PartExplanation, Rival, at_image_size
 from rg.lookahead import in_order
@@ -53,6 +54,7 @@ class Explainer:
         classes: Names of the classes.
         device: Where the model is to run.
         parts: Their names and kinds; as the model sees them if None.
+        confidence: Calibrates the probabilities and says when to withhold the label; neither if None.
 
     Attributes:
         model: In evaluation mode.
@@ -60,6 +62,7 @@ class Explainer:
         classes: Names of the classes.
         device: Where the model runs.
         parts: Name and kind of every part.
+        confidence: What the run was found to deserve on its validation split, None if it is not known.
     """
 
     def __init__(
@@ -69,19 +72,21 @@ class Explainer:
         classes: Classes,
         device: torch.device,
         parts: Sequence[Part] | None = None,
+        confidence: Confidence | None = None,
     ) -> None:
         self.model = model.to(device).eval()
         self.config = config
         self.classes = classes
         self.device = device
         self.parts = tuple(parts or unnamed(model.background.tolist()))
+        self.confidence = confidence
 
     @classmethod
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
         """Read a run folder; see ``rg.load``."""
         model, config, classes = run_folder.load_region_grouping(Path(run))
         parts = read_parts(Path(run), model.background.tolist())
-        return cls(model, config, classes, pick_device(device), parts)
+        return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)))
 
     def explain(
         self,
@@ -225,8 +230,9 @@ class Explainer:
     @torch.inference_mode()
     def _explain(self, waiting: Sequence[_Waiting], top_k: int, versus: str | None) -> Iterator[Explanation]:
         output = self.model(torch.stack([one.seen for one in waiting]).to(self.device))
-        logits = output.logits
-        probabilities = torch.sigmoid(logits) if self.classes.multi_label else torch.softmax(logits, 1)
+        logits, confidence = output.logits, self.confidence
+        scaled = logits / confidence.temperature if confidence and confidence.temperature else logits
+        probabilities = torch.sigmoid(scaled) if self.classes.multi_label else torch.softmax(scaled, 1)
         best = probabilities.topk(min(max(top_k, 2), logits.shape[1]), dim=1)
         compared = best.indices[:, :2].clone()  # the label and its rival
         if versus is not None and compared.shape[1] == 2:
@@ -238,7 +244,7 @@ class Explainer:
             attention = attention[torch.arange(len(waiting)), compared[:, 0]]
         centers = part_centers(output.assign).cpu().numpy()
         assign, attention = output.assign.float().cpu().numpy(), attention.float().cpu().numpy()
-        names = self.classes.names
+        presence, names = output.presence.tolist(), self.classes.names
         for n, one in enumerate(waiting):
             strongest, attribution = at_image_size(assign[n], attention[n], one.window, one.pixels.shape[:2])
             x0, y0, x1, y1 = one.window
@@ -249,7 +255,7 @@ class Explainer:
                 rival = Rival(names[rest[0]], probability, logit, constants[n, 1].item())
             yield Explanation(
                 label=names[label],
-                probability=float(probabilities[n, label]),
+                probability=probabilities[n, label].item(),
                 logit=float(logits[n, label]),
                 constant=float(constants[n, 0]),
                 top_k=[
@@ -276,6 +282,7 @@ class Explainer:
                 image=one.pixels,
                 window=one.window,
                 source=one.source,
+                answer=confidence.answer(probabilities[n, label].item(), presence[n]) if confidence else "label",
             )
 
 

@@ -41,6 +41,15 @@ class ModelOutput(NamedTuple):
     occurrence: Tensor
     regions: Tensor
 
+    @property
+    def presence(self) -> Tensor:
+        """Attention-weighted occurrence sum_k a_k t_k [N] in (0, 1): how surely there is what the answer rests on.
+
+        Images without any known object have a low one: their parts get attention, as always, but do not occur.
+        """
+        attention = self.attention if self.attention.ndim == 2 else self.attention.mean(1)
+        return (attention * self.occurrence).sum(1)
+
 
 class RegionGroupingModel(nn.Module):
     """The model of the paper.

@@ -22,6 +22,7 @@ PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTIO
 BARS_MIN_WIDTH, ROW_HEIGHT, NAME_WIDTH = 260, 24, 96
 PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 32, 38), (104, 112, 122), (214, 219, 225)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+ANSWERS = {"label": "", "unsure": "unsure", "unknown": "no known part fits"}  # in words
 NOTABLE = 0.05  # of a logit: a part that adds or takes less does not stand out
 # Okabe and Ito, "Color universal design" (2008), without black and yellow, which vanish on dark and light paper.
 FIRST_COLORS = ((230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
@@ -278,7 +279,8 @@ def panel(explanation: Explanation) -> Image.Image:
     out = Image.new("RGB", (total, head + CAPTION + PANEL_HEIGHT + MARGIN), PAPER)
     draw = ImageDraw.Draw(out)
     draw.text((MARGIN, MARGIN), shorten(explanation.label, title, total - 2 * MARGIN), INK, title)
-    line = f"{explanation.probability:.1%}"
+    words = ANSWERS[explanation.answer]
+    line = f"{words}: {explanation.probability:.1%}" if words else f"{explanation.probability:.1%}"
     if len(explanation.top_k) > 1:
         name, probability = explanation.top_k[1]
         line += f", then {name} with {probability:.1%}"

@@ -28,6 +28,7 @@ class Answers:
         keys: Sample keys.
         labels: int64 [n] or [n, L] of every batch, like the next ones.
         logits: float32 [n, classes].
+        presences: float32 [n], of a model with parts.
     """
 
     manifest: Manifest
@@ -35,6 +36,7 @@ class Answers:
     keys: list[str] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
+    presences: list[Tensor] = field(default_factory=list)
 
     def answer(self, batch: Batch, logits: Tensor) -> None:
         """Take note of the logits of one batch."""
@@ -45,6 +47,10 @@ class Answers:
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and labels of all images."""
         return torch.cat(self.logits).numpy(), torch.cat(self.labels).numpy()
+
+    def presence(self) -> np.ndarray | None:
+        """Presence [N] of all images (see ``ModelOutput``); None of a network without parts."""
+        return torch.cat(self.presences).numpy() if self.presences else None
 
     def accuracies(self) -> dict[str, Any]:
         """What metrics.json holds of the classes, as fractions."""
@@ -86,6 +92,7 @@ class Tally(Answers):
         attention: float32 [n, K], the mean over attributes.
         centers: float32 [n, K, 2], soft centres of the parts.
         wins: float32 [n, K], share of the positions at which a part is the strongest.
+        contributions: float32 [n, K], to the logit of the class (or attribute) with the largest.
         landmarks: float32 [n, P, 2].
         visibility: bool [n, P].
         corner: Whether the centres are counted from the far corners of the cells of the map.
@@ -101,6 +108,7 @@ class Tally(Answers):
     attention: list[Tensor] = field(default_factory=list)
     centers: list[Tensor] = field(default_factory=list)
     wins: list[Tensor] = field(default_factory=list)
+    contributions: list[Tensor] = field(default_factory=list)
     landmarks: list[Tensor] = field(default_factory=list)
     visibility: list[Tensor] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -111,14 +119,17 @@ class Tally(Answers):
     part_map_table: np.ndarray | int = 0
     corner: bool = False
 
-    def add(self, batch: Batch, output: ModelOutput) -> None:
-        """Take note of one batch."""
+    def add(self, batch: Batch, output: ModelOutput, contributions: Tensor | None = None) -> None:
+        """Take note of one batch; contributions [n, K] only where they are to be written."""
         K = output.assign.shape[1]
         rows, columns = batch.images.shape[2:]
         attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
         self.answer(batch, output.logits)
+        self.presences.append(output.presence)
         self.occurrence.append(output.occurrence)
         self.attention.append(attention)
+        if contributions is not None:
+            self.contributions.append(contributions)
         centers = metrics.part_centers(output.assign)
         if self.corner:
             centers = centers + 0.5 / torch.tensor(output.assign.shape[:1:-1])
@@ -151,14 +162,17 @@ class Tally(Answers):
 
     def part_predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """``predictions`` with the parts; landmark errors are those of a sample, nan where not measured."""
-        occurrence, attention, area = torch.cat(self.occurrence), torch.cat(self.attention), torch.cat(self.wins)
+        about_parts = {
+            "occurrence": torch.cat(self.occurrence),
+            "attention": torch.cat(self.attention),
+            "area": torch.cat(self.wins),
+            "contributions": torch.cat(self.contributions),
+        }
         for n, line in enumerate(self.predictions()):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
+            line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in about_parts.items()}
             yield line | {
-                "occurrence": [round(value, 6) for value in occurrence[n].tolist()],
-                "attention": [round(value, 6) for value in attention[n].tolist()],
-                "area": [round(value, 6) for value in area[n].tolist()],
                 "landmark_error": float(errors.mean()) if len(errors) else None,
                 "pointing": self.pointing[n],
             }

@@ -16,16 +16,14 @@ from torchvision.transforms import v2
 
 from pipelines import reader, shards
 from pipelines.birds import Birds, BirdsConfig
-from pipelines.loader import Batch
 from pipelines.manifest import Manifest, Schema, sha256
 from pipelines.samples import Sample
 from rg import run_folder
 from rg.config import BackboneConfig, EvaluationConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
-from rg.evaluate import _calibration, evaluate, table
+from rg.evaluate import evaluate, table
 from rg.model import RegionGroupingModel
 from rg.report import MEASURED, not_measured
 from rg.run_folder import Classes
-from rg.tally import Answers
 
 SHORT_SIDE, CROP, K = 64, 56, 4  # of images of 64 px: the window needs neither resizing nor rounding
 MARGIN = (SHORT_SIDE - CROP) // 2
@@ -316,16 +314,6 @@ def test_a_backbone_of_fixed_size_does_not_see_whole_images(small_birds, tmp_pat
     message = r"^evaluation.view, .*: expected input, as mixer_s16_224 takes images of one size only, got whole$"
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path, small_birds, device="cpu", settings=EvaluationConfig(landmark_view="whole"))
-
-
-def test_answers_that_are_all_right_give_no_temperature(small_birds, caplog):
-    """The best temperature would be zero: any other makes right answers less certain."""
-    right = Answers(Manifest.load(small_birds), 0.0)
-    right.answer(Batch(torch.zeros(3, 3, 2, 2), torch.arange(3), ["a", "b", "c"]), 9 * torch.eye(3, 4))
-    found = _calibration(right, right)
-    assert found["temperature"] is found["calibrated_reliability"] is None
-    assert found["reliability"]["ece"] < 0.01
-    assert "no temperature" in caplog.text
 
 
 def test_what_is_not_measured_is_put_in_words():

@@ -1,0 +1,207 @@
+"""When an answer can be trusted: calibrated, withheld where the model is unsure, and refused where no known part fits.
+
+confidence.json of a run, fitted on its validation split by ``python -m rg evaluate``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.manifest import sha256
+from rg import calibration, run_folder
+from rg.explanation import Answer
+
+logger = logging.getLogger(__name__)
+
+CONFIDENCE = "confidence.json"
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """What turns the logits of a run into an answer.
+
+    Attributes:
+        temperature: Probabilities are softmax(logits / T), or sigmoid(logits / T); None for T = 1.
+        threshold: Answers of a lower probability are "unsure"; None if no threshold reaches the target, then none is.
+        presence_limit: Images of a lower presence (see ``ModelOutput``) are "unknown"; None where that is off.
+        target_precision: Share of the answers given that are to be right.
+        false_alarms: Share of images with known parts that may be called unknown.
+        coverage: Share of the validation answers that were given.
+        precision: Share of those that were right; None if none was given.
+        images: Validation images that all of this was fitted on.
+        dataset: Name of their data set.
+        weights: sha256 of the weights of the model.
+    """
+
+    temperature: float | None
+    threshold: float | None
+    presence_limit: float | None
+    target_precision: float
+    false_alarms: float
+    coverage: float
+    precision: float | None
+    images: int
+    dataset: str
+    weights: str
+
+    def answer(self, probability: float, presence: float) -> Answer:
+        """What to say of an image: its label, that the model is unsure, or that it shows nothing known."""
+        if self.presence_limit is not None and presence < self.presence_limit:
+            return "unknown"
+        return "unsure" if self.threshold is not None and probability < self.threshold else "label"
+
+
+def fit_confidence(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    presence: np.ndarray | None,
+    target_precision: float,
+    false_alarms: float,
+    dataset: str,
+    weights: str,
+) -> Confidence:
+    """Temperature, limit and threshold of validation images, in this order.
+
+    Args:
+        logits: [N, C], finite.
+        labels: Class indices int [N], or 0/1 attributes [N, C].
+        presence: [N]; None for a network without parts.
+        target_precision: See ``Confidence``, like the next ones.
+        false_alarms: 0 calls no image unknown.
+        dataset: Name.
+        weights: sha256.
+
+    Raises:
+        ValueError: logits or labels are not as above, or there are none.
+    """
+    temperature: float | None = calibration.fit_temperature(logits, labels)
+    if temperature in (calibration.LOWEST, calibration.HIGHEST):
+        logger.warning("no temperature: the answers on the validation split are all right, or tell nothing")
+        temperature = None
+    limit = None if presence is None or not false_alarms else presence_limit(presence, false_alarms)
+    confidence, correct = calibration.confidences(logits, labels, temperature or 1.0)
+    known = _known(presence, limit, confidence)
+    threshold = choose_threshold(confidence[known], correct[known], target_precision)
+    if threshold is None:
+        logger.warning("no threshold: not even the surest answers on the validation split are right often enough")
+    given = known & (confidence >= (threshold or 0.0))
+    return Confidence(
+        temperature,
+        threshold,
+        limit,
+        target_precision,
+        false_alarms,
+        coverage=float(given.mean()),
+        precision=float(correct[given].mean()) if given.any() else None,
+        images=len(logits),
+        dataset=dataset,
+        weights=weights,
+    )
+
+
+def choose_threshold(confidence: np.ndarray, correct: np.ndarray, target_precision: float) -> float | None:
+    """The lowest threshold above which the share of right decisions reaches the target.
+
+    Half-way between the last decision that is above and the first that is below, so that rounding moves none across. It
+    is the target on these decisions; on others precision scatters around it.
+
+    Args:
+        confidence: [M], 0 to 1.
+        correct: bool [M].
+        target_precision: Above 0, at most 1.
+
+    Returns:
+        0 if all decisions together reach the target; None if no threshold does.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ranked = confidence[order]
+    precision = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
+    below = np.append(ranked[1:], -1.0)
+    enough = np.flatnonzero((precision >= target_precision) & (below < ranked))  # equal ones stay together
+    if not enough.size:
+        return None
+    last = enough[-1]
+    return 0.0 if last == len(order) - 1 else float((ranked[last] + below[last]) / 2)
+
+
+def presence_limit(presence: np.ndarray, false_alarms: float) -> float:
+    """The presence below which nothing known is in an image.
+
+    It is the k-th smallest of N values, k = false_alarms (N + 1) rounded down but at least 1. So a new image of the
+    same kind is below it with a probability of at most k / (N + 1) (split conformal prediction; Vovk et al., 2005).
+
+    Args:
+        presence: [N], of images that show what the model knows.
+        false_alarms: Share of such images that may be below.
+    """
+    return float(np.sort(presence)[max(1, math.floor(false_alarms * (len(presence) + 1))) - 1])
+
+
+def selective_metrics(
+    confidence: Confidence, logits: np.ndarray, labels: np.ndarray, presence: np.ndarray | None
+) -> dict[str, Any]:
+    """What becomes of the answers if some are withheld (selective classification).
+
+    Args:
+        confidence: Fitted on other images.
+        logits: [N, C], finite.
+        labels: Class indices int [N], or 0/1 attributes [N, C].
+        presence: [N]; None for a network without parts.
+
+    Returns:
+        Shares of the decisions: ``coverage`` answered, ``unsure``, ``unknown``; ``precision`` of those answered (None
+        if none is); ``aurc``, the area under the risk-coverage curve: the mean over n of the error among the n surest.
+        And the limits that they were measured with.
+    """
+    sure, correct = calibration.confidences(logits, labels, confidence.temperature or 1.0)
+    known = _known(presence, confidence.presence_limit, sure)
+    given = known & (sure >= (confidence.threshold or 0.0))
+    wrong = ~correct[np.argsort(-sure, kind="stable")]
+    return {
+        "threshold": confidence.threshold,
+        "presence_limit": confidence.presence_limit,
+        "target_precision": confidence.target_precision,
+        "coverage": float(given.mean()),
+        "precision": float(correct[given].mean()) if given.any() else None,
+        "unsure": float((known & ~given).mean()),
+        "unknown": float((~known).mean()),
+        "aurc": float((np.cumsum(wrong) / np.arange(1, len(wrong) + 1)).mean()),
+    }
+
+
+def _known(presence: np.ndarray | None, limit: float | None, decisions: np.ndarray) -> np.ndarray:
+    """Which decisions are about images that show something known; an image has as many decisions as attributes."""
+    if presence is None or limit is None:
+        return np.ones(len(decisions), dtype=bool)
+    return np.repeat(presence >= limit, len(decisions) // len(presence))
+
+
+def write_confidence(path: Path, confidence: Confidence) -> None:
+    """Write confidence.json, all or nothing."""
+    run_folder.write_json(path, asdict(confidence))
+
+
+def read_confidence(run: Path) -> Confidence | None:
+    """The confidence of a run; None if it was not fitted, or with other weights.
+
+    Raises:
+        ValueError: the file is none of this program.
+    """
+    path = run / CONFIDENCE
+    if not path.is_file():
+        return None
+    content = run_folder.read_json(path)
+    try:
+        confidence = Confidence(**content)
+    except TypeError as error:
+        raise ValueError(f"{path}: no file of this program ({error})") from None
+    if confidence.weights != sha256(run / run_folder.WEIGHTS):
+        logger.warning("%s: was fitted with other weights, so probabilities are not calibrated; evaluate again", path)
+        return None
+    return confidence
