@@ -51,7 +51,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["kernels", "pipelines", "rg"],
-    package_data={"rg": ["card.md", "compare.html", "gallery.html", "gallery.js", "report.html", "serve.css", "serve.html", "serve.js"]},
+    package_data={
+        "rg": [
+            "card.md",
+            "compare.html",
+            "gallery.html",
+            "gallery.js",
+            "report.html",
+            "serve.css",
+            "serve.html",
+            "serve.js",
+        ]
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",

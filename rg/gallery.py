@@ -62,14 +62,18 @@ def write(folder: Path) -> Path:
     script = resources.files("rg").joinpath(SCRIPT).read_text(encoding="utf-8")
     with (folder / LEFT_OUT).open("rb") as file:
         left_out = sum(1 for _ in file)
-    page = _environment().get_template(GALLERY).generate(
-        run=settings["run"],
-        folder=folder.resolve().name,
-        left_out=left_out,
-        about=_embedded(about),
-        rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    page = (
+        _environment()
+        .get_template(GALLERY)
+        .generate(
+            run=settings["run"],
+            folder=folder.resolve().name,
+            left_out=left_out,
+            about=_embedded(about),
+            rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
     out = folder / GALLERY
     with atomic_write(out) as file:

@@ -94,7 +94,10 @@ def test_what_is_written(run, photos, tmp_path, caplog):
         assert told.keys() == expected.keys()
         assert told["logit"] == pytest.approx(expected["logit"], abs=1e-4)  # batches round otherwise
         assert line["picture"] == f"pictures/{line['name']}.webp"
-        with Image.open(out / line["picture"]) as picture, Image.open(out / "thumbnails" / f"{line['name']}.webp") as small:
+        with (
+            Image.open(out / line["picture"]) as picture,
+            Image.open(out / "thumbnails" / f"{line['name']}.webp") as small,
+        ):
             assert (picture.format, small.format, small.size) == ("WEBP", "WEBP", (320, 240))
     (left_out,) = lines(out, "left_out.jsonl")
     assert left_out["source"] == str(photos / "other" / "broken.png")
@@ -161,7 +164,9 @@ def test_other_settings_are_refused(run, photos, tmp_path, seen):
     out = tmp_path / "out"
     explain_files(run, [photos / "wren"], out, device="cpu")
     before = (out / "explanations.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"^--out: .*out was explained with other settings \(view, pictures\); .*--over"):
+    with pytest.raises(
+        ValueError, match=r"^--out: .*out was explained with other settings \(view, pictures\); .*--over"
+    ):
         explain_files(run, [photos / "wren"], out, view="crop", pictures="png", device="cpu")
     assert (out / "explanations.jsonl").read_bytes() == before
     (out / "pictures" / "mine.webp").write_text("not of explain")
@@ -212,7 +217,9 @@ def test_a_run_that_is_killed_goes_on(run, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def stop(at, number):
-        with subprocess.Popen([*command, "--device", "cpu"], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [*command, "--device", "cpu"], env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
             while process.poll() is None and not ((out / "explanations.jsonl").is_file() and len(done()) >= at):
                 time.sleep(0.005)
             process.send_signal(number)
