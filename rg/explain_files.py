@@ -79,9 +79,7 @@ def explain_files(
     logger.info("%d images explained in %s, %d left out", len(files) - left_out, out, left_out)
 
 
-def _explain(
-    explainer: Explainer, folder: ExplainedFolder, total: int, view: str, batch_size: int, jobs: int
-) -> int:
+def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: str, batch_size: int, jobs: int) -> int:
     """Explains what is to do; the number of images that could not be decoded."""
     done, left_out = total - len(folder.to_do), 0
     if done:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,18 @@ def write(folder: Path) -> Path:
     script = resources.files("rg").joinpath(SCRIPT).read_text(encoding="utf-8")
     with (folder / LEFT_OUT).open("rb") as file:
         left_out = sum(1 for _ in file)
-    page = _environment().get_template(GALLERY).generate(
-        run=settings["run"],
-        folder=folder.resolve().name,
-        left_out=left_out,
-        about=_embedded(about),
-        rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    page = (
+        _environment()
+        .get_template(GALLERY)
+        .generate(
+            run=settings["run"],
+            folder=folder.resolve().name,
+            left_out=left_out,
+            about=_embedded(about),
+            rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
     out = folder / GALLERY
     with atomic_write(out) as file:
@@ -83,7 +87,7 @@ def _row(line: Line, labels: dict[str, int]) -> list[Any]:
     rival = line["rival"]
     parts = line["parts"]
     return [
-        line["source"],
+        os.fsencode(line["source"]).decode(errors="replace"),
         line["name"],
         labels[line["label"]],
         round(line["probability"], 4),
