@@ -7,7 +7,7 @@ pictures/NAME.webp      image, parts, attribution and contributions
 thumbnails/NAME.webp    parts
 gallery.html            one page with all of them
 
-A picture is there before its line is, and either is complete; half a line at the end, of a run that was killed, is none.
+A picture is there before its line is, and either is complete; half a line at the end, of a killed run, is none.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _row(line: Line, labels: dict[str, int]) -> list[Any]:
     rival = line["rival"]
     parts = line["parts"]
     return [
-        line["source"],
+        os.fsencode(line["source"]).decode(errors="replace"),
         line["name"],
         labels[line["label"]],
         round(line["probability"], 4),
