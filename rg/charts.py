@@ -1,4 +1,4 @@
-"""Curves over the steps of a run, and of reliability, as SVG: positions and ticks, ready for the page."""
+"""Curves over the steps of a run, of reliability, and of quantiles, as SVG: positions and ticks, ready for the page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rg.calibration import Reliability
 
 WIDTH, HEIGHT = 520, 220
 CURVE_POINTS, DOTS = 300, 40
+QUANTILE_WIDTH, QUANTILE_HEIGHT, QUANTILES = 260, 60, 100
 LEAST_RADIUS, LARGEST_RADIUS = 2.0, 9.0
 CURVES = {  # title -> name, kind of line in metrics.jsonl, value
     "Loss": (
@@ -149,6 +150,18 @@ def reliability_chart(measured: Mapping[str, Reliability]) -> ReliabilityChart:
         x_ticks=[(round(tick * WIDTH, 1), percent(tick, 0)) for tick in ticks(1.0)],
         y_ticks=[(round(HEIGHT - tick * HEIGHT, 1), percent(tick, 0)) for tick in ticks(1.0)],
     )
+
+
+def quantile_path(values: np.ndarray) -> str:
+    """Values from 0 to 1 in ascending order, value n of N at (2n - 1) / 2N of the width: an SVG path.
+
+    More than ``QUANTILES`` of them are told by as many quantiles.
+    """
+    count = min(len(values), QUANTILES)
+    levels = (2 * np.arange(1, count + 1) - 1) / (2 * count)
+    heights = np.quantile(values, levels, method="hazen")
+    places = zip(levels * QUANTILE_WIDTH, QUANTILE_HEIGHT * (1 - heights), strict=True)
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -17,6 +17,7 @@ from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location, resolve
 from rg import calibration, inputs, metrics, rollup, run_folder
 from rg.baselines import evaluate_plain
+from rg.concepts import problems
 from rg.confidence import CONFIDENCE, Confidence, fit_confidence, selective_metrics, write_confidence
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.explain import pick_device
@@ -241,7 +242,7 @@ def _part_lines(result: dict[str, Any]) -> list[str]:
         )
     if any(part["background"] for part in result["parts"]):
         lines.append("  background: surroundings, or parts that hardly count")
-    return lines
+    return lines + [f"  {problem} {advice}" for problem, advice in problems(result["parts"])]
 
 
 def _tally(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from tqdm import tqdm
@@ -25,14 +24,14 @@ from pipelines.storage import Location
 from rg import charts, pictures, run_folder
 from rg.calibration import Reliability
 from rg.charts import percent
+from rg.concepts import concepts, prior_path, problems
 from rg.config import flatten
+from rg.explain import Explainer
 from rg.explanation import Explanation
-from rg.losses import prior_quantiles
 
 PAGE, METRICS, PREDICTIONS, HISTORY = "report.html", "metrics.json", "predictions.jsonl", "metrics.jsonl"
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
-BINS = 10
 MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data set
     ("Accuracy", "accuracy", "Share of right answers.", None),
     ("Mean class accuracy", "mean_class_accuracy", "The same, every class counted once.", None),
@@ -50,15 +49,6 @@ MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data se
     ("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", "part maps"),
 )
 NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {pictures.NOTABLE} to or from the logit."
-ADVICE = {
-    "dead": "It is the strongest part in less than 1 % of the images. Start from k-means centres "
-    "(model.grouping.init=kmeans), train longer, or ask for fewer parts (model.grouping.num_parts).",
-    "duplicate": "It covers the same places as an earlier part. Ask for fewer parts (model.grouping.num_parts), or "
-    "start from k-means centres (model.grouping.init=kmeans).",
-    "everywhere": "It covers most of most images, so it tells nothing apart. Standardise the features "
-    "(model.grouping.standardize=true), start from k-means centres (model.grouping.init=kmeans), or give the "
-    "occurrence prior more weight (loss.prior_weight).",
-}
 
 Prediction = dict[str, Any]
 
@@ -76,6 +66,7 @@ class Card:
         parts: Its parts.
         attribution: Its attribution.
         bars: Its contributions.
+        versus: Its contributions to the label less those to the class to compare with; empty without one.
     """
 
     key: str
@@ -86,6 +77,7 @@ class Card:
     parts: str
     attribution: str
     bars: list[pictures.Bar]
+    versus: list[pictures.Bar]
 
 
 def report(run: Path, data: Location | None = None, out: Path | None = None) -> Path:
@@ -111,7 +103,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     if metrics["weights"] != sha256(run / run_folder.WEIGHTS):
         raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
-    if "reliability" not in metrics or not all("area" in prediction for prediction in predictions):
+    if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     if "imported" in record:
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
@@ -120,30 +112,36 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     if manifest.classes != classes.names:
         raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
 
-    cards, spots = _pictures(run, data or metrics["data"], manifest, metrics, predictions)
-    colors = pictures.palette(len(metrics["parts"]))
+    explainer = rg.load(run)
+    parts = [
+        about | {"background": part.background, "name": part.name}
+        for about, part in zip(metrics["parts"], explainer.parts, strict=True)
+    ]
+    cards, spots = _pictures(explainer, data or metrics["data"], manifest, metrics, predictions)
+    colors = pictures.palette(len(parts))
     template = _environment().get_template(PAGE)
     page = template.render(
         run=run.resolve().name,
         record=record,
         metrics=metrics,
         classes=classes,
-        tiles=_tiles(metrics),
+        tiles=_tiles(metrics, parts),
         rows=_metric_rows(metrics),
         not_measured=not_measured(metrics),
         cards=cards,
         wrong=sum(_errors(prediction) > 0 for prediction in predictions),
-        parts=metrics["parts"],
+        concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
+        problems=problems(parts),
         spots=spots,
-        advice=ADVICE,
-        histograms=_histograms(predictions),
-        prior=_shares(prior_quantiles(len(predictions), config.loss.prior_alpha, config.loss.prior_beta)),
+        prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
         least_span=pictures.NOTABLE,
         colors=[_css(color) for color in colors],
         inks=[_css(pictures.ink_on(color)) for color in colors],
         reliability=_reliability(metrics),
         charts=charts.charts(history),
+        quantile_size=(charts.QUANTILE_WIDTH, charts.QUANTILE_HEIGHT),
+        answers=pictures.ANSWERS,
         chart_size=(charts.WIDTH, charts.HEIGHT),
         settings=_plain(flatten(dataclasses.asdict(config))),
         data=_plain(
@@ -159,7 +157,11 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
 
 
 def _pictures(
-    run: Path, data: Location, manifest: Manifest, metrics: Mapping[str, Any], predictions: Sequence[Prediction]
+    explainer: Explainer,
+    data: Location,
+    manifest: Manifest,
+    metrics: Mapping[str, Any],
+    predictions: Sequence[Prediction],
 ) -> tuple[dict[str, list[Card]], list[list[tuple[str, str]]]]:
     """The cards of both galleries, and for every part pictures of it with their labels.
 
@@ -174,8 +176,7 @@ def _pictures(
         *(("mistakes", prediction) for prediction in _worst(predictions)[:MISTAKES]),
         *((k, prediction) for k, part in enumerate(parts) for prediction in _showing(predictions, k, part)[:STRIP]),
     ]
-    keys = [prediction["key"] for _, prediction in wanted]
-    explained = _explain(run, data, metrics["split"], keys, len(manifest.classes))
+    explained = _explain(explainer, data, metrics["split"], [prediction for _, prediction in wanted], manifest)
     for (place, prediction), explanation in zip(wanted, explained, strict=True):
         if isinstance(place, int):
             spot = pictures.spotlight(explanation, place, (side, side))
@@ -253,14 +254,17 @@ def _showing(predictions: Sequence[Prediction], k: int, part: Mapping[str, Any])
     return _take_turns(sorted(shown, key=lambda one: (-one["occurrence"][k], one["key"])), _group)
 
 
-def _explain(run: Path, data: Location, split: str, keys: Sequence[str], classes: int) -> Iterator[Explanation]:
-    """Explanations of samples as they are tested, cut to what the model saw, one by one."""
-    samples = reader.read(data, split, keys)
-    images = (Image.open(io.BytesIO(sample.jpeg)) for sample in samples)
-    with tqdm(total=len(keys), desc="explain", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for explanation in rg.load(run).stream(images, view="crop", top_k=classes):
-            yield pictures.crop_to_window(explanation)
-            bar.update()
+def _explain(
+    explainer: Explainer, data: Location, split: str, predictions: Sequence[Prediction], manifest: Manifest
+) -> Iterator[Explanation]:
+    """Explanations of samples as they are tested, cut to what the model saw, one by one; the truth is their rival."""
+    samples = reader.read(data, split, [prediction["key"] for prediction in predictions])
+    hidden = not sys.stderr.isatty()
+    bar = tqdm(samples, desc="explain", total=len(predictions), unit="image", disable=hidden, leave=False)
+    for sample, prediction in zip(bar, predictions, strict=True):
+        truth = _label(prediction, manifest) if _errors(prediction) else ""
+        image = Image.open(io.BytesIO(sample.jpeg))
+        yield pictures.crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
 
 
 def _confirmed(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> bool:
@@ -269,16 +273,17 @@ def _confirmed(prediction: Prediction, explanation: Explanation, manifest: Manif
 
 
 def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> Card:
-    size = (CARD_SIDE, CARD_SIDE)
-    bars = pictures.bars(explanation, BARS)
+    size, rival = (CARD_SIDE, CARD_SIDE), explanation.rival
+    other, versus = None, []
     if isinstance(prediction["label"], list):
-        other, remark = None, _attributes(prediction, manifest)
+        remark = _attributes(prediction, manifest)
     elif _errors(prediction):
-        truth = _label(prediction, manifest)
-        other, remark = ("In truth", truth, dict(explanation.top_k)[truth]), _argument(explanation)
+        remark = _argument(explanation)
     else:
-        other = ("Next", *explanation.top_k[1])
         remark = "" if pictures.stands_out(explanation) else NOTHING_STANDS_OUT
+    if rival and not manifest.multi_label:
+        other = ("In truth" if _errors(prediction) else "Next", rival.label, rival.probability)
+        versus = pictures.bars(explanation, BARS, versus_rival=True)
     return Card(
         key=prediction["key"],
         other=other,
@@ -287,7 +292,8 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
         image=_data_uri(pictures.photo(explanation, size)),
         parts=_data_uri(pictures.parts_overlay(explanation, size=size)),
         attribution=_data_uri(pictures.attribution_overlay(explanation, size)),
-        bars=bars,
+        bars=pictures.bars(explanation, BARS),
+        versus=versus,
     )
 
 
@@ -296,9 +302,7 @@ def _argument(explanation: Explanation) -> str:
     if not pictures.stands_out(explanation):
         return NOTHING_STANDS_OUT
     ranked = sorted(explanation.parts, key=lambda part: -part.contribution)[:2]
-    spoke = [
-        f"part {part.index} ({signed(part.contribution)})" for part in ranked if part.contribution >= pictures.NOTABLE
-    ]
+    spoke = [f"{part.name} ({signed(part.contribution)})" for part in ranked if part.contribution >= pictures.NOTABLE]
     return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part clearly spoke for it."
 
 
@@ -318,19 +322,9 @@ def _label(prediction: Prediction, manifest: Manifest) -> str:
     return "" if isinstance(prediction["label"], list) else manifest.classes[prediction["label"]]
 
 
-def _histograms(predictions: Sequence[Prediction]) -> list[list[float]]:
-    """Share of the images in every bin of occurrence, for every part."""
-    return [_shares(column) for column in np.array([prediction["occurrence"] for prediction in predictions]).T]
-
-
-def _shares(values: np.ndarray) -> list[float]:
-    """Share of values from 0 to 1 in every bin."""
-    return (np.histogram(values, BINS, (0, 1))[0] / len(values)).tolist()
-
-
-def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _tiles(metrics: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers that matter most, of those that were measured."""
-    parts, chance = metrics["parts"], metrics["chance"]
+    chance = metrics["chance"]
     objects = sum(not part["background"] for part in parts)
     about = "of all attributes of all images"
     if chance is not None:
@@ -362,7 +356,23 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             for level, of in metrics["levels"].items()
         ),
         ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
+        *_selective_rows(metrics["selective"]),
     ]
+
+
+def _selective_rows(of: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of what becomes of the answers if some are withheld."""
+    if of is None:
+        return []
+    target = percent(of["target_precision"])
+    rows = [
+        ("Answers given", "coverage", "Share of the answers that are sure enough, about images with known parts."),
+        ("Right among those", "precision", f"The threshold was chosen on validation images for {target}."),
+        ("Unsure", "unsure", "Share of the answers that are withheld, being below the threshold."),
+        ("No known part fits", "unknown", "Of these images, which show what the model knows, so false alarms."),
+        ("Area under risk and coverage", "aurc", "Mean error of the n surest answers, over all n; 0 is best."),
+    ]
+    return [(name, percent(of[key], 2), about) for name, key, about in rows]
 
 
 def of_view(name: str, view: str | None) -> str:

@@ -168,11 +168,13 @@ class Tally(Answers):
             "area": torch.cat(self.wins),
             "contributions": torch.cat(self.contributions),
         }
+        explained = torch.cat(self.logits).argmax(1).tolist()
         for n, line in enumerate(self.predictions()):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
             line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in about_parts.items()}
             yield line | {
+                "explained": explained[n],
                 "landmark_error": float(errors.mean()) if len(errors) else None,
                 "pointing": self.pointing[n],
             }
