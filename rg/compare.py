@@ -24,8 +24,9 @@ from pipelines.pillow_decoder import show
 from rg import heat_maps, inputs, run_folder
 from rg.charts import percent
 from rg.config import RunConfig
-from rg.explain import _image_files, _output_names, pick_device
+from rg.explain import pick_device
 from rg.heat_maps import SIDE, Cell, Strip
+from rg.image_files import find_images, name_each
 from rg.methods import BASELINES, NO_PARTS, factorize, methods
 from rg.metrics import peaks
 from rg.model import Model, RegionGroupingModel
@@ -116,7 +117,7 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
     Raises:
         ValueError: a run or path cannot be used, no image can be decoded, or Captum is not installed.
     """
-    files = _image_files(paths)
+    files = find_images(paths, out)
     sides = [Side("Region grouping", run, *run_folder.load_region_grouping(run))]
     if plain:
         sides.append(_plain_side(plain, sides[0].classes))
@@ -139,9 +140,9 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
         raise ValueError(f"none of {len(files)} images could be decoded")
 
     answers = [list(_answers(side, found)) for side, found in zip(sides, seen, strict=True)]
-    names = _output_names(readable)
+    names = name_each(readable)
     rows = [
-        Row(file, f"{names[file]}.png", seen[0][n].image, [of_side[n] for of_side in answers])
+        Row(file, f"{names[str(file)]}.png", seen[0][n].image, [of_side[n] for of_side in answers])
         for n, file in enumerate(readable)
     ]
     out.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.folder import SUFFIXES
 from pipelines.manifest import sha256
 from rg import gallery
 from rg.explain import Explainer, ImageLike
 from rg.explained_folder import ExplainedFolder, open_folder
+from rg.image_files import find_images
 from rg.lookahead import in_order
 from rg.progress import image_progress
 from rg.run_folder import WEIGHTS
@@ -55,7 +55,7 @@ def explain_files(
     """
     if pictures not in ("png", "webp", "none"):
         raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
-    files = _image_files(paths, out)
+    files = find_images(paths, out)
     explainer = Explainer.load(run, device)
     settings = {
         "run": run.resolve().name,
@@ -103,22 +103,3 @@ def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: st
             if total <= FEW:
                 logger.info("%s: %s (%.1f %%)", line["source"], line["label"], 100 * line["probability"])
     return left_out
-
-
-def _image_files(paths: Sequence[Path], out: Path) -> list[Path]:
-    """The files, and those in folders; none that lies in ``out``, where there may be pictures of a run before."""
-    files: list[Path] = []
-    own = out.resolve()
-    for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            files += [file for file in found if own not in file.resolve().parents]
-        elif path.is_file():
-            files.append(path)
-        elif set("*?") & set(str(path)):
-            raise ValueError(f"{path}: no file matches this pattern")
-        else:
-            raise ValueError(f"{path}: no such file or folder")
-    if not files:
-        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
-    return list(dict.fromkeys(files))

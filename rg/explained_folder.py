@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,12 @@ from pipelines.lock import locked
 from pipelines.manifest import atomic_write
 from rg import pictures
 from rg.explanation import Explanation
+from rg.image_files import name_each
 from rg.run_folder import read_json, write_json
 
 SETTINGS, EXPLANATIONS, LEFT_OUT = "settings.json", "explanations.jsonl", "left_out.jsonl"
 PICTURES, THUMBNAILS = "pictures", "thumbnails"
 THUMBNAIL_SIDE = 320  # pixels
-NAME_LENGTH = 48  # characters of up to 4 bytes, of the 255 bytes that a file system takes
 
 Line = dict[str, Any]
 
@@ -124,7 +123,7 @@ def open_folder(
         done = _keep(path, files, kind)
         to_do = [file for file in files if str(file) not in done]
         with (path / EXPLANATIONS).open("ab") as explanations, (path / LEFT_OUT).open("wb") as left_out:
-            yield ExplainedFolder(path, kind, to_do, _names(files, done), class_names, explanations, left_out)
+            yield ExplainedFolder(path, kind, to_do, name_each(files, done), class_names, explanations, left_out)
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -186,31 +185,6 @@ def _thumbnail(explanation: Explanation) -> Any:
     height, width = explanation.image.shape[:2]
     scale = THUMBNAIL_SIDE / max(width, height)
     return pictures.parts_overlay(explanation, size=(max(1, round(width * scale)), max(1, round(height * scale))))
-
-
-def _names(files: Sequence[Path], done: Mapping[str, str]) -> dict[str, str]:
-    """One name per file: its stem, with its folder's name in front (and a number) where stems repeat.
-
-    Names hold nothing that a file system or a URL takes for something else, and differ by more than their case.
-    """
-    names = dict(done)
-    taken = {name.casefold() for name in done.values()}
-    for file in files:
-        if str(file) in names:
-            continue
-        name = _plain(file.stem)
-        longer = _plain(f"{file.parent.name}-{file.stem}")
-        number = 1
-        while name.casefold() in taken:
-            name = longer if number == 1 else f"{longer}-{number}"
-            number += 1
-        taken.add(name.casefold())
-        names[str(file)] = name
-    return names
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text)[:NAME_LENGTH].strip(".") or "_"
 
 
 def _encoded(line: Line) -> bytes:

@@ -21,7 +21,7 @@ from rg import run_folder
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain import Explainer
 from rg.explain_files import explain_files
-from rg.explained_folder import _names
+from rg.image_files import name_each
 from rg.model import RegionGroupingModel
 from rg.run_folder import Classes
 
@@ -250,11 +250,11 @@ def test_a_run_that_is_killed_goes_on(run, tmp_path):
 @given(st.lists(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=3), max_size=12))
 def test_names_are_apart_and_harmless(paths):
     files = list(dict.fromkeys(Path(*(word.replace("/", "_").replace("\0", "_") for word in words)) for words in paths))
-    names = _names(files, {})
+    names = name_each(files, {})
     assert len({name.casefold() for name in names.values()}) == len(files)
     for name in names.values():
         assert len(f"{name}.webp.tmp".encode()) <= 255
         assert not set(name) & set("/\\?#%\"'<>:|*&\0\n ")
         assert not name.startswith(".")
     half = {str(file): names[str(file)] for file in files[1::2]}
-    assert _names(files, half) == names
+    assert name_each(files, half) == names
