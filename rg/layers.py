@@ -59,6 +59,11 @@ class PartDictionary(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C], occurrence [N, K]."""
         config = self.config
+        if x.requires_grad and len(x) == 1:
+            # The gradient of one image has strides that say nothing of the first dimension, and the batch norm of
+            # PyTorch 2.14 misreads them on a CPU: it returns another gradient without a word.
+            x = x.view_as(x)
+            x.register_hook(torch.Tensor.contiguous)
         assign, regions = self.group(x)
         occurrence = kernels.part_occurrence(
             assign, config.smoothing_radius, config.smoothing_std, config.smoothing_padding

@@ -6,15 +6,26 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import LayerGradCam
 from torch import nn
 
-from rg.attribution import cam, grad_cam, guided_grad_cam, integrated_gradients
+from rg.attribution import (
+    cam,
+    contribution_map,
+    factor_map,
+    grad_cam,
+    guided_grad_cam,
+    integrated_gradients,
+    part_attribution,
+)
 from rg.backbones import Backbone
-from rg.config import BackboneConfig
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
+from rg.factorization import DeepFeatureFactorization
+from rg.model import RegionGroupingModel
 from rg.plain import PlainModel
 
 CLASSES = torch.tensor([2, 0])
-METHODS = (cam, grad_cam, guided_grad_cam)
+METHODS = (cam, grad_cam, guided_grad_cam, integrated_gradients)
 
 
 def images(*size):
@@ -191,3 +202,148 @@ def test_cam_and_grad_cam_need_no_captum(monkeypatch):
     for method in (guided_grad_cam, integrated_gradients):
         with pytest.raises(ValueError, match=r"region-grouping\[baselines\]"):
             method(model, images(8, 8), CLASSES)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classes", "attributes"])
+def grouping(request):
+    """Region grouping on EfficientNet-Lite0, whose backbone has ReLU6 alone and whose head has ReLU alone."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        BackboneConfig(name="tf_efficientnet_lite0", weights="none"),
+        GroupingConfig(num_parts=4, standardize=True, smoothing_padding="same"),
+        HeadConfig(region_channels=16, region_width=8, region_blocks=2, attention_width=16),
+    )
+    model = RegionGroupingModel(config, 5, request.param)
+    with torch.no_grad():
+        for _ in range(20):
+            model(images(96, 64))
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d)):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)  # the last ones of residual blocks start at 0
+    return model.eval()
+
+
+def test_a_model_is_its_features_and_what_it_says_of_them(grouping):
+    for model in (grouping, small(nn.ReLU(), nn.ReLU())):
+        with torch.no_grad():
+            x = model.features(images(96, 64))
+            assert torch.equal(model.describe(x).logits, model(images(96, 64)).logits)
+
+
+def test_a_contribution_map_adds_up_to_the_logit(grouping):
+    with torch.no_grad():
+        output = grouping(images(96, 64))
+        _, constant = grouping.contributions(output, CLASSES[:, None])
+    maps = contribution_map(grouping, images(96, 64), CLASSES)
+    assert maps.shape == output.assign[:, 0].shape
+    expected = output.logits[[0, 1], CLASSES] - constant[:, 0]
+    torch.testing.assert_close(maps.sum((1, 2)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_contribution_map_lays_every_part_out_over_its_positions(grouping):
+    """The map of a position is what would be left of the sum if every part were cut to that position's share."""
+    with torch.no_grad():
+        output = grouping(images(96, 64))
+        contributions, _ = grouping.contributions(output, CLASSES[:, None])
+    maps = contribution_map(grouping, images(96, 64), CLASSES)
+    for n in range(2):
+        expected = sum(contributions[n, 0, k] * output.assign[n, k] / output.assign[n, k].sum() for k in range(4))
+        torch.testing.assert_close(maps[n], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_attribution_is_the_expected_attention_of_the_class(grouping):
+    with torch.no_grad():
+        output = grouping(images(96, 64))
+    maps = part_attribution(grouping, images(96, 64), CLASSES)
+    for n, c in enumerate(CLASSES):
+        attention = output.attention[n, c] if grouping.multi_label else output.attention[n]
+        torch.testing.assert_close(maps[n], torch.tensordot(attention, output.assign[n], 1))
+
+
+def test_grad_cam_is_that_of_captum(grouping):
+    method = LayerGradCam(lambda pixels: grouping(pixels).logits, grouping.standardization)
+    pixels = images(96, 64).float().requires_grad_()
+    expected = method.attribute(pixels, CLASSES, relu_attributions=True)[:, 0].detach()
+    assert (expected > 0).any()
+    torch.testing.assert_close(grad_cam(grouping, images(96, 64), CLASSES), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_only_the_backbone_of_region_grouping_is_guided(grouping):
+    """In autograd's graph the ReLU6 of the backbone are Hardtanh, and the ReLU of the head are ReLU."""
+    sys.setrecursionlimit(10_000)
+    pixels = images(96, 64).float().requires_grad_()
+    total = grouping(pixels).logits[[0, 1], CLASSES].sum()
+    names = [node.name() for node in graph(total.grad_fn, set())]
+    assert {"HardtanhBackward0", "ReluBackward0"} <= set(names)
+    for node in graph(total.grad_fn, set()):
+        if node.name() == "HardtanhBackward0":
+            node.register_hook(lambda inner, _: (inner[0].clamp(min=0),))
+    gradient = torch.autograd.grad(total, pixels)[0]
+    weights = F.interpolate(grad_cam(grouping, images(96, 64), CLASSES)[:, None], (96, 64), mode="bilinear")
+    expected = gradient.abs().amax(1) * weights[:, 0]
+    scale = expected.max()
+    assert scale > 0
+    maps = guided_grad_cam(grouping, images(96, 64), CLASSES)
+    torch.testing.assert_close(maps / scale, expected / scale, rtol=1e-3, atol=1e-5)
+
+
+def test_integrated_gradients_of_a_linear_network_are_its_terms():
+    """With one step as with many; from grey, which the network sees as 0."""
+    model = small(nn.Identity(), nn.Identity())
+    grey = 127.5
+    with torch.no_grad():
+        unit = torch.zeros(3 * 4 * 5, 3, 4, 5)
+        unit.view(60, 60).fill_diagonal_(1)
+        slopes = model(grey + unit).logits - model(torch.full((1, 3, 4, 5), grey)).logits
+    expected = ((images(4, 5).float() - grey).flatten(1) * slopes[:, CLASSES].T).view(2, 3, 4, 5).sum(1)
+    for steps in (1, 7):
+        maps = integrated_gradients(model, images(4, 5), CLASSES, steps)
+        assert maps.dtype == torch.float32
+        torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_integrated_gradients_add_up_to_what_the_logit_gained():
+    model = small(nn.Softplus(), nn.Softplus())  # smooth, so that a few steps do
+    with torch.no_grad():
+        gained = model(images(8, 12)).logits - model(torch.full((1, 3, 8, 12), 127.5)).logits
+    maps = integrated_gradients(model, images(8, 12), CLASSES, 40)
+    torch.testing.assert_close(maps.sum((1, 2)), gained[[0, 1], CLASSES], rtol=1e-3, atol=1e-4)
+
+
+def test_integrated_gradients_of_region_grouping_do_not_depend_on_the_batch(grouping):
+    exact = copy.deepcopy(grouping).double()  # so that no ReLU opens or closes by rounding
+    together = integrated_gradients(exact, images(96, 64), CLASSES, 3)
+    alone = integrated_gradients(exact, images(96, 64)[1:], CLASSES[1:], 3)
+    torch.testing.assert_close(alone[0], together[1])
+
+
+def test_factors_that_make_up_the_whole_map_share_out_the_logit():
+    """As many factors as channels make up any map; what a class gains from all of them is the logit but for its bias,
+    if it gains from each."""
+    model = small(nn.ReLU(), nn.ReLU())
+    with torch.no_grad():
+        model.classifier.weight.abs_()
+        features = model.features(images(8, 12))
+        logits = model(images(8, 12)).logits[[0, 1], CLASSES]
+    factors = DeepFeatureFactorization(6, 0).fit(features.numpy())
+    maps = factor_map(model, images(8, 12), CLASSES, factors)
+    torch.testing.assert_close(maps.sum((1, 2)), logits - model.classifier.bias[CLASSES], rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(maps, cam(model, images(8, 12), CLASSES) / 96, rtol=0.5, atol=0.05 * maps.max().item())
+
+
+def test_factors_that_speak_against_a_class_are_left_out():
+    model = small(nn.ReLU(), nn.ReLU())
+    with torch.no_grad():
+        model.classifier.weight.abs_().neg_()
+        features = model.features(images(8, 12))
+    factors = DeepFeatureFactorization(3, 0).fit(features.numpy())
+    assert not factor_map(model, images(8, 12), CLASSES, factors).any()
+
+
+@pytest.mark.parametrize(
+    "method", [part_attribution, contribution_map, grad_cam, guided_grad_cam, integrated_gradients]
+)
+def test_region_grouping_refuses_bad_arguments_too(grouping, method):
+    with pytest.raises(ValueError, match=r"^classes: expected 0 to 4, got"):
+        method(grouping, images(96, 64), torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match=r"^model: expected evaluation mode"):
+        method(copy.deepcopy(grouping).train(), images(96, 64), CLASSES)
