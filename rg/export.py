@@ -190,7 +190,7 @@ def trace(model: Model, sizes: Sizes) -> torch.export.ExportedProgram:
     images = torch.zeros(2, 3, sizes.side + extra, sizes.side + 2 * extra)
     network = _Outputs(_traceable(model)).eval()
     try:
-        return torch.export.export(
+        program = torch.export.export(
             network,
             (images,),
             dynamic_shapes=(free,),
@@ -200,6 +200,10 @@ def trace(model: Model, sizes: Sizes) -> torch.export.ExportedProgram:
     except Exception as error:  # torch.export passes on whatever the network raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model.backbone.name: torch.export cannot trace the network ({reason})") from error
+    for module in program.graph_module.modules():  # regions of autocast are modules of their own
+        for node in module.graph.nodes:
+            node.meta.pop("stack_trace", None)  # lines of source, with the folders of this machine
+    return program
 
 
 class _Outputs(nn.Module):
@@ -354,6 +358,11 @@ def compare(model: Model, program: Program, sizes: Sizes, crop: int) -> dict[str
             reason = str(error).splitlines()[0]
             raise ValueError(f"the exported model takes no {N} images of {height}x{width} pixels ({reason})") from error
         for name, value in found.items():
+            if value.shape != expected[name].shape:
+                raise ValueError(
+                    f"{name} of the exported model: expected {list(expected[name].shape)} for {N} images of "
+                    f"{height}x{width} pixels, got {list(value.shape)}"
+                )
             difference = (value - expected[name]).abs().max()
             differences.setdefault(name, []).append(difference)
             logger.debug("%d images %dx%d, %s: %.1e", N, height, width, name, difference)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import onnx
@@ -170,6 +171,21 @@ def test_a_program_of_torch_export_needs_torch_alone(tmp_path):
     assert "of 3 attributes" in page
 
 
+def paths_in(file):
+    """Folders of this machine that a file, or a file in an archive, names."""
+    content = file.read_bytes()
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            content = b"".join(archive.read(name) for name in archive.namelist())
+    return set(re.findall(rb"/[\w./-]*(?:/rg/|site-packages)[\w./-]*", content))
+
+
+def test_no_folder_of_this_machine_is_in_a_file(lite0, tmp_path):
+    assert paths_in(lite0 / "model.onnx") == set()
+    export(make_run(tmp_path / "run", "test_resnet"), "torch-export", tmp_path / "model.pt2")
+    assert paths_in(tmp_path / "model.pt2") == set()
+
+
 def test_a_plain_network_gives_logits(tmp_path, capsys):
     run = make_run(tmp_path / "run", "test_resnet", kind="plain")
     assert main(["export", str(run), "--out", str(tmp_path / "plain.onnx")]) == 0
@@ -255,6 +271,14 @@ def test_what_is_not_a_number_differs(tmp_path):
     model = run_folder.load_model(make_run(tmp_path / "run", "test_resnet", kind="plain"))[0]
     program = lambda images: {"logits": torch.full((len(images), 3), torch.nan)}  # noqa: E731
     assert not module.compare(model, program, Sizes(True, 17, 32), 80)["logits"] <= TOLERANCE
+
+
+def test_another_shape_differs(tmp_path):
+    """Also one that would be broadcast."""
+    model = run_folder.load_model(make_run(tmp_path / "run", "test_resnet", kind="plain"))[0]
+    program = lambda images: {"logits": model(images).logits[:, :1]}  # noqa: E731
+    with pytest.raises(ValueError, match=r"logits of the exported model: expected \[1, 3\] for 1 images.*got \[1, 1\]"):
+        module.compare(model, program, Sizes(True, 17, 32), 80)
 
 
 def test_bad_arguments(tmp_path, monkeypatch, capsys):
