@@ -44,23 +44,23 @@ MEANINGS = {
 }
 ONNX_EXAMPLE = """\
 import json, numpy, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession({file})
 about = {{key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}}
-image = Image.open({image}).convert("RGB")
+image = ImageOps.exif_transpose(Image.open({image})).convert("RGB")
 {prepare}
 images = numpy.asarray(image, numpy.float32).transpose(2, 0, 1)[None]
 {outputs} = session.run(None, {{"images": images}})
 print({answer})"""
 TORCH_EXAMPLE = """\
 import json, numpy, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 files = {{"metadata.json": ""}}
 model = torch.export.load({file}, extra_files=files).module()
 about = json.loads(files["metadata.json"])
-image = Image.open({image}).convert("RGB")
+image = ImageOps.exif_transpose(Image.open({image})).convert("RGB")
 {prepare}
 images = torch.from_numpy(numpy.asarray(image, numpy.float32).transpose(2, 0, 1).copy())[None]
 {outputs} = (value.detach().numpy() for value in model(images).values())
@@ -150,7 +150,8 @@ def _limits(
         found.append("It answers for every attribute, whatever the picture shows.")
     else:
         found.append(f"It always answers with one of its {len(classes.names)} classes, whatever the picture shows.")
-    if record.get("data", {}).get("dataset") in DRAWN:
+    data = record.get("data", {})
+    if data.get("dataset") in DRAWN and "files" not in data["options"]:  # a folder of photographs may have that name
         found.append(
             "It was trained on drawings made by a program: what is measured on them says nothing of photographs."
         )

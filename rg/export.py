@@ -80,8 +80,8 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
     Args:
         run: Run folder.
         format: onnx or torch-export.
-        out: File to write, which ends in .onnx or .pt2; default ``run/model.onnx`` or ``run/model.pt2``. The card has
-            the same name with .md.
+        out: File to write, which ends in .onnx or .pt2; default ``run/model.onnx`` or ``run/model.pt2``. The card is
+            called like the file, with .md behind.
 
     Returns:
         The file, and the largest difference of every output.
@@ -114,7 +114,7 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
             )
     page = card.model_card(run, out.name, metadata, differences)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file, atomic_write(out.with_suffix(".md")) as beside:
+    with atomic_write(out) as file, atomic_write(out.with_name(f"{out.name}.md")) as beside:
         file.write(content)
         beside.write(page.encode())
     return out, differences

@@ -133,6 +133,12 @@ def test_where_the_weights_came_from(tmp_path, backbone, weights, words):
     assert "/home" not in page
 
 
+def test_photographs_in_a_folder_called_birds_are_no_drawings(tmp_path):
+    """``prepare folder`` takes the name of the folder, and notes which files it read."""
+    data = {"dataset": "birds", "options": {"val_fraction": 0.2, "files": {"train": "0"}}, "shards": ["0"]}
+    assert "drawings" not in card(make_run(tmp_path, record=RECORD | {"data": data}))
+
+
 def test_an_imported_run(tmp_path):
     record = {"recipe": "x", "imported": {"file": "/home/somebody/cub.pth.tar", "sha256": "ab" * 32}, "environment": {}}
     page = card(make_run(tmp_path, record=record))

@@ -116,12 +116,15 @@ def test_onnx_says_what_it_takes(lite0):
 
 
 def test_the_example_of_the_card_runs(lite0, tmp_path):
-    """On a picture whose short side is that of testing, so that nothing is resized, it says what explain says."""
+    """On a picture that lies on its side, and whose short side is that of testing, so that nothing is resized, it says
+    what explain says.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (96, 120, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "bird.png")
+    (exif := Image.Exif())[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "bird.png", exif=exif)
     (tmp_path / "bird.png").rename(tmp_path / "bird.jpg")  # read by content: no loss, so the pixels are the same
     (tmp_path / "model.onnx").write_bytes((lite0 / "model.onnx").read_bytes())
-    (code,) = re.findall(r"```python\n(.+?)```", (lite0 / "model.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.+?)```", (lite0 / "model.onnx.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 12
     code += "\nprint(json.dumps(logits[0].tolist()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -166,7 +169,7 @@ def test_a_program_of_torch_export_needs_torch_alone(tmp_path):
     assert found["outputs"][1]["attention"].shape == (4, 3, 4)
     assert found["metadata"]["multi_label"]
     assert found["metadata"]["size"] == {"any": True, "minimum": 65, "stride": 16}
-    page = (tmp_path / "new" / "birds.md").read_text()
+    page = (tmp_path / "new" / "birds.pt2.md").read_text()
     assert "torch.export.load('birds.pt2'" in page
     assert "of 3 attributes" in page
 
@@ -207,7 +210,7 @@ def test_a_backbone_of_one_size_says_so(tmp_path, caplog):
     with caplog.at_level("INFO", "rg.export"):
         export(run, "torch-export")
     assert "images of 160x160 pixels only" in caplog.text
-    assert "images of 160x160 pixels only" in (run / "model.md").read_text()
+    assert "images of 160x160 pixels only" in (run / "model.pt2.md").read_text()
     program = torch.export.load(run / "model.pt2", extra_files=(files := {"metadata.json": ""}))
     assert json.loads(files["metadata.json"])["size"] == {"any": False, "side": 160, "stride": 16}
     images = noise(4, 3, 160, 160)
