@@ -88,17 +88,17 @@ def concepts(
     """
     occurrence = np.array([prediction["occurrence"] for prediction in predictions])
     means = class_means(predictions, len(classes))
-    found = ~np.isnan(means[:, 0])
-    names = [name for name, there in zip(classes, found, strict=True) if there]
-    means = means[found]
-    concepts = []
+    given = ~np.isnan(means[:, 0])
+    names = [name for name, there in zip(classes, given, strict=True) if there]
+    means = means[given]
+    found = []
     for part, about in zip(parts, measured, strict=True):
         adds = means[:, part.index]
         effects = [
             ClassEffect(names[c], float(adds[c]), float(adds[c] - adds.mean()))
             for c in np.argsort(-adds, kind="stable")
         ]
-        concepts.append(
+        found.append(
             Concept(
                 part,
                 about,
@@ -109,7 +109,7 @@ def concepts(
                 advice=ADVICE.get(about["state"].split()[0], ""),
             )
         )
-    return concepts
+    return found
 
 
 def class_means(predictions: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
@@ -142,7 +142,11 @@ def problems(parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         names = [part["name"] for part in parts if part["state"].startswith(kind)]
         if names:
             found.append((f"{kind.capitalize()}: {', '.join(names)}.", ADVICE[kind]))
-    background = sum(part["background"] for part in parts)
-    if background > BACKGROUND_ABOVE * len(parts):
-        found.append((f"{background} of {len(parts)} parts are background.", ADVICE["background"]))
-    return found
+    return found + mostly_background([part["background"] for part in parts])
+
+
+def mostly_background(background: Sequence[bool]) -> list[tuple[str, str]]:
+    """The same of all parts together, of which some are background."""
+    if sum(background) <= BACKGROUND_ABOVE * len(background):
+        return []
+    return [(f"{sum(background)} of {len(background)} parts are background.", ADVICE["background"])]

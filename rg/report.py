@@ -7,8 +7,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ import rg
 from pipelines import reader
 from pipelines.manifest import Manifest, atomic_write, sha256
 from pipelines.storage import Location
-from rg import charts, pictures, run_folder
+from rg import charts, pictures, run_folder, showcase
 from rg.calibration import Reliability
 from rg.charts import percent
-from rg.concepts import concepts, prior_path, problems
+from rg.concepts import concepts, mostly_background, prior_path
 from rg.config import flatten
 from rg.explain import Explainer
 from rg.explanation import Explanation
+from rg.part_names import Part
+from rg.showcase import Prediction
 
 PAGE, METRICS, PREDICTIONS, HISTORY = "report.html", "metrics.json", "predictions.jsonl", "metrics.jsonl"
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
@@ -49,8 +50,6 @@ MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data se
     ("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", "part maps"),
 )
 NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {pictures.NOTABLE} to or from the logit."
-
-Prediction = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -113,25 +112,21 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
 
     explainer = rg.load(run)
-    parts = [
-        about | {"background": part.background, "name": part.name}
-        for about, part in zip(metrics["parts"], explainer.parts, strict=True)
-    ]
     cards, spots = _pictures(explainer, data or metrics["data"], manifest, metrics, predictions)
-    colors = pictures.palette(len(parts))
+    colors = pictures.palette(len(explainer.parts))
     template = _environment().get_template(PAGE)
     page = template.render(
         run=run.resolve().name,
         record=record,
         metrics=metrics,
         classes=classes,
-        tiles=_tiles(metrics, parts),
+        tiles=_tiles(metrics, explainer.parts),
         rows=_metric_rows(metrics),
         not_measured=not_measured(metrics),
         cards=cards,
-        wrong=sum(_errors(prediction) > 0 for prediction in predictions),
+        wrong=sum(showcase.errors(prediction) > 0 for prediction in predictions),
         concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
-        problems=problems(parts),
+        problems=mostly_background([part.background for part in explainer.parts]),
         spots=spots,
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
@@ -172,9 +167,9 @@ def _pictures(
     spots: list[list[tuple[str, str]]] = [[] for _ in parts]
     side = STRIP_SIDE if len(parts) <= MANY_PARTS else STRIP_SIDE_OF_MANY
     wanted: list[tuple[str | int, Prediction]] = [
-        *(("gallery", prediction) for prediction in _best(predictions, manifest)[:GALLERY]),
-        *(("mistakes", prediction) for prediction in _worst(predictions)[:MISTAKES]),
-        *((k, prediction) for k, part in enumerate(parts) for prediction in _showing(predictions, k, part)[:STRIP]),
+        *(("gallery", prediction) for prediction in showcase.best(predictions, manifest)[:GALLERY]),
+        *(("mistakes", prediction) for prediction in showcase.worst(predictions)[:MISTAKES]),
+        *((k, one) for k, part in enumerate(parts) for one in showcase.showing(predictions, k, part)[:STRIP]),
     ]
     explained = _explain(explainer, data, metrics["split"], [prediction for _, prediction in wanted], manifest)
     for (place, prediction), explanation in zip(wanted, explained, strict=True):
@@ -204,56 +199,6 @@ def _find_data(metrics: Mapping[str, Any], data: Location | None) -> Manifest:
         raise ValueError(f"--data: the shards are no longer in {metrics['data']}; say where they are") from None
 
 
-def _errors(prediction: Prediction) -> int:
-    """Number of wrong attributes; 0 or 1 for a class."""
-    truth, predicted = prediction["label"], prediction["predicted"]
-    if isinstance(truth, list):
-        return sum(a != b for a, b in zip(truth, predicted, strict=True))
-    return int(truth != predicted)
-
-
-def _group(prediction: Prediction) -> Hashable:
-    """What two images of the same kind have in common."""
-    label = prediction["label"]
-    return tuple(label) if isinstance(label, list) else label
-
-
-def _take_turns(items: Iterable[Prediction], group: Callable[[Prediction], Hashable]) -> list[Prediction]:
-    """The first of every group, then the second of every group, ...; otherwise in the given order."""
-    turns: Counter[Hashable] = Counter()
-    rounds: defaultdict[int, list[Prediction]] = defaultdict(list)
-    for item in items:
-        rounds[turns[group(item)]].append(item)
-        turns[group(item)] += 1
-    return [item for turn in sorted(rounds) for item in rounds[turn]]
-
-
-def _best(predictions: Sequence[Prediction], manifest: Manifest) -> list[Prediction]:
-    """Right and sure, and as diverse as there are classes and coarse classes."""
-
-    def coarse(prediction: Prediction) -> Hashable:
-        return manifest.super_categories[prediction["label"]] if manifest.super_categories else None
-
-    ranked = sorted(predictions, key=lambda one: (_errors(one), -one["probability"], one["key"]))
-    if manifest.multi_label:
-        return _take_turns(ranked, _group)
-    return _take_turns(_take_turns((one for one in ranked if not _errors(one)), _group), coarse)
-
-
-def _worst(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Wrong and sure, of different classes."""
-    wrong = [one for one in predictions if _errors(one)]
-    return _take_turns(sorted(wrong, key=lambda one: (-_errors(one), -one["probability"], one["key"])), _group)
-
-
-def _showing(predictions: Sequence[Prediction], k: int, part: Mapping[str, Any]) -> list[Prediction]:
-    """Where part k occurs most surely, in different classes, of the images with a place where it is the strongest."""
-    if part["state"] == "dead":
-        return []
-    shown = (one for one in predictions if one["area"][k])
-    return _take_turns(sorted(shown, key=lambda one: (-one["occurrence"][k], one["key"])), _group)
-
-
 def _explain(
     explainer: Explainer, data: Location, split: str, predictions: Sequence[Prediction], manifest: Manifest
 ) -> Iterator[Explanation]:
@@ -262,7 +207,7 @@ def _explain(
     hidden = not sys.stderr.isatty()
     bar = tqdm(samples, desc="explain", total=len(predictions), unit="image", disable=hidden, leave=False)
     for sample, prediction in zip(bar, predictions, strict=True):
-        truth = _label(prediction, manifest) if _errors(prediction) else ""
+        truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
         image = Image.open(io.BytesIO(sample.jpeg))
         yield pictures.crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
 
@@ -277,12 +222,12 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
     other, versus = None, []
     if isinstance(prediction["label"], list):
         remark = _attributes(prediction, manifest)
-    elif _errors(prediction):
+    elif showcase.errors(prediction):
         remark = _argument(explanation)
     else:
         remark = "" if pictures.stands_out(explanation) else NOTHING_STANDS_OUT
     if rival and not manifest.multi_label:
-        other = ("In truth" if _errors(prediction) else "Next", rival.label, rival.probability)
+        other = ("In truth" if showcase.errors(prediction) else "Next", rival.label, rival.probability)
         versus = pictures.bars(explanation, BARS, versus_rival=True)
     return Card(
         key=prediction["key"],
@@ -311,7 +256,7 @@ def _attributes(prediction: Prediction, manifest: Manifest) -> str:
     pairs = list(zip(manifest.classes, prediction["label"], prediction["predicted"], strict=True))
     missed = [name for name, truth, predicted in pairs if truth > predicted]
     added = [name for name, truth, predicted in pairs if truth < predicted]
-    text = f"{len(pairs) - _errors(prediction)} of {len(pairs)} attributes are right."
+    text = f"{len(pairs) - showcase.errors(prediction)} of {len(pairs)} attributes are right."
     for word, names in (("Missed", missed), ("Wrongly seen", added)):
         if names:
             text += f" {word}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
@@ -322,10 +267,10 @@ def _label(prediction: Prediction, manifest: Manifest) -> str:
     return "" if isinstance(prediction["label"], list) else manifest.classes[prediction["label"]]
 
 
-def _tiles(metrics: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers that matter most, of those that were measured."""
     chance = metrics["chance"]
-    objects = sum(not part["background"] for part in parts)
+    objects = sum(not part.background for part in parts)
     about = "of all attributes of all images"
     if chance is not None:
         right = round(metrics["accuracy"] * metrics["samples"])

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,6 +219,65 @@ def test_parts_are_described(run, result, tested):
         assert written[sample.key]["area"] == pytest.approx(areas, abs=1e-6)
 
 
+@pytest.mark.usefixtures("result")
+def test_contributions_are_those_of_the_label(run, tested):
+    """Their sum over parts is the logit but for a constant of the class: that of an image of which nothing is attended.
+
+    In evaluation mode the batch norm is affine, so no attention at all leaves what the classifier makes of zeros.
+    """
+    model, _, _ = run_folder.load_model(run)
+    written, output = lines(run), tested.output
+    with torch.no_grad():
+        constants = model.classifier.linear(model.classifier.norm(torch.zeros(1, 16)))[0]
+        transformed = model.region_transform(output.regions)
+        for n, sample in enumerate(tested.samples):
+            one = written[sample.key]
+            label = output.logits[n].argmax().item()
+            assert one["explained"] == one["predicted"] == label
+            assert sum(one["contributions"]) == pytest.approx((output.logits[n] - constants)[label].item(), abs=1e-4)
+            for k in range(K):
+                alone = output.attention[n, k] * transformed[n, k]
+                added = model.classifier.linear(model.classifier.norm(alone[None]))[0, label] - constants[label]
+                assert one["contributions"][k] == pytest.approx(added.item(), abs=1e-4)
+
+
+def test_confidence_is_fitted_on_the_validation_split(run, result, small_birds, tested):
+    """Limit and shares are counted here from a plain forward pass; presence is sum_k a_k t_k."""
+    written = json.loads((run / "confidence.json").read_text())
+    validated = look(run, small_birds, "val")
+
+    def presence(output):
+        return (output.attention.double() * output.occurrence.double()).sum(1).numpy()
+
+    assert (written["images"], written["dataset"], written["weights"]) == (24, "birds", result["weights"])
+    assert written["presence_limit"] == pytest.approx(presence(validated.output).min())
+    assert written["temperature"] == result["temperature"]
+    assert (written["target_precision"], written["false_alarms"]) == (0.95, 0.01)
+    known = presence(tested.output) > written["presence_limit"] - 1e-6
+    probability = torch.softmax(tested.output.logits.double() / (written["temperature"] or 1), 1).numpy().max(1)
+    given = known & (probability >= (written["threshold"] or 0))
+    found = result["selective"]
+    assert (found["unknown"], found["coverage"]) == pytest.approx(((~known).mean(), given.mean()))
+    assert found["unsure"] == pytest.approx(1 - found["unknown"] - found["coverage"])
+    labels = np.array([sample.label for sample in tested.samples])
+    right = tested.output.logits.argmax(1).numpy() == labels
+    assert found["precision"] == pytest.approx(right[given].mean())
+
+
+def test_names_and_kinds_of_parts_are_those_that_people_gave(run, small_birds, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    before = json.loads((run / "metrics.json").read_text())["parts"]
+    said = {"1": "crown", "2": {"background": not before[2]["background"]}}
+    (copy / "part_names.json").write_text(json.dumps(said))
+    result = evaluate(copy, small_birds, "val", device="cpu")
+    assert [part["name"] for part in result["parts"]] == ["part 0", "crown", "part 2", "part 3"]
+    flipped = [part["background"] != was["background"] for part, was in zip(result["parts"], before, strict=True)]
+    assert flipped == [False, False, True, False]
+    assert re.search(r"^ +1 .*  crown$", table(result), re.MULTILINE)
+    assert result["selective"] is None  # measured on the images that it was fitted on, it would say nothing
+    assert (copy / "confidence.json").read_bytes() == (run / "confidence.json").read_bytes()
+
+
 def test_the_table_says_what_was_measured(run, result):
     text = table(result)
     assert "birds, test: 40 images" in text
@@ -237,7 +298,8 @@ def test_the_table_says_what_was_measured(run, result):
     assert "ot measured" not in text
     background = any(part["background"] for part in result["parts"])
     assert ("background: surroundings, or parts that hardly count" in text) is background
-    last = text.splitlines()[-1 - background]
+    (last,) = [line for line in text.splitlines() if re.match(rf" +{K - 1}  ", line)]
+    assert re.search(r"^ +Answers given +[\d.]+ %.* \(target 95 %\)$", text, re.MULTILINE)
     assert last.split()[:2] == [str(K - 1), f"{result['parts'][-1]['occurrence']:.3f}"]
 
 

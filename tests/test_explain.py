@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit, softmax
 
 from pipelines import reader, shards
 from pipelines.geometry import Geometry
 from pipelines.loader import Loader
-from pipelines.manifest import Schema
+from pipelines.manifest import Schema, sha256
 from pipelines.samples import Sample
+from rg import run_folder
+from rg.confidence import Confidence, write_confidence
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain import Explainer, pick_device
 from rg.explanation import Explanation, PartExplanation, at_image_size
@@ -82,6 +85,63 @@ def test_so_does_that_of_the_rival(multi_label):
         assert asked.contribution_map().sum(dtype=float) == pytest.approx(asked.logit - asked.constant, abs=1e-4)
     with pytest.raises(ValueError, match="versus: expected one of the 3 classes, got 'kite'"):
         explainer.explain(noise(64, 64), versus="kite")
+
+
+SURE = Confidence(None, 0.0, None, 0.95, 0.01, 1.0, 1.0, 100, "birds", "0" * 64)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_probabilities_are_calibrated(multi_label):
+    """Logits divided by the temperature, in double precision; the logits themselves stay as they are."""
+    explainer = make(multi_label)
+    with torch.no_grad():
+        explainer.model.classifier.weight.mul_(30) if multi_label else explainer.model.classifier.linear.weight.mul_(30)
+    before = explainer.explain(noise(64, 64), view="crop", top_k=3)
+    explainer.confidence = dataclasses.replace(SURE, temperature=2.5)
+    after = explainer.explain(noise(64, 64), view="crop", top_k=3)
+    with torch.no_grad():
+        logits = explainer.model(torch.from_numpy(np.array(noise(64, 64))).permute(2, 0, 1)[None]).logits[0].double()
+    scaled = (logits / 2.5).numpy()
+    expected = dict(zip(("wren", "robin", "jay"), expit(scaled) if multi_label else softmax(scaled), strict=True))
+    assert dict(after.top_k) == pytest.approx(expected, abs=1e-5)
+    assert after.probability == after.top_k[0][1] != pytest.approx(before.probability, abs=0.01)
+    assert after.rival.probability == after.top_k[1][1]
+    assert (after.label, after.logit, after.rival.logit) == (before.label, before.logit, before.rival.logit)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_label_may_be_withheld(multi_label):
+    """Presence is counted here from what the model says: attention (the mean over attributes) times occurrence."""
+    explainer = make(multi_label)
+    with torch.no_grad():
+        output = explainer.model(torch.from_numpy(np.array(noise(64, 64))).permute(2, 0, 1)[None])
+    attention = output.attention[0].double().reshape(-1, 4).numpy().mean(0)
+    presence = float(attention @ output.occurrence[0].double().numpy())
+    image = noise(64, 64)
+    sure = explainer.explain(image, view="crop")
+    assert sure.answer == sure.to_dict()["answer"] == "label"
+    for threshold, limit, answer in (
+        (sure.probability - 1e-4, presence - 1e-4, "label"),
+        (sure.probability + 1e-4, presence - 1e-4, "unsure"),
+        (sure.probability - 1e-4, presence + 1e-4, "unknown"),
+        (sure.probability + 1e-4, presence + 1e-4, "unknown"),
+        (None, None, "label"),
+    ):
+        explainer.confidence = dataclasses.replace(SURE, threshold=threshold, presence_limit=limit)
+        found = explainer.explain(image, view="crop")
+        assert found.answer == found.to_dict()["answer"] == answer
+        assert found.label == sure.label
+
+
+def test_a_run_is_loaded_with_its_confidence(explainer, tmp_path):
+    run_folder.save_config(tmp_path, explainer.config, explainer.classes)
+    run_folder.save_weights(tmp_path, explainer.model)
+    assert Explainer.load(tmp_path, "cpu").confidence is None
+    confidence = dataclasses.replace(SURE, weights=sha256(tmp_path / run_folder.WEIGHTS))
+    write_confidence(tmp_path / "confidence.json", confidence)
+    assert Explainer.load(tmp_path, "cpu").confidence == confidence
+    write_confidence(tmp_path / "confidence.json", SURE)  # of other weights
+    assert Explainer.load(tmp_path, "cpu").confidence is None
 
 
 def test_a_part_hands_out_its_contribution_where_it_is():

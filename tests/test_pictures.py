@@ -1,10 +1,11 @@
 """Explanations as pictures: what is tinted, where the bars end, and that every size fits."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
 
 from rg import pictures
 from rg.explanation import Explanation, PartExplanation, Rival
@@ -262,6 +263,14 @@ def test_panel_of_any_size(size, count):
     margin = pictures.MARGIN
     for edge in (picture[:margin], picture[-margin:], picture[:, :margin], picture[:, -margin:]):
         assert (edge == 255).all()
+
+
+@pytest.mark.parametrize("answer,words", [("unsure", "unsure: "), ("unknown", "no known part fits: "), ("label", "")])
+def test_panel_says_when_the_label_is_withheld(answer, words, monkeypatch):
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _, place, text, *more, **named: written.append(text))
+    pictures.panel(dataclasses.replace(explanation(), answer=answer))
+    assert written[1].startswith(f"{words}{explanation().probability:.1%}")
 
 
 def test_small_images_are_outlined_at_the_size_of_the_picture():

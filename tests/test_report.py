@@ -14,18 +14,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import beta
 
 import rg
 from pipelines import reader, shards
 from pipelines.birds import Birds, BirdsConfig
 from pipelines.manifest import Schema, sha256
 from pipelines.samples import Sample
-from rg import charts, run_folder
+from rg import charts, run_folder, showcase
 from rg import report as module
 from rg.calibration import Reliability, reliability
+from rg.confidence import Confidence, write_confidence
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
-from rg.losses import prior_quantiles
 from rg.model import RegionGroupingModel
 from rg.report import report
 from rg.run_folder import Classes
@@ -63,6 +62,17 @@ class Attributes:
         return dataclasses.replace(sample, label=(sample.label % 2, sample.label // 2), super_category=None)
 
 
+NAMED = "<b>crown</b> & neck"
+SELECTIVE = {
+    "threshold": 0.6,
+    "presence_limit": 0.1,
+    "target_precision": 0.95,
+    "coverage": 0.8123,
+    "precision": 0.9321,
+    "unsure": 0.1234,
+    "unknown": 0.0643,
+    "aurc": 0.0456,
+}
 RELIABILITY = {"counts": [2, 0, 6], "confidences": [0.2, None, 0.9], "accuracies": [0.5, None, 1.0], "ece": 0.0789}
 
 
@@ -104,6 +114,7 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
 
     samples = list(reader.read(data, "test"))
     images = [Image.open(io.BytesIO(sample.jpeg)) for sample in samples]
+    run_folder.write_json(run / "part_names.json", {"0": NAMED, "1": {"background": True}})
     explanations = rg.load(run, "cpu").explain(images, view="crop", top_k=len(classes.names))
     predictions = []
     for sample, explained in zip(samples, explanations, strict=True):
@@ -117,6 +128,8 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
                 "occurrence": [part.occurrence for part in explained.parts],
                 "attention": [part.attention for part in explained.parts],
                 "area": [part.mask.mean() for part in explained.parts],
+                "contributions": [part.contribution for part in explained.parts],
+                "explained": classes.names.index(explained.label),
                 "landmark_error": None,
                 "pointing": None,
             }
@@ -125,11 +138,12 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
     parts = [
         {
             "part": k,
+            "name": f"part {k}",
             "occurrence": 0.5,
             "on": 0.75,
             "prior_distance": 0.5,
             "area": 0.25,
-            "background": k == 1,
+            "background": False,
             "attention": 1 / K,
             "state": STATES[k],
         }
@@ -144,6 +158,7 @@ def make_run(folder: Path, multi_label: bool = False) -> Path:
         "evaluation": {"landmark_scale": "box"},
         "levels": {"super_category": {"accuracy": 0.875, "accuracy_of_best_class": 0.75}},
         "temperature": 0.5,
+        "selective": SELECTIVE,
         "reliability": RELIABILITY,
         "calibrated_reliability": RELIABILITY | {"ece": 0.0123},
         "samples": len(predictions),
@@ -331,7 +346,7 @@ def test_a_part_is_shown_where_it_is(copy):
     predictions = [one | {"area": [n < 2, *one["area"][1:]]} for n, one in enumerate(predictions)]
     (copy / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in predictions))
     reader = Reader(report(copy).read_text())
-    shown = [attributes for tag, attributes in reader.tags if attributes.get("alt", "").startswith("Part 0 in")]
+    shown = [attributes for tag, attributes in reader.tags if attributes.get("alt", "").startswith(f"{NAMED} in")]
     assert len(shown) == 2
 
 
@@ -340,7 +355,7 @@ def test_parts_that_do_not_work_come_with_advice(page):
     assert "No image shows this part." in parts
     for text in ("Part 1 is dead.", "Part 2 is a duplicate of 0.", "Part 3 is everywhere."):
         assert text in parts
-    assert "Part 0 is" not in parts
+    assert f"{NAMED} is" not in parts
     assert parts.count("model.grouping.init=kmeans") == 3
 
 
@@ -407,7 +422,7 @@ def test_it_refuses_what_it_cannot_report(copy, tmp_path):
     with pytest.raises(ValueError, match=r"^--data: .*other has not the 4 classes of"):
         report(copy, other)
     written = (copy / "predictions.jsonl").read_text()
-    (copy / "predictions.jsonl").write_text(written.replace('"area"', '"extent"'))
+    (copy / "predictions.jsonl").write_text(written.replace('"explained"', '"described"'))
     with pytest.raises(ValueError, match=r"was evaluated by an earlier version; run `python -m rg evaluate` again$"):
         report(copy)
     (copy / "predictions.jsonl").write_text("{")
@@ -486,22 +501,72 @@ def test_a_reliability_of_one_bin_is_one_dot():
     assert curve.path == f"M{dot.x} {dot.y}"
 
 
-def test_histograms_count_and_the_prior_is_that_of_scipy(run, page):
-    shares = module._shares(prior_quantiles(1000, 2.0, 0.5))
-    expected = np.diff(beta.cdf(np.linspace(0, 1, module.BINS + 1), 2.0, 0.5))
-    assert shares == pytest.approx(expected, abs=1e-3)  # a quantile more or less at either end of a bin
-    occurrence = np.array([one["occurrence"] for one in lines(run / "predictions.jsonl")])
-    heights = [float(height) / 60 for height in re.findall(r'<rect [^>]*height="([\d.]+)"', page)]
-    counted = np.array(heights).reshape(K, module.BINS)
-    for k in range(K):
-        assert counted[k] == pytest.approx(
-            np.histogram(occurrence[:, k], module.BINS, (0, 1))[0] / 24, abs=0.05 / 60 + 1e-9
-        )
+def test_names_of_parts_are_everywhere(run, page):
+    reader = Reader(page)
+    parts = reader.section("The parts")
+    assert f"{NAMED} object" in parts
+    assert "Part 1 surroundings, or hardly counts" in " ".join(parts.split())
+    assert "Part 0" not in reader.text
+    alternatives = [attributes["alt"] for tag, attributes in reader.tags if tag == "img"]
+    assert sum(text.startswith(f"{NAMED} in an image") for text in alternatives) == 6
+    assert {attributes["title"] for tag, attributes in reader.tags if tag == "small" and "title" in attributes} == {
+        NAMED
+    }
+    wrong = [one for one in lines(run / "predictions.jsonl") if one["label"] != one["predicted"]]
+    best_two = [sorted(range(K), key=lambda k, one=one: -one["contributions"][k])[:2] for one in wrong]
+    assert any(0 in two for two in best_two)
+    assert f"{NAMED} (+" in reader.section("Mistakes")
+
+
+def test_parts_come_with_the_classes_that_they_matter_for(copy):
+    """Part 0 adds 2, 1, -1, -2 to the four classes, whose mean is 0; the others add nothing."""
+    predictions = lines(copy / "predictions.jsonl")
+    adds = [2.0, 1.0, -1.0, -2.0]
+    predictions = [
+        one | {"explained": one["label"], "contributions": [adds[one["label"]], 0, 0, 0]} for one in predictions
+    ]
+    (copy / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in predictions))
+    text = " ".join(Reader(report(copy).read_text()).section("The parts").split())
+    for title, classes in {"Matters most for": (0, 1), "Argues against": (3, 2)}.items():
+        said = [f"{NAMES[c]} {module.signed(adds[c])} ({module.signed(adds[c])})" for c in classes]
+        assert f"{title} {' '.join(said)}" in text
+    assert text.count("It adds nothing notable to any class.") == K - 1
+
+
+def test_cards_say_why_not_another_class(run, page):
+    reader = Reader(page)
+    wrong = [one for one in lines(run / "predictions.jsonl") if one["label"] != one["predicted"]]
+    assert reader.count("details", "versus") == reader.count("article", "card")
+    mistakes = " ".join(reader.section("Mistakes").split())
+    for label in {one["label"] for one in showcase.worst(wrong)[:12]}:
+        name = " ".join(NAMES[label].split())
+        assert f"In truth: {name}" in mistakes
+        assert f"Why not {name}" in mistakes
+
+
+def test_what_becomes_of_the_answers_is_in_the_page(page, copy):
+    text = " ".join(Reader(page).section("Metrics").replace("\N{NO-BREAK SPACE}", " ").split())
+    for name, value in {
+        "coverage": "81.23 %",
+        "precision": "93.21 %",
+        "unsure": "12.34 %",
+        "unknown": "6.43 %",
+    }.items():
+        assert value in text, name
+    confidence = Confidence(None, 1.0, 2.0, 0.95, 0.01, 1.0, 1.0, 1, "birds", weights=sha256(copy / run_folder.WEIGHTS))
+    write_confidence(copy / "confidence.json", confidence)
+    cards = Reader(report(copy).read_text()).section("Gallery")
+    assert cards.count("no known part fits") == len(re.findall("Why not", cards)) > 0
+    write_confidence(copy / "confidence.json", dataclasses.replace(confidence, presence_limit=0.0))
+    edit(copy / "metrics.json", selective=None)
+    text = Reader(report(copy).read_text())
+    assert text.section("Gallery").count("unsure") == len(re.findall("Why not", cards))
+    assert "Answers given" not in text.text
 
 
 def test_groups_take_turns():
     items = [{"label": label, "n": n} for n, label in enumerate("aabacb")]
-    turns = module._take_turns(items, lambda item: item["label"])
+    turns = showcase.take_turns(items, lambda item: item["label"])
     assert [item["n"] for item in turns] == [0, 2, 4, 1, 5, 3]
 
 
