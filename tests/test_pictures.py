@@ -268,7 +268,7 @@ def test_panel_of_any_size(size, count):
 @pytest.mark.parametrize("answer,words", [("unsure", "unsure: "), ("unknown", "no known part fits: "), ("label", "")])
 def test_panel_says_when_the_label_is_withheld(answer, words, monkeypatch):
     written = []
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _, place, text, *more, **named: written.append(text))
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *arguments, **_: written.append(arguments[2]))
     pictures.panel(dataclasses.replace(explanation(), answer=answer))
     assert written[1].startswith(f"{words}{explanation().probability:.1%}")
 
