@@ -432,7 +432,7 @@ def test_threads_change_nothing(explainer, tmp_path):
     images = [noise(64, 64 + 8 * number) for number in range(6)]
     images.insert(2, tmp_path / "broken.jpg")
     failed = []
-    found = explainer.stream(images, jobs=3, failed=lambda image, reason: failed.append((image, reason)))
+    found = explainer.stream(images, batch_size=1, jobs=3, failed=lambda image, reason: failed.append((image, reason)))
     expected = [explainer.explain(image).to_dict() for image in images if isinstance(image, Image.Image)]
     assert [explanation.to_dict() for explanation in found] == expected
     ((image, reason),) = failed

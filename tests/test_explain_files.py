@@ -164,7 +164,7 @@ def test_other_settings_are_refused(run, photos, tmp_path, seen):
     out = tmp_path / "out"
     explain_files(run, [photos / "wren"], out, device="cpu")
     before = (out / "explanations.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"^--out: .*out explained with other settings \(view, pictures\); .*--over"):
+    with pytest.raises(ValueError, match=r"^--out: .* explained with other settings \(view, pictures\); .*--over"):
         explain_files(run, [photos / "wren"], out, view="crop", pictures="png", device="cpu")
     assert (out / "explanations.jsonl").read_bytes() == before
     (out / "pictures" / "mine.webp").write_text("not of explain")
