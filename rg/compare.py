@@ -27,7 +27,7 @@ from rg.config import RunConfig
 from rg.explain import pick_device
 from rg.heat_maps import SIDE, Cell, Strip
 from rg.image_files import find_images, name_each
-from rg.methods import BASELINES, NO_PARTS, factorize, methods
+from rg.methods import BASELINES, KINDS, PARTS_NEEDED, factorize, methods
 from rg.metrics import peaks
 from rg.model import Model, RegionGroupingModel
 from rg.run_folder import Classes
@@ -43,18 +43,23 @@ class Side:
     """One of the models that are compared.
 
     Attributes:
-        title: What kind of model it is, for people.
         run: Run folder.
         model: In evaluation mode.
         config: Of the run.
         classes: Of the run.
+        left_out: Methods that are not shown.
     """
 
-    title: str
     run: Path
     model: Model
     config: RunConfig
     classes: Classes
+    left_out: frozenset[str] = frozenset(BASELINES)
+
+    @property
+    def title(self) -> str:
+        """What kind of model it is, for people."""
+        return KINDS[self.config.model.kind].capitalize()
 
     def window(self, image: Image.Image) -> Window:
         """What the model is tested on of an image."""
@@ -105,10 +110,10 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
     counted and left out.
 
     Args:
-        run: Run folder with parts.
+        run: Run folder; a method that is not defined for its model is shown as words that say why.
         paths: Images, and folders of images.
         out: Folder to write to.
-        plain: Run folder of a plain network with the same classes, whose methods are shown, too.
+        plain: Run folder of a plain network with the same classes, whose own methods are shown, too.
         device: cpu, cuda or auto.
 
     Returns:
@@ -118,7 +123,7 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
         ValueError: a run or path cannot be used, no image can be decoded, or Captum is not installed.
     """
     files = find_images(paths, out)
-    sides = [Side("Region grouping", run, *run_folder.load_region_grouping(run))]
+    sides = [Side(run, *run_folder.load_model(run))]
     if plain:
         sides.append(_plain_side(plain, sides[0].classes))
     for side in sides:
@@ -163,10 +168,10 @@ def _plain_side(run: Path, classes: Classes) -> Side:
         raise ValueError(f"--plain: expected the run of a plain network (model.kind), got one with parts: {run}")
     if found != classes:
         raise ValueError(
-            f"--plain: expected the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of the run with "
-            f"parts, got {len(found.names)} ({', '.join(found.names[:2])}, ...) in {run}"
+            f"--plain: expected the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of RUN, "
+            f"got {len(found.names)} ({', '.join(found.names[:2])}, ...) in {run}"
         )
-    return Side("Plain network", run, model, config, found)
+    return Side(run, model, config, found, frozenset(BASELINES) | PARTS_NEEDED)
 
 
 def _see(image: Image.Image, window: Window) -> _Seen:
@@ -184,7 +189,7 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
     parts = side.config.model.grouping.num_parts
     factors = factorize(side.model, pixels, len(pixels), parts, side.config.seed)
     found = methods(side.model, factors, STEPS, side.config.seed)
-    shown = {key: one for key, one in found.items() if key not in BASELINES and one.undefined != NO_PARTS}
+    shown = {key: one for key, one in found.items() if key not in side.left_out}
     hidden = not sys.stderr.isatty()
     for one, image in zip(tqdm(seen, side.title, unit="image", disable=hidden, leave=False), pixels, strict=True):
         with torch.no_grad():

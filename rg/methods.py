@@ -40,6 +40,7 @@ NAMES = {
 }
 KINDS = {"region_grouping": "region grouping", "plain": "plain network"}  # of models, for people
 BASELINES = ("random", "centre")  # look at no pixel, to have a floor to compare with
+PARTS_NEEDED = frozenset(("attribution", "contribution"))
 NO_PARTS = "a plain network has no parts"
 NO_CAM = "needs a linear classifier right behind global pooling; its counterpart here are the contributions"
 NOT_RELU = "needs a backbone whose activations are ReLU or ReLU6 only"
@@ -69,12 +70,11 @@ def methods(model: Model, factors: DeepFeatureFactorization, steps: int, seed: i
         steps: Of Integrated Gradients.
         seed: Of the random maps.
     """
-    functions: dict[str, Explain | str] = dict.fromkeys(("attribution", "contribution"), NO_PARTS)
+    functions: dict[str, Explain | str] = {"attribution": NO_PARTS, "contribution": NO_PARTS, "cam": NO_CAM}
     if isinstance(model, RegionGroupingModel):
         functions |= {"attribution": partial(part_attribution, model), "contribution": partial(contribution_map, model)}
-        functions["cam"] = NO_CAM
     else:
-        functions["cam"] = partial(cam, model)
+        functions |= {"cam": partial(cam, model)}
     functions |= {
         "grad_cam": partial(grad_cam, model),
         "guided_grad_cam": partial(guided_grad_cam, model) if guides(model) else NOT_RELU,

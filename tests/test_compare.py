@@ -132,6 +132,15 @@ def test_one_model_alone_and_attributes(tmp_path, photos):
     )
 
 
+def test_a_plain_network_alone_says_what_is_not_defined_for_it(tmp_path, runs, photos):
+    compare(runs[1], [photos / "wide.png"], tmp_path / "out")
+    (plain,) = json.loads((tmp_path / "out" / "compare.json").read_text())["models"]
+    assert plain["title"] == "Plain network"
+    assert [method["name"] for method in plain["methods"]] == METHODS
+    assert {method["name"] for method in plain["methods"] if method["why_not"]} == {"attribution", "contribution"}
+    assert (tmp_path / "out" / "compare.html").read_text().count("Not defined: a plain network has no parts") == 2
+
+
 def test_an_image_that_cannot_be_decoded_is_named_and_left_out(tmp_path, runs, photos, caplog):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes((photos / "wide.png").read_bytes()[:200])
@@ -150,7 +159,6 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path, runs, photos):
     for run, plain, message in (
         (runs[0], runs[0], "--plain: expected the run of a plain network"),
         (runs[0], other, r"--plain: expected the 3 classes \(wren, "),
-        (runs[1], None, "holds a plain network"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(run, [photos], tmp_path / "out", plain)

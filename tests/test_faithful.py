@@ -14,7 +14,16 @@ from pipelines.birds import Birds, BirdsConfig
 from pipelines.manifest import Manifest
 from rg import run_folder
 from rg.__main__ import main
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
+from rg.config import (
+    BackboneConfig,
+    EvaluationConfig,
+    GroupingConfig,
+    HeadConfig,
+    InputConfig,
+    ModelConfig,
+    RunConfig,
+)
+from rg.evaluate import evaluate
 from rg.faithful import Protocol, faithful
 from rg.faithful_table import read, render
 from rg.model import build_model
@@ -31,10 +40,10 @@ REMOVAL = {"single_deletion", "preservation", "deletion_check", "distractibility
 def data(tmp_path_factory):
     """Shards that can be drawn again."""
     config = BirdsConfig(species=4, size=64)
-    birds = Birds(config, "test", 3)
+    birds = {split: Birds(config, split, 2) for split in ("train", "test")}
     folder = tmp_path_factory.mktemp("data")
-    options = dataclasses.asdict(config) | {"test": 3}
-    shards.write(folder, "birds", {"test": birds}, schema=schema(birds), options=options)
+    options = dataclasses.asdict(config) | dict.fromkeys(birds, 2)
+    shards.write(folder, "birds", birds, schema=schema(birds["test"]), options=options)
     return folder
 
 
@@ -47,10 +56,11 @@ def make_run(folder, data, kind="region_grouping", seed=0):
             HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
             kind=kind,
         ),
-        input=InputConfig(short_side=64, crop=64),
+        input=InputConfig(short_side=64, crop=64, decoder="pillow"),
     )
-    classes = Classes(tuple(Manifest.load(data).classes))
-    model = build_model(config.model, len(classes.names))
+    manifest = Manifest.load(data)
+    classes = Classes(tuple(manifest.classes), manifest.multi_label)
+    model = build_model(config.model, len(classes.names), classes.multi_label)
     if kind == "region_grouping":
         model.initialize_dictionary(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8), 0)
     folder.mkdir()
@@ -163,3 +173,47 @@ def test_runs_that_were_measured_in_different_ways_share_no_table(measured, runs
         read([runs[0], run])
     assert read([runs[0]]) == [measured]
     assert np.isfinite(measured["models"][0]["accuracy"])
+
+
+@pytest.mark.parametrize("kind", ["region_grouping", "plain"])
+def test_the_pointing_game_is_that_of_evaluate(kind, data, tmp_path):
+    """On all images, decoded by Pillow in both, so that no pixel differs."""
+    run = make_run(tmp_path / "run", data, kind)
+    metrics = evaluate(run, data, "test", settings=EvaluationConfig())
+    (model,) = faithful(run, data, protocol=Protocol(images=99, steps=1, integration=1))["models"]
+    errors = {key: values["pointing_error"] for key, values in model["methods"].items()}
+    expected = {"attribution": metrics.get("pointing_error"), **metrics.get("pointing_errors", {})}
+    compared = {"attribution"} if kind == "region_grouping" else {"cam", "grad_cam", "guided_grad_cam"}
+    assert {key: errors[key] for key in compared} == pytest.approx({key: expected[key] for key in compared})
+    assert model["accuracy"] == pytest.approx(metrics["accuracy"])
+
+
+class Attributes:
+    """Birds whose species is told in two attributes instead of a class."""
+
+    def __init__(self, birds):
+        self.birds = birds
+
+    def __len__(self):
+        return len(self.birds)
+
+    def source(self, index):
+        return self.birds.source(index)
+
+    def __getitem__(self, index):
+        sample = self.birds[index]
+        return dataclasses.replace(sample, label=(sample.label % 2, sample.label // 2), super_category=None)
+
+
+def test_attributes_are_explained_by_the_most_probable_one(tmp_path):
+    birds = Birds(BirdsConfig(species=4, size=64), "test", 1)
+    names = ("odd", "high")
+    kind = dataclasses.replace(schema(birds), classes=names, super_categories=(), multi_label=True)
+    shards.write(tmp_path / "data", "attributes", {"test": Attributes(birds)}, schema=kind, options={})
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    result = faithful(run, tmp_path / "data", protocol=SHORT)
+    (model,) = result["models"]
+    assert model["accuracy"] is None
+    assert model["probability"]["image"] >= 0.1
+    assert set(model["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
+    assert "attributes is not drawn" in render([result], "text")
