@@ -133,6 +133,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         least_span=pictures.NOTABLE,
         colors=[_css(color) for color in colors],
         inks=[_css(pictures.ink_on(color)) for color in colors],
+        withheld=_selective_rows(metrics["selective"]),
         reliability=_reliability(metrics),
         charts=charts.charts(history),
         quantile_size=(charts.QUANTILE_WIDTH, charts.QUANTILE_HEIGHT),
@@ -301,7 +302,6 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             for level, of in metrics["levels"].items()
         ),
         ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
-        *_selective_rows(metrics["selective"]),
     ]
 
 
