@@ -103,7 +103,11 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
 
 
 def _upright(image: Image.Image, orientation: object) -> Image.Image:
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    if orientation not in UPRIGHT:
+        return image
+    turned = image.transpose(UPRIGHT[orientation])
+    turned.info = {}  # also says how to turn it, which is no longer true
+    return turned
 
 
 def _orientation(image: Image.Image) -> object:

@@ -46,7 +46,9 @@ def test_lossless_formats_keep_their_pixels(kind: str) -> None:
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     data = encoded(PHOTO, kind, exif=turned(orientation))
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    np.testing.assert_array_equal(np.asarray(images.open_rgb(data)), np.asarray(expected))
+    upright = images.open_rgb(data)
+    np.testing.assert_array_equal(np.asarray(upright), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(images.open_rgb(upright)), np.asarray(expected))  # and not turned again
 
 
 def test_orientation_6_is_a_quarter_turn_clockwise() -> None:
