@@ -148,8 +148,8 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
             for name in ("fall", "others", "most", "chance")
         )
         lines.append(
-            f"without a true part the discovered part that covers it falls by {fall} of a logit, the others change by "
-            f"{others} on average; it changes most of all in {most} of the cases (chance {chance})"
+            f"without a true part the contribution of the discovered part that covers it falls by {fall}, those of the "
+            f"others change by {others}; it changes most of all in {most} of the cases (chance {chance})"
         )
     return lines
 
