@@ -400,6 +400,7 @@ function listen() {
   $("classes").hidden = false;
   $("classes").querySelector("summary").textContent = `What it knows: ${model.classes.length} ${model.multi_label ? "attributes" : "classes"}`;
   $("classes").querySelector("ul").replaceChildren(...model.classes.map((name) => make("li", "", name)));
+  $("files").disabled = false;
   $("files").addEventListener("change", (event) => {
     take([...event.target.files]);
     event.target.value = "";

@@ -184,6 +184,7 @@ def test_what_the_model_does_not_know_it_says_first(chromium, server):
 
         page.route("**/explain?*", changed)
         page.goto(server)
+        expect(page.locator("#files")).to_be_enabled()
         page.set_input_files("#files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": JPEG}])
         expect(page.locator(".notice b")).to_have_text(said)
         order = page.locator(".said > *:visible").evaluate_all("all => all.map((one) => one.className)")
