@@ -29,6 +29,9 @@ fi
 
 rendezvous=()
 if [[ $NODES == *:* || $RESTARTS -gt 0 ]]; then
+    # torchrun keeps one store for all its restarts, and the ranks find the addresses of their predecessors in it
+    # (pytorch issue 135712); so every time they make a new one.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     rendezvous=(--rdzv-backend c10d --rdzv-endpoint "$address:$port" --max-restarts "$RESTARTS")
     if [ "$NODE_RANK" ]; then # else torchrun compares MASTER_ADDR with what the name of this machine resolves to
         rendezvous+=(--rdzv-conf "is_host=$([ "$NODE_RANK" = 0 ] && echo true || echo false)")
