@@ -28,7 +28,7 @@ class Confidence:
 
     Attributes:
         temperature: Probabilities are softmax(logits / T), or sigmoid(logits / T); None for T = 1.
-        threshold: Answers of a lower probability are "unsure"; None if no threshold reaches the target, then none is.
+        threshold: Answers of a lower probability are "unsure"; None if none reaches the target: all answers are.
         presence_limit: Images of a lower presence (see ``ModelOutput``) are "unknown"; None where that is off.
         target_precision: Share of the answers given that are to be right.
         false_alarms: Share of images with known parts that may be called unknown.
@@ -54,7 +54,12 @@ class Confidence:
         """What to say of an image: its label, that the model is unsure, or that it shows nothing known."""
         if self.presence_limit is not None and presence < self.presence_limit:
             return "unknown"
-        return "unsure" if self.threshold is not None and probability < self.threshold else "label"
+        return "label" if probability >= self.least_probability else "unsure"
+
+    @property
+    def least_probability(self) -> float:
+        """Of an answer that is given; infinite if none is to be."""
+        return math.inf if self.threshold is None else self.threshold
 
 
 def fit_confidence(
@@ -89,8 +94,12 @@ def fit_confidence(
     known = _known(presence, limit, confidence)
     threshold = choose_threshold(confidence[known], correct[known], target_precision)
     if threshold is None:
-        logger.warning("no threshold: not even the surest answers on the validation split are right often enough")
-    given = known & (confidence >= (threshold or 0.0))
+        logger.warning(
+            "no threshold: not even the surest answers on the validation split are right often enough for "
+            "evaluation.target_precision = %g, so all answers are called unsure",
+            target_precision,
+        )
+    given = known & (confidence >= (math.inf if threshold is None else threshold))
     return Confidence(
         temperature,
         threshold,
@@ -161,7 +170,7 @@ def selective_metrics(
     """
     sure, correct = calibration.confidences(logits, labels, confidence.temperature or 1.0)
     known = _known(presence, confidence.presence_limit, sure)
-    given = known & (sure >= (confidence.threshold or 0.0))
+    given = known & (sure >= confidence.least_probability)
     wrong = ~correct[np.argsort(-sure, kind="stable")]
     return {
         "threshold": confidence.threshold,

@@ -61,6 +61,7 @@ def explain_files(
         "run": run.resolve().name,
         "weights": sha256(run / WEIGHTS),
         "parts": [asdict(part) for part in explainer.parts],
+        "confidence": asdict(explainer.confidence) if explainer.confidence else None,
         "view": view,
         "pictures": pictures,
     }

@@ -1,6 +1,6 @@
 """What ``explain`` writes: a folder that grows by one image at a time, and goes on where it stopped.
 
-settings.json           what explained: weights, parts, view, kind of the pictures
+settings.json           what explained: weights, parts, confidence, view, kind of the pictures
 explanations.jsonl      one line for each image: Explanation.to_dict(), true class, picture, size and time of the file
 left_out.jsonl          what the latest run could not decode, and why
 pictures/NAME.webp      image, parts, attribution and contributions

@@ -143,9 +143,11 @@ def test_answers_that_are_all_right_give_no_temperature(caplog):
 
 def test_answers_that_are_never_right_give_no_threshold(caplog):
     found = fit_confidence(np.eye(3), np.array([1, 2, 0]), np.ones(3), 0.95, 0, "birds", "weights")
-    assert (found.threshold, found.presence_limit, found.coverage, found.precision) == (None, None, 1, 0)
+    assert (found.threshold, found.presence_limit, found.coverage, found.precision) == (None, None, 0, None)
     assert "no threshold" in caplog.text
-    assert found.answer(0.0, 0.0) == "label"
+    assert found.answer(1.0, 1.0) == "unsure"
+    measured = selective_metrics(found, np.eye(3), np.arange(3), np.ones(3))
+    assert (measured["coverage"], measured["precision"], measured["unsure"]) == (0, None, 1)
 
 
 def test_a_file_of_other_weights_is_not_used(tmp_path, caplog):
