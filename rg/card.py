@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pipelines.manifest import sha256
@@ -20,6 +19,7 @@ from rg.backbones import PACKAGED_WEIGHTS, RESNETS
 from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
 from rg.report import MEASURED, METRICS
 from rg.run_folder import Classes
+from rg.templates import template
 
 PAGE = "card.md"
 NOT_MEASURED = "not measured"
@@ -88,7 +88,7 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
     record = run_folder.read_json(run / run_folder.RECORD)
     measured, on = _measured(run)
     meanings = MEANINGS | ({"attention": "[N, L, K], the same for each of L attributes"} if classes.multi_label else {})
-    page = _environment().get_template(PAGE)
+    page = template(PAGE, text=text)
     return page.render(
         name=run.resolve().name,
         plain=config.model.kind == "plain",
@@ -252,18 +252,6 @@ def _calibration(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Temperature", f"{temperature:.3f}" if temperature else NOT_MEASURED),
         ("Calibration error at that temperature", f"{100 * after['ece']:.2f} %" if after else NOT_MEASURED),
     ]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("rg", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["text"] = text
-    return environment
 
 
 def text(value: object) -> Markup:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -31,6 +28,7 @@ from rg.methods import BASELINES, KINDS, PARTS_NEEDED, factorize, methods
 from rg.metrics import peaks
 from rg.model import Model, RegionGroupingModel
 from rg.run_folder import Classes
+from rg.templates import data_uri, template
 
 PAGE, RECORD = "compare.html", "compare.json"
 STEPS = 32  # of Integrated Gradients
@@ -248,18 +246,5 @@ def _record(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str])
 
 
 def _page(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -> str:
-    environment = Environment(
-        loader=PackageLoader("rg", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "uri": _data_uri, "zip": zip}
-    return environment.get_template(PAGE).render(sides=sides, rows=rows, left_out=left_out)
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    page = template(PAGE, percent=percent, uri=data_uri, zip=zip)
+    return page.render(sides=sides, rows=rows, left_out=left_out)

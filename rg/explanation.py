@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import os
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from PIL import Image
 
 from pipelines.manifest import atomic_write
 from rg import pictures
+from rg.templates import data_uri
 
 Answer: TypeAlias = Literal["label", "unsure", "unknown"]
 
@@ -116,11 +115,8 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """The picture, for notebooks."""
-        buffer = io.BytesIO()
-        self.picture().save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
         about = html.escape(f"{self.label}, {self.probability:.1%}: the parts and what each adds to the logit")
-        return f'<img src="data:image/png;base64,{data}" alt="{about}" style="max-width: 100%">'
+        return f'<img src="{data_uri(self.picture(), "png")}" alt="{about}" style="max-width: 100%">'
 
     def contribution_map(self, versus_rival: bool = False) -> np.ndarray:
         """What every pixel adds to the logit of the label.

@@ -13,13 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.manifest import atomic_write
 from rg import pictures
 from rg.explained_folder import LEFT_OUT, SETTINGS, Line, read_lines
 from rg.run_folder import read_json
+from rg.templates import css, template
 
 GALLERY, SCRIPT = "gallery.html", "gallery.js"
 ANSWERS = ("label", "unsure", "unknown")
@@ -52,8 +52,8 @@ def write(folder: Path) -> Path:
                 "name": part["name"],
                 "named": part["named"],
                 "background": part["background"],
-                "color": _css(color),
-                "ink": _css(pictures.ink_on(color)),
+                "color": css(color),
+                "ink": css(pictures.ink_on(color)),
             }
             for part, color in zip(settings["parts"], colors, strict=True)
         ],
@@ -62,18 +62,14 @@ def write(folder: Path) -> Path:
     script = resources.files("rg").joinpath(SCRIPT).read_text(encoding="utf-8")
     with (folder / LEFT_OUT).open("rb") as file:
         left_out = sum(1 for _ in file)
-    page = (
-        _environment()
-        .get_template(GALLERY)
-        .generate(
-            run=settings["run"],
-            folder=folder.resolve().name,
-            left_out=left_out,
-            about=_embedded(about),
-            rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    page = template(GALLERY).generate(
+        run=settings["run"],
+        folder=folder.resolve().name,
+        left_out=left_out,
+        about=_embedded(about),
+        rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     out = folder / GALLERY
     with atomic_write(out) as file:
@@ -105,17 +101,3 @@ def _row(line: Line, labels: dict[str, int]) -> list[Any]:
 def _embedded(value: Any) -> Markup:
     """JSON that neither ends the script element it stands in nor opens a comment there."""
     return Markup(json.dumps(value, separators=(",", ":")).replace("<", r"\u003c"))
-
-
-def _css(color: pictures.Color) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("rg", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
 import json
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,6 +27,7 @@ from rg.explain import Explainer
 from rg.explanation import Explanation
 from rg.part_names import Part
 from rg.showcase import Prediction
+from rg.templates import css, data_uri, template
 
 PAGE, METRICS, PREDICTIONS, HISTORY = "report.html", "metrics.json", "predictions.jsonl", "metrics.jsonl"
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
@@ -114,8 +113,8 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     explainer = rg.load(run)
     cards, spots = _pictures(explainer, data or metrics["data"], manifest, metrics, predictions)
     colors = pictures.palette(len(explainer.parts))
-    template = _environment().get_template(PAGE)
-    page = template.render(
+    page_template = template(PAGE, percent=percent, signed=signed)
+    page = page_template.render(
         run=run.resolve().name,
         record=record,
         metrics=metrics,
@@ -131,8 +130,8 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
         least_span=pictures.NOTABLE,
-        colors=[_css(color) for color in colors],
-        inks=[_css(pictures.ink_on(color)) for color in colors],
+        colors=[css(color) for color in colors],
+        inks=[css(pictures.ink_on(color)) for color in colors],
         withheld=_selective_rows(metrics["selective"]),
         reliability=_reliability(metrics),
         charts=charts.charts(history),
@@ -176,7 +175,7 @@ def _pictures(
     for (place, prediction), explanation in zip(wanted, explained, strict=True):
         if isinstance(place, int):
             spot = pictures.spotlight(explanation, place, (side, side))
-            spots[place].append((_data_uri(spot), _label(prediction, manifest)))
+            spots[place].append((data_uri(spot), _label(prediction, manifest)))
         elif _confirmed(prediction, explanation, manifest):
             cards[place].append(_card(prediction, explanation, manifest))
     return cards, spots
@@ -235,9 +234,9 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
         other=other,
         remark=remark,
         explanation=explanation,
-        image=_data_uri(pictures.photo(explanation, size)),
-        parts=_data_uri(pictures.parts_overlay(explanation, size=size)),
-        attribution=_data_uri(pictures.attribution_overlay(explanation, size)),
+        image=data_uri(pictures.photo(explanation, size)),
+        parts=data_uri(pictures.parts_overlay(explanation, size=size)),
+        attribution=data_uri(pictures.attribution_overlay(explanation, size)),
         bars=pictures.bars(explanation, BARS),
         versus=versus,
     )
@@ -350,25 +349,3 @@ def signed(value: float) -> str:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _css(color: pictures.Color) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("rg", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "signed": signed}
-    return environment

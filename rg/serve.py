@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import io
 import logging
@@ -30,6 +29,7 @@ from rg import __version__, pictures
 from rg.explain import Explainer
 from rg.explanation import Explanation, at_image_size
 from rg.inputs import evaluation_geometry
+from rg.templates import css, data_uri
 from rg.uploads import Limits, Upload, decode, receive
 
 logger = logging.getLogger(__name__)
@@ -162,8 +162,8 @@ class Service:
                         "name": part.name,
                         "named": part.named,
                         "background": part.background,
-                        "color": _hex(color),
-                        "ink": _hex(pictures.ink_on(color)),
+                        "color": css(color),
+                        "ink": css(pictures.ink_on(color)),
                     }
                     for part, color in zip(self.explainer.parts, colors, strict=True)
                 ],
@@ -232,8 +232,8 @@ def drawn(explanation: Explanation) -> dict[str, Any]:
     starts = np.flatnonzero(np.diff(strongest, prepend=-2))
     lengths = np.diff(starts, append=strongest.size)
     return {
-        "photo": _data_uri(Image.fromarray(explanation.image).resize(photo_size, Image.Resampling.BICUBIC)),
-        "attribution": _data_uri(pictures.attribution_overlay(explanation, photo_size)),
+        "photo": data_uri(Image.fromarray(explanation.image).resize(photo_size, Image.Resampling.BICUBIC), "jpeg"),
+        "attribution": data_uri(pictures.attribution_overlay(explanation, photo_size), "jpeg"),
         "part_map": {
             "width": columns,
             "height": rows,
@@ -318,13 +318,3 @@ async def _fail(_: Request, __: Exception) -> Response:
 def _fit(width: int, height: int, side: int) -> tuple[int, int]:
     scale = min(1.0, side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _hex(color: pictures.Color) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)
