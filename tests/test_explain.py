@@ -125,7 +125,8 @@ def test_a_label_may_be_withheld(multi_label):
         (sure.probability + 1e-4, presence - 1e-4, "unsure"),
         (sure.probability - 1e-4, presence + 1e-4, "unknown"),
         (sure.probability + 1e-4, presence + 1e-4, "unknown"),
-        (None, None, "label"),
+        (0.0, None, "label"),
+        (None, None, "unsure"),
     ):
         explainer.confidence = dataclasses.replace(SURE, threshold=threshold, presence_limit=limit)
         found = explainer.explain(image, view="crop")
