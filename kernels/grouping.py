@@ -469,6 +469,7 @@ def choose_blocks(
     parts: int,
     dtype: torch.dtype,
     capability: tuple[int, int],
+    flat: bool,
 ) -> Blocks:
     """Tiles as large as leaves a program for every multiprocessor: fewer tiles, fewer partial sums.
 
@@ -479,12 +480,14 @@ def choose_blocks(
         parts: K, at most 64.
         dtype: dtype of the features.
         capability: Compute capability of the device; (0, 0) is Triton's interpreter.
+        flat: Whether the positions of the features have one stride.
     """
     block_k = max(16, triton.next_power_of_2(parts))
     # Without the matrix instructions of Hopper and data-centre Blackwell, operands take registers: smaller tiles.
     wide = capability[0] in (0, 9, 10)
     if block_k == 16:
-        block_p = 128 if wide else 64 if dtype == torch.bfloat16 else 32
+        # Two offsets for every position, its row's and its column's, take the registers of half a tile.
+        block_p = (128 if flat else 64) if wide else 64 if dtype == torch.bfloat16 else 32
     elif wide:
         block_p = 32 if block_k == 32 and dtype != torch.bfloat16 else 64
     else:
@@ -512,7 +515,7 @@ def _capability(x: Tensor) -> tuple[int, int]:
 def _plan(x: Tensor, parts: int) -> tuple[Blocks, int, int]:
     """The blocks, how many tiles an image has and how many positions a tile."""
     N, C, H, W = x.shape
-    blocks = choose_blocks(N, H * W, C, parts, x.dtype, _capability(x))
+    blocks = choose_blocks(N, H * W, C, parts, x.dtype, _capability(x), is_flat(x))
     tiles = triton.cdiv(H * W, blocks.positions)
     return blocks, tiles, triton.cdiv(H * W, tiles)
 

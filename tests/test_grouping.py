@@ -346,7 +346,8 @@ def test_captured_in_a_cuda_graph():
 def test_blocks_fit_whatever_the_sizes(dtype):
     for images, positions, channels, parts in ((0, 1, 1, 1), (1, 1, 1, 64), (128, 196, 1024, 8), (1, 10**6, 4096, 33)):
         for capability in ((0, 0), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
-            blocks = grouping.choose_blocks(images, positions, channels, parts, dtype, capability)
-            assert blocks.parts >= parts
-            assert min(blocks.positions, blocks.channels, blocks.parts) >= 16
-            assert blocks.channels * dtype.itemsize <= 128
+            for flat in (True, False):
+                blocks = grouping.choose_blocks(images, positions, channels, parts, dtype, capability, flat)
+                assert blocks.parts >= parts
+                assert min(blocks.positions, blocks.channels, blocks.parts) >= 16
+                assert blocks.channels * dtype.itemsize <= 128
