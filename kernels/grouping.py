@@ -498,7 +498,7 @@ def choose_blocks(
         block_p //= 2
     step = {torch.float64: 16, torch.bfloat16: 64}.get(dtype, 32)
     step = max(16, min(step, triton.next_power_of_2(channels)))
-    warps = 8 if block_p >= 32 and block_p * block_k >= (2048 if wide else 1024) else 4
+    warps = 8 if block_p >= 32 and block_p * block_k >= (2048 if wide and flat else 1024) else 4
     # A100 has 163 KB of shared memory for a program, Hopper and data-centre Blackwell 227 KB, all others 99 KB.
     small = not wide and capability != (8, 0)
     return Blocks(block_p, step, block_k, warps, stages=2 if small else 3)
