@@ -3,7 +3,9 @@
 python -m benchmarks.world_sizes [--worlds 1,2,3,4] [--steps 5] [--size 64]
 
 Each run trains a ResNet-18 from random weights on drawn birds. Losses are compared relative to the loss, gradients and
-weights by their largest difference, relative to the largest gradient or weight of the model.
+weights by their largest difference, relative to the largest gradient or weight of the model. Everything is computed in
+float64 but DeepSpeed's sum of the gradients, which is always float32: in float32 the rounding of one batch split two
+ways decides now and then which side of zero a ReLU is on, and gradients that jump there hide what is to be seen.
 """
 
 from __future__ import annotations
@@ -64,8 +66,13 @@ def settings(mode: str, size: int) -> RunConfig:
 
 def rank(arguments: Sequence[str]) -> None:
     """What one process does: trains all modes one after the other, and notes the gradients of every step."""
+    import deepspeed
+
     from rg import engine, train
 
+    torch.set_default_dtype(torch.float64)
+    # DeepSpeed refuses gradients in float64, though it adds them up like any other.
+    deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float64]
     data, out, modes, size = Path(arguments[0]), Path(arguments[1]), *map(json.loads, arguments[2:])
     take_step = engine.Engine.step
     gradients: list[dict[str, Tensor]] = []
@@ -113,7 +120,7 @@ def difference(one: Measured, other: Measured) -> dict[str, float | None]:
     """Largest relative difference of each quantity; None for what ZeRO does not tell."""
     found: dict[str, float | None] = {}
     for name in ("loss", "prior loss"):
-        pairs = zip(torch.tensor(one[name]), torch.tensor(other[name]), strict=True)
+        pairs = zip(*(torch.tensor(run[name], dtype=torch.float64) for run in (one, other)), strict=True)
         found[name] = max(_relative(a, b) for a, b in pairs)
     both = zip(one["gradients"], other["gradients"], strict=False)
     found["gradients"] = max((_relative(_flat(a), _flat(b)) for a, b in both), default=None)

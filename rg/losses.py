@@ -23,9 +23,10 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar mean.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.ndim == 1:
-        return F.cross_entropy(logits.float(), labels)
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return F.cross_entropy(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def occurrence_prior_loss(occurrence: Tensor, prior_alpha: float, prior_beta: float) -> Tensor:

@@ -291,14 +291,15 @@ def test_integrated_gradients_of_a_linear_network_are_its_terms():
     model = small(nn.Identity(), nn.Identity())
     grey = 127.5
     with torch.no_grad():
-        unit = torch.zeros(3 * 4 * 5, 3, 4, 5)
+        unit = torch.zeros(3 * 4 * 5, 3, 4, 5, dtype=torch.float64)
         unit.view(60, 60).fill_diagonal_(1)
-        slopes = model(grey + unit).logits - model(torch.full((1, 3, 4, 5), grey)).logits
-    expected = ((images(4, 5).float() - grey).flatten(1) * slopes[:, CLASSES].T).view(2, 3, 4, 5).sum(1)
+        precise = copy.deepcopy(model).double()  # what one grey level adds to a logit is lost in float32
+        slopes = precise(grey + unit).logits - precise(torch.full_like(unit[:1], grey)).logits
+    expected = ((images(4, 5).double() - grey).flatten(1) * slopes[:, CLASSES].T).view(2, 3, 4, 5).sum(1)
     for steps in (1, 7):
         maps = integrated_gradients(model, images(4, 5), CLASSES, steps)
         assert maps.dtype == torch.float32
-        torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(maps, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_integrated_gradients_add_up_to_what_the_logit_gained():

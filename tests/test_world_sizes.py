@@ -7,8 +7,9 @@ import pytest
 from benchmarks import world_sizes
 
 SIZE = 64
-# fp32 rounds at 6e-8; what is summed in another order differs by that, and a deep network makes some 100 times of it.
-LIMIT = 1e-5
+# Everything is in fp64 but DeepSpeed's sum of the gradients, in fp32, which rounds at 6e-8 of the largest; the steps
+# that follow make a few times of it.
+LIMIT = 1e-6
 MODES = ["synchronised", "frozen", "synchronised, ZeRO 1"]
 
 
