@@ -1,11 +1,11 @@
 """Training with several ranks beside training with one: what differs after some steps on the same global batches.
 
-python -m benchmarks.world_sizes [--worlds 1,2,3,4] [--steps 5] [--size 64]
+python -m benchmarks.world_sizes [--worlds 1,2,3,4] [--steps 5] [--size 64] [--dtype float64]
 
 Each run trains a ResNet-18 from random weights on drawn birds. Losses are compared relative to the loss, gradients and
-weights by their largest difference, relative to the largest gradient or weight of the model. Everything is computed in
-float64 but DeepSpeed's sum of the gradients, which is always float32: in float32 the rounding of one batch split two
-ways decides now and then which side of zero a ReLU is on, and gradients that jump there hide what is to be seen.
+weights by their largest difference, relative to the largest gradient or weight of the model. In float64
+everything is but DeepSpeed's sum of the gradients. In float32, the rounding of one batch split two ways decides now and
+then which side of zero a ReLU is on, and gradients that jump there hide what is to be seen.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def rank(arguments: Sequence[str]) -> None:
 
     from rg import engine, train
 
-    torch.set_default_dtype(torch.float64)
+    data, out, modes, size, dtype = Path(arguments[0]), Path(arguments[1]), *map(json.loads, arguments[2:])
+    torch.set_default_dtype(getattr(torch, dtype))
     # DeepSpeed refuses gradients in float64, though it adds them up like any other.
-    deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float64]
-    data, out, modes, size = Path(arguments[0]), Path(arguments[1]), *map(json.loads, arguments[2:])
+    deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float32, torch.float64]
     take_step = engine.Engine.step
     gradients: list[dict[str, Tensor]] = []
 
@@ -95,10 +95,10 @@ def rank(arguments: Sequence[str]) -> None:
         gradients.clear()
 
 
-def measure(data: Path, world: int, modes: Sequence[str], size: int) -> dict[str, Measured]:
+def measure(data: Path, world: int, modes: Sequence[str], size: int, dtype: str = "float64") -> dict[str, Measured]:
     """Losses and gradients of every step, and final weights, of each mode in a run of ``world`` processes."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [str(data), folder, *(json.dumps(value) for value in (list(modes), size))]
+        words = [str(data), folder, *(json.dumps(value) for value in (list(modes), size, dtype))]
         processes = local_ranks.start(world, ["benchmarks.world_sizes", "--rank", *words], Path(folder))
         local_ranks.finish(processes, Path(folder))
         return {mode: _read(Path(folder) / str(number)) for number, mode in enumerate(modes)}
@@ -161,14 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--worlds", default="2,3,4", help="numbers of ranks, beside 1")
     parser.add_argument("--steps", type=at_least(1), default=5, help="optimiser steps")
     parser.add_argument("--size", type=at_least(32), default=64, help="pixels")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="of everything computed")
     args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "birds"
         draw(data, args.steps * GLOBAL_BATCH, args.size)
-        alone = measure(data, 1, list(MODES), args.size)
+        alone = measure(data, 1, list(MODES), args.size, args.dtype)
         print("| batch norm | ranks | loss | prior loss | gradients | weights |\n|---|---|---|---|---|---|")
         for world in map(int, args.worlds.split(",")):
-            together = measure(data, world, list(MODES), args.size)
+            together = measure(data, world, list(MODES), args.size, args.dtype)
             for mode in MODES:
                 cells = ["" if x is None else f"{x:.1e}" for x in difference(alone[mode], together[mode]).values()]
                 print(f"| {mode} | {world} | {' | '.join(cells)} |", flush=True)

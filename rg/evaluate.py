@@ -201,6 +201,7 @@ def table(result: dict[str, Any]) -> str:
     if "parts" in result:
         about_parts = _part_lines(result)
         rows.append(("Occurrence prior loss", f"{result['prior_loss']:.4f}"))
+        rows.append(("Contributions less their logit", f"{result['decomposition_error']:.1e} at most"))
         rows.append(("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"))
     else:
         rows += _baseline_rows(result)
@@ -256,12 +257,15 @@ def _tally(
         contributions = None
         with torch.inference_mode():
             output = model(images)
+            logits = output.logits
             if answer and how.flip:
-                output = output._replace(logits=(output.logits + model(images.flip(3)).logits) / 2)
+                output = output._replace(logits=(logits + model(images.flip(3)).logits) / 2)
             if explain:
-                contributions = (
-                    model.contributions(output, output.logits.argmax(1, keepdim=True))[0][:, 0].float().cpu()
-                )
+                explained = output.logits.topk(min(2, logits.shape[1])).indices  # the label and its rival
+                parts, constants = model.contributions(output, explained)
+                error = (parts.sum(2) + constants - logits.gather(1, explained)).abs().max().item()
+                tally.decomposition_error = max(tally.decomposition_error, error)
+                contributions = parts[:, 0].float().cpu()
         tally.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)), contributions)
     return tally
 
@@ -289,6 +293,7 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
     states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap))
     result["occurrence"] = occurrence.mean(0).tolist()
     result["prior_loss"] = occurrence_prior_loss(occurrence, loss.prior_alpha, loss.prior_beta).item()
+    result["decomposition_error"] = seen.decomposition_error
     result["parts_in_use"] = sum(state == "in use" for state in states)
     result["parts"] = [
         {

@@ -93,6 +93,8 @@ class Tally(Answers):
         centers: float32 [n, K, 2], soft centres of the parts.
         wins: float32 [n, K], share of the positions at which a part is the strongest.
         contributions: float32 [n, K], to the logit of the class (or attribute) with the largest.
+        decomposition_error: Largest difference of the sum of contributions and constant from their logit, over the two
+            best classes of every image.
         landmarks: float32 [n, P, 2].
         visibility: bool [n, P].
         corner: Whether the centres are counted from the far corners of the cells of the map.
@@ -118,6 +120,7 @@ class Tally(Answers):
     landmark_table: np.ndarray | int = 0
     part_map_table: np.ndarray | int = 0
     corner: bool = False
+    decomposition_error: float = 0.0
 
     def add(self, batch: Batch, output: ModelOutput, contributions: Tensor | None = None) -> None:
         """Take note of one batch; contributions [n, K] only where they are to be written."""

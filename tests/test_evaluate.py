@@ -241,6 +241,23 @@ def test_contributions_are_those_of_the_label(run, tested):
                 assert one["contributions"][k] == pytest.approx(added.item(), abs=1e-4)
 
 
+def test_what_contributions_leave_out_of_their_logits_is_measured(run, result, small_birds, tmp_path, monkeypatch):
+    """Of the two best classes of every image, the largest, whatever the flipped image says."""
+    assert result["decomposition_error"] < 1e-4
+    contributions = RegionGroupingModel.contributions
+
+    def leaving_out(model, output, explained):
+        parts, constant = contributions(model, output, explained)
+        constant[0, 1] += 0.5
+        return parts, constant
+
+    monkeypatch.setattr(RegionGroupingModel, "contributions", leaving_out)
+    shutil.copytree(run, tmp_path / "run")
+    how = dataclasses.replace(CONFIG.evaluation, flip=True)
+    found = evaluate(tmp_path / "run", small_birds, "test", 7, "cpu", how)
+    assert found["decomposition_error"] == pytest.approx(0.5, abs=1e-4)
+
+
 def test_confidence_is_fitted_on_the_validation_split(run, result, small_birds, tested):
     """Limit and shares are counted here from a plain forward pass; presence is sum_k a_k t_k."""
     written = json.loads((run / "confidence.json").read_text())
@@ -295,6 +312,7 @@ def test_the_table_says_what_was_measured(run, result):
     right = sum(line["label"] == line["predicted"] for line in lines(run).values())
     said = rf"{100 * right / 40:.2f} % \({right} of 40 images; chance 25\.00 %\)"
     assert re.search(rf"^ +Accuracy +{said}$", text, re.MULTILINE)
+    assert f"{result['decomposition_error']:.1e} at most" in text
     assert "ot measured" not in text
     background = any(part["background"] for part in result["parts"])
     assert ("background: surroundings, or parts that hardly count" in text) is background
@@ -356,6 +374,7 @@ def test_attributes_without_annotations(tmp_path):
     right = (probabilities > 0.5) == np.array([sample.label for sample in samples])
     assert (result["split"], result["samples"]) == ("val", 12)
     assert result["accuracy"] == pytest.approx(right.mean())
+    assert result["decomposition_error"] < 1e-4
     unmeasured = ("landmark_error", "mean_shape_error", "landmark_errors", "pointing_error", "nmi", "part_map_nmi")
     assert all(result[name] is None for name in unmeasured)
     assert result["chance"] is None

@@ -95,6 +95,21 @@ def test_onnx_gives_what_the_model_gives(lite0, shape):
         np.testing.assert_allclose(value, getattr(expected, output.name), rtol=0, atol=TOLERANCE)
 
 
+def test_onnx_of_attributes_gives_what_the_model_gives(tmp_path):
+    """Attention is one for every attribute."""
+    run = make_run(tmp_path / "run", multi_label=True)
+    assert main(["export", str(run)]) == 0
+    model = run_folder.load_model(run)[0].double()
+    images = noise(3, 3, 97, 80)
+    with torch.no_grad():
+        expected = model(images.double())
+    assert expected.attention.shape == (3, len(CLASSES), 4)
+    session = session_of(run / "model.onnx")
+    found = session.run(None, {"images": images.numpy()})
+    for output, value in zip(session.get_outputs(), found, strict=True):
+        np.testing.assert_allclose(value, getattr(expected, output.name), rtol=0, atol=TOLERANCE)
+
+
 def test_onnx_says_what_it_takes(lite0):
     content = onnx.load(lite0 / "model.onnx")
     onnx.checker.check_model(content, full_check=True)
