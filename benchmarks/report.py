@@ -1,0 +1,143 @@
+"""Measured numbers in the documentation, and the rows of ``results/`` that they are taken from.
+
+python -m benchmarks.report [FILE.md ...] [--write]
+python -m benchmarks.report --rows loader
+
+A number that was measured stands right before a comment that names its row:
+
+    862<!-- loader: dali_cpu, 2 workers, throughput, p50 -->
+    2.37<!-- loader: dali_cpu, throughput, p50 / imagefolder, throughput, p50 -->x
+
+First the file in ``results/``, then what its row must hold in case, provider, mode or metric, last the column. Of rows
+that differ in date and version only the newest counts. A quotient before " %" is a percentage. The number keeps its
+decimals and its thousands' commas. Without ``--write`` nothing is changed, and numbers that are not those of the rows
+are an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import ledger
+from pipelines.manifest import atomic_write
+
+ROOT = Path(__file__).parent.parent
+KEY = ("case", "provider", "mode", "metric")
+VALUES = ("p20", "p50", "p80", "n")
+_MARKED = re.compile(r"(?P<number>[\d,]*\d(?:\.\d+)?)<!-- (?P<file>\w+): (?P<row>[^>]+?) -->(?P<percent> %)?")
+
+Row = dict[str, str]
+
+
+def documents() -> list[Path]:
+    """All Markdown of the project that may hold measured numbers."""
+    return [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def read(name: str, results: Path = ledger.RESULTS) -> list[Row]:
+    """The rows of a file of the ledger, the newest of each case, provider, mode and metric, oldest first.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = results / f"{name}.csv"
+    if not path.is_file():
+        names = ", ".join(sorted(found.stem for found in results.glob("*.csv")))
+        raise ValueError(f"{name}: expected one of {names}")
+    with path.open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["date"])
+    return list({tuple(row[column] for column in KEY): row for row in rows}.values())
+
+
+def value(rows: Sequence[Row], words: str) -> float:
+    """The number that some words name, such as ``dali_cpu, throughput, p50``; ``A / B`` is a quotient.
+
+    Raises:
+        ValueError: no row holds the words, or several do.
+    """
+    if " / " in words:
+        above, _, below = words.partition(" / ")
+        return value(rows, above) / value(rows, below)
+    *wanted, column = words.split(", ")
+    if column not in VALUES:
+        raise ValueError(f"{words}: expected one of {', '.join(VALUES)} at the end, got {column}")
+    found = [row for row in rows if _holds(row, ", ".join(wanted))]
+    if len(found) != 1:
+        names = "; ".join(", ".join(row[key] for key in KEY) for row in found)
+        raise ValueError(f"{words}: expected one row, got {names or 'none'}")
+    return float(found[0][column])
+
+
+def _holds(row: Row, words: str) -> bool:
+    """Whether fields of the row follow each other in the words. Fields have commas of their own."""
+    wanted = f", {words},"
+    for column in KEY:
+        wanted = wanted.replace(f", {row[column]},", ",", 1)
+    return wanted == ","
+
+
+def render(text: str, results: Path = ledger.RESULTS) -> tuple[str, list[str]]:
+    """Every marked number as its row has it.
+
+    Returns:
+        The text, and a line for each number that was another.
+
+    Raises:
+        ValueError: a comment names no row.
+    """
+    changes = []
+
+    def put(match: re.Match[str]) -> str:
+        number = match["number"]
+        decimals = len(number.partition(".")[2])
+        exact = value(read(match["file"], results), match["row"]) * (100 if match["percent"] else 1)
+        right = f"{exact:,.{decimals}f}" if "," in number or exact >= 1000 else f"{exact:.{decimals}f}"
+        if right != number:
+            changes.append(f"{match['file']}: {match['row']}: {right}, not {number}")
+        return match[0].replace(number, right, 1)
+
+    return _MARKED.sub(put, text), changes
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows in Markdown, with what they were measured on."""
+    lines = ["| case | provider | mode | metric | p20 | p50 | p80 | n | device | commit |", "|" + "---|" * 10]
+    for row in rows:
+        names = [row["case"], row["provider"], row["mode"], f"{row['metric']}, {row['unit']}"]
+        commit = row["commit"] + (" and changes" if row["dirty"] == "1" else "")
+        lines.append("| " + " | ".join([*names, *(row[name] for name in VALUES), row["device"], commit]) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compares or writes; exit code 1 if a number is not that of its row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("files", type=Path, nargs="*", help="Markdown files; default: those of the project")
+    parser.add_argument("--write", action="store_true", help="put the numbers of the rows into the files")
+    parser.add_argument("--rows", metavar="NAME", help="print the newest rows of results/NAME.csv instead")
+    options = parser.parse_args(arguments)
+    wrong = 0
+    try:
+        if options.rows:
+            print(table(read(options.rows)))
+            return 0
+        for path in options.files or documents():
+            text, changes = render(path.read_text())
+            print("".join(f"{path}: {change}\n" for change in changes), end="")
+            wrong += len(changes)
+            if changes and options.write:
+                with atomic_write(path) as file:
+                    file.write(text.encode())
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{wrong} numbers were not those of the rows" if wrong else "all marked numbers are those of the rows")
+    return int(wrong > 0 and not options.write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
