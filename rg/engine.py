@@ -38,6 +38,7 @@ from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimiz
 
 MOMENTUM = "momentum_buffer"
 LARGEST_STAGE = 2
+MEMORY_FORMAT = torch.channels_last
 
 
 class SGD(torch.optim.SGD):
@@ -116,7 +117,7 @@ class Engine:
         if not self._sharded:
             # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
             # from 1 on keep parameters as views of one flat tensor.
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=MEMORY_FORMAT)
 
     def train_mode(self) -> None:
         """Let the model learn."""
