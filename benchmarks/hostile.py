@@ -50,6 +50,13 @@ def with_scans(count: int) -> bytes:
     return jpeg[:last] + jpeg[last:-2] * count + jpeg[-2:]
 
 
+def _hidden_scans() -> bytes:
+    """As many scans, behind a marker that looks as if it skipped them."""
+    jpeg = with_scans(5000)
+    first = jpeg.index(b"\xff\xda")
+    return jpeg[:first] + b"\xff\x01" + jpeg[first:]
+
+
 def _frames(form: str, count: int = 300) -> bytes:
     return encoded(noise(40, 30), form, save_all=True, append_images=[noise(40, 30)] * (count - 1))
 
@@ -84,6 +91,15 @@ HOSTILE: dict[str, tuple[bytes, int]] = {  # content, and the status of the answ
         b"BM" + bytes(8) + struct.pack("<IIiiHHIIiiII", 54, 40, -5, 5, 1, 24, 0, 0, 0, 0, 0, 0),
         413,
     ),
+    "BMP of run lengths": (
+        b"BM"
+        + bytes(8)
+        + struct.pack("<IIiiHHIIiiII", 62, 40, 1000, 1, 1, 8, 1, 0, 0, 0, 2, 0)
+        + b"\0\0\0\0\0\0\0\0\0\2\0\xff",
+        400,
+    ),
+    "JPEG of fill bytes": (b"\xff\xd8" + b"\xff" * 10**6, 400),
+    "JPEG of scans behind a marker without a length": (_hidden_scans(), 413),
     "floating-point TIFF": (encoded(noise(9, 9).convert("F"), "TIFF"), 400),
     "larger than allowed": (b"\xff\xd8" + bytes(3 * 10**6), 413),
 }

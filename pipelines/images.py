@@ -59,6 +59,11 @@ def open_rgb(data: bytes | str | os.PathLike | Image.Image) -> Image.Image:
         raise ValueError(f"{os.fspath(data)}: {error}") from None
 
 
+def forget() -> None:
+    """Drops the image that was decoded last, which is else kept until the next one."""
+    _decode.cache_clear()
+
+
 def to_jpeg(data: bytes) -> tuple[bytes, int, int]:
     """The JPEG to store for an image file, with its width and height in pixels.
 

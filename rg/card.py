@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from pipelines.manifest import sha256
 from rg import run_folder
@@ -24,19 +24,6 @@ from rg.templates import template
 PAGE = "card.md"
 NOT_MEASURED = "not measured"
 DRAWN = ("birds", "creatures")  # data sets of pipelines that are no photographs
-TRAINING = (
-    "seed",
-    "loss.classification_weight",
-    "train.epochs",
-    "train.global_batch",
-    "train.precision",
-    "train.batch_norm",
-    "input.view",
-    "input.short_side",
-    "input.crop",
-    "input.flip",
-    "input.brightness",
-)
 MEANINGS = {
     "logits": "[N, classes]",
     "assign": "[N, K, h, w], how much every position belongs to every part, sums to 1 over K",
@@ -257,4 +244,6 @@ def _calibration(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
 def text(value: object) -> Markup:
     """Text that stays text in Markdown: in one line, and neither HTML nor markup."""
     line = " ".join(str(value).split())
-    return Markup(re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", str(escape(line))))
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        line = line.replace(character, entity)
+    return Markup(re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", line))

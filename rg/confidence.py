@@ -196,13 +196,17 @@ def write_confidence(path: Path, confidence: Confidence) -> None:
     run_folder.write_json(path, asdict(confidence))
 
 
-def read_confidence(run: Path) -> Confidence | None:
+def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
     """The confidence of a run; None if it was not fitted, or with other weights.
+
+    Args:
+        run: Run folder.
+        view: That it was fitted in, if that is not the one of the run.
 
     Raises:
         ValueError: the file is none of this program.
     """
-    path = run / CONFIDENCE
+    path = run / run_folder.of_view(CONFIDENCE, view)
     if not path.is_file():
         return None
     content = run_folder.read_json(path)

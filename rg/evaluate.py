@@ -24,8 +24,8 @@ from rg.explain import pick_device
 from rg.losses import occurrence_prior_loss
 from rg.model import Model, ModelOutput, RegionGroupingModel, class_logits
 from rg.part_names import Part, read_parts
-from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured, of_view
-from rg.run_folder import Classes
+from rg.report import MEASURED, METRICS, PREDICTIONS, not_measured
+from rg.run_folder import Classes, of_view
 from rg.tally import Answers, Tally, landmark_metrics, threshold
 
 logger = logging.getLogger(__name__)

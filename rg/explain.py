@@ -21,7 +21,7 @@ from pipelines.images import open_rgb
 from rg import inputs, run_folder
 from rg.confidence import Confidence, read_confidence
 from rg.config import RunConfig
-from rg.explanation import Explanation, PartExplanation, Rival, at_image_size
+from rg.explanation import Explanation, Explanations, PartExplanation, Rival, at_image_size, covering
 from rg.lookahead import in_order
 from rg.metrics import part_centers
 from rg.model import RegionGroupingModel
@@ -86,7 +86,12 @@ class Explainer:
         """Read a run folder; see ``rg.load``."""
         model, config, classes = run_folder.load_region_grouping(Path(run))
         parts = read_parts(Path(run), model.background.tolist())
-        return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)))
+        explainer = cls(model, config, classes, pick_device(device), parts)
+        view = "whole" if config.input.view != "stretch" and explainer._takes_any_size else "input"
+        if view != config.evaluation.view:
+            explainer.confidence = read_confidence(Path(run), view)
+        explainer.confidence = explainer.confidence or read_confidence(Path(run))
+        return explainer
 
     def explain(
         self,
@@ -108,7 +113,7 @@ class Explainer:
             versus: The class that the label is compared with; the runner-up if None.
 
         Returns:
-            An ``Explanation``, or a list of them in the order of the images.
+            An ``Explanation``, or a list of them in the order of the images (``Explanations``).
 
         Raises:
             ValueError: an image cannot be decoded, an argument is off, or the whole image is asked for and the backbone
@@ -117,7 +122,7 @@ class Explainer:
         single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
         several: Any = [images] if single else images
         found = list(self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus))
-        return found[0] if single else found
+        return found[0] if single else Explanations(found)
 
     def stream(
         self,
@@ -191,7 +196,8 @@ class Explainer:
             scale = longest_side / max(photo_size)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             x0, y0, x1, y1 = window
-            window = (x0 * size[0] / width, y0 * size[1] / height, x1 * size[0] / width, y1 * size[1] / height)
+            scaled = (x0 * size[0] / width, y0 * size[1] / height, x1 * size[0] / width, y1 * size[1] / height)
+            window = covering(scaled, size[::-1])
             pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
         return _Waiting(np.asarray(pixels), seen, window, source, photo_size)
 

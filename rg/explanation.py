@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,10 +197,32 @@ class Explanation:
                 self.picture().save(file, path.suffix[1:].upper(), method=2)  # of WebP: half the time, 5 % more bytes
 
 
+class Explanations(list[Explanation]):
+    """Explanations of several images; in a notebook, their pictures one below the other."""
+
+    def _repr_html_(self) -> str:
+        """The pictures, for notebooks."""
+        return "\n".join(explanation._repr_html_() for explanation in self)
+
+
 def up_sampled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """One map [h, w] bilinearly at H, W: float32."""
     up = F.interpolate(torch.from_numpy(values)[None, None], size, mode="bilinear", align_corners=False)
     return up[0, 0].numpy()
+
+
+def covering(window: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The window, wide enough to cover a whole pixel of an image of size H, W when it is rounded."""
+    x0, y0, x1, y1 = window
+    (x0, x1), (y0, y1) = _whole_pixel(x0, x1, size[1]), _whole_pixel(y0, y1, size[0])
+    return x0, y0, x1, y1
+
+
+def _whole_pixel(low: float, high: float, length: int) -> tuple[float, float]:
+    if round(low) < round(high):
+        return low, high
+    first = min(math.floor(low), length - 1)
+    return first, first + 1
 
 
 def at_image_size(

@@ -19,7 +19,7 @@ def find_images(paths: Sequence[Path], out: Path) -> list[Path]:
         out: Nothing that lies here is taken from folders: there may be pictures of a run before.
 
     Raises:
-        ValueError: a path does not exist, or there is no image.
+        ValueError: a path does not exist or is a file in ``out``, where it might be overwritten; or there is no image.
     """
     files: list[Path] = []
     own = out.resolve()
@@ -28,6 +28,8 @@ def find_images(paths: Sequence[Path], out: Path) -> list[Path]:
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             files += [file for file in found if own not in file.resolve().parents]
         elif path.is_file():
+            if own in path.resolve().parents:
+                raise ValueError(f"{path}: lies in --out {out}, where pictures are written; choose another folder")
             files.append(path)
         elif set("*?") & set(str(path)):
             raise ValueError(f"{path}: no file matches this pattern")

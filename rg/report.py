@@ -319,12 +319,6 @@ def _selective_rows(of: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     return [(name, percent(of[key], 2), about) for name, key, about in rows]
 
 
-def of_view(name: str, view: str | None) -> str:
-    """Name of a file of ``evaluate`` for another view than that of the run: metrics.json -> metrics.whole.json."""
-    path = Path(name)
-    return f"{path.stem}.{view}{path.suffix}" if view else name
-
-
 def _reliability(metrics: Mapping[str, Any]) -> charts.ReliabilityChart:
     """How far confidence can be trusted, as measured and with the temperature that was fitted."""
     measured = {"as measured": metrics["reliability"]}

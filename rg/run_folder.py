@@ -54,6 +54,12 @@ class Classes:
     multi_label: bool = False
 
 
+def of_view(name: str, view: str | None) -> str:
+    """Name of a file of ``evaluate`` for another view than that of the run: metrics.json -> metrics.whole.json."""
+    path = Path(name)
+    return f"{path.stem}.{view}{path.suffix}" if view else name
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, all or nothing."""
     with atomic_write(path) as file:

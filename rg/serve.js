@@ -50,7 +50,8 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-async function ask(file, query) {
+async function ask(card, query) {
+  const { file } = card;
   const form = new FormData();
   form.append("file", file, file.name || "photo");
   for (;;) {
@@ -63,6 +64,7 @@ async function ask(file, query) {
     if (response.ok) return response;
     if (response.status !== 503) throw new Error(capital((await response.json().catch(() => ({}))).error || `error ${response.status}`));
     await new Promise((resume) => setTimeout(resume, 1000 * Number(response.headers.get("Retry-After") || 2)));
+    if (card.removed) throw new Error("Removed");
   }
 }
 
@@ -100,7 +102,7 @@ class Card {
 
   async run() {
     try {
-      this.answer = await (await ask(this.file, { pictures: true })).json();
+      this.answer = await (await ask(this, { pictures: true })).json();
       this.show();
     } catch (error) {
       this.fail(error.message);
@@ -170,7 +172,7 @@ class Card {
     if (this.answer.rival?.label !== label) {
       this.find(".summary").textContent = `Comparing with ${label} …`;
       try {
-        const other = await (await ask(this.file, { versus: label })).json();
+        const other = await (await ask(this, { versus: label })).json();
         this.answer = { ...other, pictures: this.answer.pictures };
       } catch (error) {
         this.find(".summary").textContent = error.message;
@@ -282,7 +284,7 @@ class Card {
       button.disabled = true;
       try {
         const query = { format: "png", ...(this.answer.rival && { versus: this.answer.rival.label }) };
-        download(await (await ask(this.file, query)).blob(), `${stem}.png`);
+        download(await (await ask(this, query)).blob(), `${stem}.png`);
       } catch (error) {
         $("status").textContent = error.message;
       }

@@ -24,10 +24,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rg import __version__, pictures
 from rg.explain import Explainer
-from rg.explanation import Explanation, at_image_size
+from rg.explanation import Explanation, at_image_size, covering
 from rg.inputs import evaluation_geometry
 from rg.templates import css, data_uri
 from rg.uploads import Limits, Upload, decode, receive
@@ -41,6 +42,7 @@ PAGE = {
 }
 MAP_SIDE, PHOTO_SIDE = 480, 1280  # pixels of the longest side of what a page draws
 MAX_CONNECTIONS = 512
+HEAD_SECONDS = 10.0  # in which whoever connects must have asked
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -81,13 +83,28 @@ class Question:
         if unknown := sorted(set(query) - known):
             raise HTTPException(400, f"query: expected {', '.join(sorted(known))}, got {unknown[0]!r}")
         top_k, shown, form = query.get("top_k", "5"), query.get("pictures", "false"), query.get("format", "json")
-        if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) <= 1000):
-            raise HTTPException(400, f"top_k: expected 1 to 1000, got {top_k!r}")
+        if not (top_k.isascii() and top_k.isdecimal() and len(top_k) <= 4 and 1 <= int(top_k) <= 1000):
+            raise HTTPException(400, f"top_k: expected 1 to 1000, got {top_k[:20]!r}")
         if shown not in ("true", "false"):
             raise HTTPException(400, f"pictures: expected true or false, got {shown!r}")
         if form not in ("json", "png"):
             raise HTTPException(400, f"format: expected json or png, got {form!r}")
         return cls(int(top_k), query.get("versus"), shown == "true", form)
+
+
+@dataclasses.dataclass
+class Job:
+    """A question on its way.
+
+    Attributes:
+        question: What is asked.
+        queued: Whether the picture has arrived and waits for the model.
+        given_up: Whether nobody waits for the answer any more.
+    """
+
+    question: Question
+    queued: bool = False
+    given_up: bool = False
 
 
 class Service:
@@ -120,18 +137,32 @@ class Service:
         if self.waiting >= self.limits.waiting:
             raise HTTPException(503, "too many requests at once; try again soon", RETRY_AFTER)
         self.waiting += 1
+        job = Job(question)
         try:
-            return await asyncio.wait_for(self._explain(request, question), self.limits.answer_seconds)
+            return await asyncio.wait_for(self._explain(request, job), self.limits.answer_seconds)
         except asyncio.TimeoutError:
-            raise HTTPException(503, "the answer took too long; try again later", RETRY_AFTER) from None
+            raise HTTPException(504, "the answer took too long") from None
         finally:
-            self.waiting -= 1
+            job.given_up = True
+            if not job.queued:
+                self.waiting -= 1
 
-    async def _explain(self, request: Request, question: Question) -> Response:
+    async def _explain(self, request: Request, job: Job) -> Response:
         upload = await receive(request, self.limits)
-        return await asyncio.get_running_loop().run_in_executor(self.worker, self._answer, upload, question)
+        loop = asyncio.get_running_loop()
+        future = self.worker.submit(self._answer, upload, job)
+        job.queued = True
+        # A request counts, and its upload takes memory, until the thread is done with it, whoever still waits.
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        return await asyncio.shield(asyncio.wrap_future(future))
 
-    def _answer(self, upload: Upload, question: Question) -> Response:
+    def _leave(self) -> None:
+        self.waiting -= 1
+
+    def _answer(self, upload: Upload, job: Job) -> Response:
+        if job.given_up:
+            return Response()
+        question = job.question
         pixels = decode(upload.data, self.limits)
         try:
             explanation = self.explainer.explain(pixels, top_k=question.top_k, versus=question.versus)
@@ -171,6 +202,28 @@ class Service:
                 "limits": dataclasses.asdict(self.limits),
             }
         )
+
+
+class Protocol(H11Protocol):
+    """HTTP that hangs up on who connects and does not ask: uvicorn itself waits for the first request for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As asyncio says."""
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn says."""
+        answered = self.cycle
+        super().on_response_complete()
+        self._expect_request(answered)
+
+    def _expect_request(self, answered: object = None) -> None:
+        self.loop.call_later(HEAD_SECONDS, self._hang_up, answered)
+
+    def _hang_up(self, answered: object) -> None:
+        if self.cycle is answered:
+            self.transport.close()
 
 
 class SecureHeaders:
@@ -250,9 +303,8 @@ def part_map(explanation: Explanation) -> np.ndarray:
     height, width = explanation.image.shape[:2]
     scale = MAP_SIDE / max(width, height)
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    x0, y0, x1, y1 = (round(value * scale) for value in explanation.window)
-    x0, y0 = min(x0, size[1] - 1), min(y0, size[0] - 1)
-    window = (x0, y0, min(max(x1, x0 + 1), size[1]), min(max(y1, y0 + 1), size[0]))
+    x0, y0, x1, y1 = (value * scale for value in explanation.window)
+    window = covering((x0, y0, x1, y1), size)
     attention = np.array([part.attention for part in explanation.parts])
     return at_image_size(explanation.assign, attention, window, size)[0].astype(int)
 
@@ -279,7 +331,7 @@ def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str
         app,
         host,
         port,
-        http="h11",
+        http=Protocol,
         ws="none",
         log_level="warning",
         access_log=False,

@@ -18,7 +18,8 @@ from typing import Any, Literal, get_args
 from pipelines.manifest import sha256
 from rg import recipes, run_folder
 from rg.config import RunConfig, View, differences
-from rg.report import HISTORY, METRICS, of_view
+from rg.report import HISTORY, METRICS
+from rg.run_folder import of_view
 
 SPLIT = "test"  # of every data set; of iNaturalist 2017 that is what was published as val
 EMBEDDED = "creatures"

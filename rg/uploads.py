@@ -17,13 +17,14 @@ from python_multipart.multipart import Field, File
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from pipelines.images import FORMATS, open_rgb
+from pipelines.images import FORMATS, forget, open_rgb
 
 MAX_FIELDS = 8  # of a form beside the picture
 MAX_SCANS = 100  # of a JPEG; progressive ones have some 10, and every scan visits all pixels
 LINGER = 5.0  # seconds in which the rest of a refused upload is thrown away, so that its sender reads the answer
 MULTIPART = "multipart/form-data"
-MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # in the entropy-coded data of a JPEG: neither 00 nor a restart
+MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # of a segment of a JPEG; 00, 01 and restarts have no length
+RUN_LENGTHS = (1, 2)  # compressions of BMP: before Pillow 13, 60 bytes of them could fill any memory
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,8 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
         image = open_rgb(data)
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
+    finally:
+        forget()
     image.thumbnail((limits.side, limits.side), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.array(image)
 
@@ -170,7 +173,11 @@ def _size(data: bytes) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
+                    raise HTTPException(400, "expected no run-length encoding in a BMP")
                 return image.size
+        except HTTPException:
+            raise
         except Image.DecompressionBombError:
             raise HTTPException(413, "too many pixels") from None
         except Exception:  # open_rgb says what is wrong

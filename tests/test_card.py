@@ -178,6 +178,7 @@ def test_names_are_text(tmp_path):
 
 def test_text_is_one_line_and_no_markup():
     assert text("a_b\n<i>&") == r"a\_b &lt;i&gt;&amp;"
+    assert text('Anna\'s "hummingbird"') == 'Anna\'s "hummingbird"'
 
 
 @pytest.mark.parametrize("file", ["birds.onnx", "birds.pt2", "it's \"``` quoted.onnx"])

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -143,6 +144,12 @@ def test_a_run_is_loaded_with_its_confidence(explainer, tmp_path):
     assert Explainer.load(tmp_path, "cpu").confidence == confidence
     write_confidence(tmp_path / "confidence.json", SURE)  # of other weights
     assert Explainer.load(tmp_path, "cpu").confidence is None
+    whole = dataclasses.replace(confidence, threshold=0.123)  # what explain shows the model unless it is told otherwise
+    write_confidence(tmp_path / "confidence.whole.json", whole)
+    assert Explainer.load(tmp_path, "cpu").confidence == whole
+    write_confidence(tmp_path / "confidence.json", confidence)
+    write_confidence(tmp_path / "confidence.whole.json", SURE)
+    assert Explainer.load(tmp_path, "cpu").confidence == confidence
 
 
 def test_a_part_hands_out_its_contribution_where_it_is():
@@ -245,6 +252,10 @@ def test_a_list_is_explained_in_order_and_in_batches(explainer):
     for one, other in zip(alone, together, strict=True):
         assert one.label == other.label
         np.testing.assert_allclose(one.attribution, other.attribution, atol=1e-4)
+    shown = together._repr_html_()
+    assert [shown.index(one._repr_html_()) for one in together] == sorted(
+        {m.start() for m in re.finditer("<img", shown)}
+    )
 
 
 class Photos:
@@ -426,6 +437,17 @@ def test_a_large_photo_is_shown_smaller_and_explained_the_same(explainer, view):
         assert one.pop("area") == pytest.approx(other.pop("area"), abs=0.02)
         assert one == other
     assert found == expected
+
+
+@pytest.mark.parametrize("size", [(6000, 1), (6000, 2), (1, 6000), (9000, 3)])
+@pytest.mark.parametrize("view", ["whole", "crop"])
+def test_of_a_thin_photo_at_least_a_pixel_is_shown(explainer, size, view):
+    """Made smaller, less than half a pixel would be left of what the model saw."""
+    (small,) = explainer.stream([noise(*size)], view=view, longest_side=640)
+    seen = np.argwhere(small.parts[0].strongest >= 0)
+    middle = [(length - 1) / 2 for length in small.image.shape[:2]]
+    assert seen.mean(0) == pytest.approx(middle, abs=1)
+    assert small.picture().width > 0
 
 
 def test_threads_change_nothing(explainer, tmp_path):

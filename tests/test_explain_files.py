@@ -187,6 +187,15 @@ def test_its_own_pictures_are_not_explained(run, photos, seen):
     assert len(seen) == 3
 
 
+def test_files_that_lie_where_pictures_are_written_are_refused(run, photos, seen):
+    """compare would write the picture of a photo over the photo."""
+    named = sorted(path for path in photos.rglob("*") if path.is_file())
+    for out in (photos, named[0].parent):
+        with pytest.raises(ValueError, match=rf"^{named[0]}: lies in --out {out}, where pictures are written"):
+            explain_files(run, named, out, device="cpu")
+    assert not seen
+
+
 def test_two_at_once_are_refused(run, photos, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

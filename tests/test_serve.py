@@ -18,14 +18,14 @@ import uvicorn
 from PIL import Image
 
 from benchmarks.hostile import HONEST, HOSTILE, JPEG, MEGABYTES, MEGAPIXELS, encoded, noise, with_scans
-from rg import __version__
+from rg import __version__, serve
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain import Explainer
 from rg.model import RegionGroupingModel
 from rg.part_names import Part
 from rg.run_folder import Classes
-from rg.serve import HEADERS, application, part_map
-from rg.uploads import Limits, scans
+from rg.serve import HEADERS, Protocol, application, part_map
+from rg.uploads import MAX_SCANS, Limits, scans
 
 NAMES = ("wren", "robin", "jay")
 PARTS = (Part(0, "part 0", False), Part(1, "crown", False, True), Part(2, "part 2", True), Part(3, "part 3", False))
@@ -49,7 +49,7 @@ def make():
 def served(explainer, limits=LIMITS, hosts=("127.0.0.1",)):
     """The address of a real server of a model."""
     app = application(explainer, "birds", hosts, limits)
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, http=Protocol, ws="none", log_level="critical"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -143,6 +143,7 @@ def test_the_picture_is_a_png(client):
     [
         ({"top_k": "0"}, "top_k: expected 1 to 1000, got '0'"),
         ({"top_k": "9" * 5000}, "top_k: expected"),
+        ({"top_k": "000000001" + "0" * 5000}, "top_k: expected"),
         ({"versus": "kite"}, "versus: expected one of the 3 classes, got 'kite'"),
         ({"pictures": "yes"}, "pictures: expected true or false, got 'yes'"),
         ({"format": "gif"}, "format: expected json or png, got 'gif'"),
@@ -236,6 +237,46 @@ def test_whoever_comes_when_the_queue_is_full_is_told_when_to_come_again(explain
         assert client.post("/explain", content=JPEG).status_code == 200
 
 
+def test_who_gives_up_still_counts_until_the_thread_is_done(explainer):
+    release = threading.Event()
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(explainer, name)
+
+        def explain(self, *arguments, **options):
+            release.wait(20)
+            return explainer.explain(*arguments, **options)
+
+    with served(Slow(), Limits(waiting=2, answer_seconds=0.5)) as address, httpx.Client(base_url=address) as client:
+        try:
+            for _ in range(2):  # one in the thread, one behind it
+                answer = client.post("/explain", content=JPEG)
+                assert (answer.status_code, answer.json()) == (504, {"error": "the answer took too long"})
+            assert client.post("/explain", content=JPEG).status_code == 503
+        finally:
+            release.set()
+        until = time.monotonic() + 20
+        while (answer := client.post("/explain", content=JPEG)).status_code in (503, 504) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert answer.status_code == 200
+
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", REQUEST[:30], REQUEST + b"GET"])
+def test_who_connects_and_does_not_ask_is_hung_up_on(server, monkeypatch, sent):
+    monkeypatch.setattr(serve, "HEAD_SECONDS", 0.3)
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=4) as idle:
+        idle.sendall(sent)
+        answer = b""
+        while piece := idle.recv(1000):
+            answer += piece
+    assert answer.count(b" 200 OK") == sent.count(b"\r\n\r\n")
+
+
 def test_many_at_once_get_their_own_answers(server, explainer):
     images = [encoded(noise(40 + n, 50), "PNG") for n in range(16)]
     expected = [explainer.explain(Image.open(io.BytesIO(image))).logit for image in images]
@@ -295,6 +336,14 @@ def test_scans_are_those_that_a_decoder_reads():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert scans(b"\xff\xd8" + b"\xff" * 1000) == 0
+    jpeg = with_scans(MAX_SCANS + 1)
+    last = jpeg.rindex(b"\xff\xda")
+    assert scans(jpeg[:last] + b"\xff\x01" + jpeg[last:]) > MAX_SCANS  # TEM has no length that could hide a scan
+
+
+def test_scans_are_counted_in_one_pass():
+    """A search that starts over at each of 20 million bytes would not end today."""
+    assert scans(b"\xff\xd8" + b"\xff" * 20_000_000) == 0
 
 
 @pytest.mark.parametrize("name", ["megabytes", "megapixels", "side", "waiting", "upload_seconds", "answer_seconds"])
