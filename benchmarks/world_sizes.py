@@ -3,8 +3,8 @@
 python -m benchmarks.world_sizes [--worlds 1,2,3,4] [--steps 5] [--size 64] [--dtype float64]
 
 Each run trains a ResNet-18 from random weights on drawn birds. Losses are compared relative to the loss, gradients and
-weights by their largest difference, relative to the largest gradient or weight of the model. In float64
-everything is but DeepSpeed's sum of the gradients. In float32, the rounding of one batch split two ways decides now and
+weights by their largest difference, relative to the largest gradient or weight of the model. Float64 holds for
+everything but DeepSpeed's sum of the gradients. In float32, the rounding of one batch split two ways decides now and
 then which side of zero a ReLU is on, and gradients that jump there hide what is to be seen.
 """
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from pipelines.geometry import central_start
 from pipelines.images import open_rgb
 from rg import inputs, run_folder
 from rg.confidence import Confidence, read_confidence
-from rg.config import RunConfig
+from rg.config import RunConfig, View
 from rg.explanation import Explanation, Explanations, PartExplanation, Rival, at_image_size, covering
 from rg.lookahead import in_order
 from rg.metrics import part_centers
@@ -55,6 +55,7 @@ class Explainer:
         device: Where the model is to run.
         parts: Their names and kinds; as the model sees them if None.
         confidence: Calibrates the probabilities and says when to withhold the label; neither if None.
+        confidences: The same where it was fitted in other views than that of the run, by evaluation view.
 
     Attributes:
         model: In evaluation mode.
@@ -63,6 +64,7 @@ class Explainer:
         device: Where the model runs.
         parts: Name and kind of every part.
         confidence: What the run was found to deserve on its validation split, None if it is not known.
+        confidences: The same in other views than that of the run, by evaluation view.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Explainer:
         device: torch.device,
         parts: Sequence[Part] | None = None,
         confidence: Confidence | None = None,
+        confidences: Mapping[str, Confidence | None] | None = None,
     ) -> None:
         self.model = model.to(device).eval()
         self.config = config
@@ -80,18 +83,15 @@ class Explainer:
         self.device = device
         self.parts = tuple(parts or unnamed(model.background.tolist()))
         self.confidence = confidence
+        self.confidences = dict(confidences or {})
 
     @classmethod
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
         """Read a run folder; see ``rg.load``."""
         model, config, classes = run_folder.load_region_grouping(Path(run))
         parts = read_parts(Path(run), model.background.tolist())
-        explainer = cls(model, config, classes, pick_device(device), parts)
-        view = "whole" if config.input.view != "stretch" and explainer._takes_any_size else "input"
-        if view != config.evaluation.view:
-            explainer.confidence = read_confidence(Path(run), view)
-        explainer.confidence = explainer.confidence or read_confidence(Path(run))
-        return explainer
+        others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
+        return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)), others)
 
     def explain(
         self,
@@ -150,17 +150,11 @@ class Explainer:
                 model.
             jobs: Threads that decode and resize ahead of the model.
         """
-        if view not in VIEWS:
-            raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
         if min(top_k, batch_size, jobs) < 1:
             raise ValueError(f"top_k, batch_size, jobs: expected at least 1, got {top_k}, {batch_size}, {jobs}")
         if versus is not None and versus not in self.classes.names:
             raise ValueError(f"versus: expected one of the {len(self.classes.names)} classes, got {versus!r}")
-        if view == "auto":
-            view = self._auto_view
-        elif view == "whole" and not self._takes_any_size:
-            name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
-            raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
+        view = self.resolve_view(view)
 
         def prepare(image: ImageLike) -> tuple[ImageLike, _Waiting | ValueError | OSError]:
             try:
@@ -169,7 +163,7 @@ class Explainer:
                 return image, error
 
         def explain(waiting: Sequence[_Waiting]) -> Iterator[Explanation]:
-            for one, explanation in zip(waiting, self._explain(waiting, top_k, versus), strict=True):
+            for one, explanation in zip(waiting, self._explain(waiting, view, top_k, versus), strict=True):
                 yield replace(explanation, photo_size=one.photo_size)
 
         waiting: list[_Waiting] = []
@@ -200,6 +194,25 @@ class Explainer:
             window = covering(scaled, size[::-1])
             pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
         return _Waiting(np.asarray(pixels), seen, window, source, photo_size)
+
+    def resolve_view(self, view: str) -> str:
+        """``whole`` or ``crop``, also for ``auto``.
+
+        Raises:
+            ValueError: it is none of these, or the backbone takes images of one size only.
+        """
+        if view not in VIEWS:
+            raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
+        if view == "auto":
+            return self._auto_view
+        if view == "whole" and not self._takes_any_size:
+            name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
+            raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
+        return view
+
+    def confidence_in(self, view: str) -> Confidence | None:
+        """What was fitted on images in this view, ``whole`` or ``crop``; else that of the run."""
+        return self.confidences.get("whole" if view == "whole" else "input") or self.confidence
 
     @cached_property
     def _takes_any_size(self) -> bool:
@@ -234,9 +247,9 @@ class Explainer:
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1), window
 
     @torch.inference_mode()
-    def _explain(self, waiting: Sequence[_Waiting], top_k: int, versus: str | None) -> Iterator[Explanation]:
+    def _explain(self, waiting: Sequence[_Waiting], view: str, top_k: int, versus: str | None) -> Iterator[Explanation]:
         output = self.model(torch.stack([one.seen for one in waiting]).to(self.device))
-        logits, confidence = output.logits, self.confidence
+        logits, confidence = output.logits, self.confidence_in(view)
         scaled = logits / confidence.temperature if confidence and confidence.temperature else logits
         probabilities = torch.sigmoid(scaled) if self.classes.multi_label else torch.softmax(scaled, 1)
         best = probabilities.topk(min(max(top_k, 2), logits.shape[1]), dim=1)

@@ -57,11 +57,12 @@ def explain_files(
         raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
     files = find_images(paths, out)
     explainer = Explainer.load(run, device)
+    confidence = explainer.confidence_in(explainer.resolve_view(view))
     settings = {
         "run": run.resolve().name,
         "weights": sha256(run / WEIGHTS),
         "parts": [asdict(part) for part in explainer.parts],
-        "confidence": asdict(explainer.confidence) if explainer.confidence else None,
+        "confidence": asdict(confidence) if confidence else None,
         "view": view,
         "pictures": pictures,
     }

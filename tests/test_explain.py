@@ -144,12 +144,26 @@ def test_a_run_is_loaded_with_its_confidence(explainer, tmp_path):
     assert Explainer.load(tmp_path, "cpu").confidence == confidence
     write_confidence(tmp_path / "confidence.json", SURE)  # of other weights
     assert Explainer.load(tmp_path, "cpu").confidence is None
-    whole = dataclasses.replace(confidence, threshold=0.123)  # what explain shows the model unless it is told otherwise
-    write_confidence(tmp_path / "confidence.whole.json", whole)
-    assert Explainer.load(tmp_path, "cpu").confidence == whole
-    write_confidence(tmp_path / "confidence.json", confidence)
-    write_confidence(tmp_path / "confidence.whole.json", SURE)
-    assert Explainer.load(tmp_path, "cpu").confidence == confidence
+
+
+def test_confidence_is_that_of_the_view(explainer, tmp_path):
+    """What was fitted on whole photos is not for crops; where nothing was fitted, that of the run is taken."""
+    run_folder.save_config(tmp_path, explainer.config, explainer.classes)
+    run_folder.save_weights(tmp_path, explainer.model)
+    right = dataclasses.replace(SURE, weights=sha256(tmp_path / run_folder.WEIGHTS), temperature=2.0)
+    write_confidence(tmp_path / "confidence.json", right)
+    photo = noise(96, 64)
+
+    def logs(view):
+        found = Explainer.load(tmp_path, "cpu").explain(photo, view=view, top_k=3)
+        return np.diff(np.log([probability for _, probability in found.top_k]))
+
+    cold = {view: logs(view) for view in ("whole", "crop", "auto")}
+    write_confidence(tmp_path / "confidence.whole.json", dataclasses.replace(right, temperature=1.0))
+    for view, times in (("whole", 2), ("auto", 2), ("crop", 1)):
+        np.testing.assert_allclose(logs(view), times * cold[view], rtol=1e-4)
+    write_confidence(tmp_path / "confidence.whole.json", SURE)  # of other weights
+    np.testing.assert_allclose(logs("whole"), cold["whole"], rtol=1e-4)
 
 
 def test_a_part_hands_out_its_contribution_where_it_is():
