@@ -49,6 +49,11 @@ def birds_lite0_no_prior() -> RunConfig:
     return _without_prior(birds_lite0())
 
 
+def birds_lite0_plain() -> RunConfig:
+    """The network of birds_lite0 without region grouping: what activation maps and feature factors are made of."""
+    return _plain(birds_lite0())
+
+
 def photos_lite0() -> RunConfig:
     """Your own photos in class folders on EfficientNet-Lite0 at 224 px: runs on a laptop."""
     demo = birds_lite0()
@@ -264,6 +269,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     for function in (
         birds_lite0,
         birds_lite0_no_prior,
+        birds_lite0_plain,
         photos_lite0,
         photos_resnet50,
         mini_inat,
