@@ -233,13 +233,14 @@ def _baseline_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 def _part_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"  {line}" for line in not_measured(result)]
     names = [part["name"] if part["name"] != f"part {part['part']}" else "" for part in result["parts"]]
-    named = f"{'':<12}name" if any(names) else ""
-    lines.append("  part  occurrence  present  prior distance  attention  area    kind        state" + named)
+    width = max(len(part["state"]) for part in result["parts"])
+    header = f"{'state':<{width}}  {'name' if any(names) else ''}".rstrip()
+    lines.append("  part  occurrence  present  prior distance  attention  area    kind        " + header)
     for part, name in zip(result["parts"], names, strict=True):
         lines.append(
             f"  {part['part']:>4}  {part['occurrence']:>10.3f}  {part['on']:>7.1%}  {part['prior_distance']:>14.3f}  "
             f"{part['attention']:>9.3f}  {part['area']:>6.1%}  {'background' if part['background'] else 'object':<10}  "
-            f"{part['state']:<15}  {name}".rstrip()
+            f"{part['state']:<{width}}  {name}".rstrip()
         )
     if any(part["background"] for part in result["parts"]):
         lines.append("  background: surroundings, or parts that hardly count")
@@ -290,7 +291,8 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
         result["pointing_error"] = 1 - sum(pointing) / len(pointing)
 
     loss = config.loss
-    states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap))
+    names = [part.name for part in parts]
+    states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap), names)
     result["occurrence"] = occurrence.mean(0).tolist()
     result["prior_loss"] = occurrence_prior_loss(occurrence, loss.prior_alpha, loss.prior_beta).item()
     result["decomposition_error"] = seen.decomposition_error
@@ -298,7 +300,7 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
     result["parts"] = [
         {
             "part": k,
-            "name": parts[k].name,
+            "name": names[k],
             "occurrence": occurrence[:, k].mean().item(),
             "on": (occurrence[:, k] > 0.5).float().mean().item(),
             "prior_distance": occurrence_prior_loss(occurrence[:, k : k + 1], loss.prior_alpha, loss.prior_beta).item(),

@@ -168,16 +168,17 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(together, spread, out=np.full(len(a), np.nan), where=spread > 0)
 
 
-def part_states(wins: np.ndarray, overlap: np.ndarray) -> list[str]:
+def part_states(wins: np.ndarray, overlap: np.ndarray, names: Sequence[str]) -> list[str]:
     """Which parts do their work.
 
     Args:
         wins: [N, K] share of the positions of each image at which each part is the strongest.
         overlap: [K, K] inner products of the assignment maps, summed over images.
+        names: Of the parts.
 
     Returns:
         For every part one of: ``in use``; ``dead``, strongest anywhere in less than 1 % of the images; ``duplicate of
-        j``, an earlier part whose maps have a cosine similarity above 0.8 with its own; ``everywhere``, strongest at
+        NAME``, an earlier part whose maps have a cosine similarity above 0.8 with its own; ``everywhere``, strongest at
         more than half of all positions in more than half of the images.
     """
     norm = np.sqrt(np.diag(overlap))
@@ -189,7 +190,7 @@ def part_states(wins: np.ndarray, overlap: np.ndarray) -> list[str]:
         if (wins[:, k] > 0).mean() < DEAD_BELOW:
             states.append("dead")
         elif twins:
-            states.append(f"duplicate of {twins[0]}")
+            states.append(f"duplicate of {names[twins[0]]}")
         elif (wins[:, k] > 0.5).mean() > EVERYWHERE_ABOVE:
             states.append("everywhere")
         else:

@@ -104,7 +104,9 @@ class RegionGroupingModel(nn.Module):
         """bool [K]: parts that are surroundings rather than object, as seen over the training images.
 
         Photographers put the object in the middle, so what gathers at the border of the images surrounds it; and what
-        gets less than half of an even share of the attention is nothing that the classifier looks at.
+        gets less than half of an even share of the attention is nothing that the classifier looks at. Occurrence does
+        not tell them apart, since the prior asks the same of every part (in the demo 0.88 to 0.92 of the background,
+        0.87 to 0.91 of the bird).
         """
         border, interior = self.dictionary.border
         return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))

@@ -37,7 +37,7 @@ def predictions():
 @pytest.fixture
 def found(predictions):
     parts = (Part(0, "crown", False, named=True), Part(1, "part 1", True), Part(2, "part 2", False))
-    states = ("in use", "dead", "duplicate of 0")
+    states = ("in use", "dead", "duplicate of part 0")
     return concepts(parts, [{"state": state} for state in states], predictions, CLASSES)
 
 
@@ -94,7 +94,7 @@ def test_problems_are_named():
     parts = [{"name": name, "state": "in use", "background": False} for name in ("crown", "wing", "tail", "sky")]
     assert problems(parts) == []
     parts[1]["state"] = "dead"
-    parts[2]["state"] = "duplicate of 0"
+    parts[2]["state"] = "duplicate of part 0"
     parts[3] = parts[3] | {"state": "everywhere", "background": True}
     kinds = ("dead", "duplicate", "everywhere")
     assert problems(parts) == [

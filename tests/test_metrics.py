@@ -116,4 +116,5 @@ def test_states_of_parts():
     overlap[1, 4] = overlap[4, 1] = 0.9
     wins[:, 4] = 0.2
     overlap[2, 2] = 0
-    assert metrics.part_states(wins, overlap) == ["everywhere", "in use", "dead", "in use", "duplicate of 1"]
+    names = ["part 0", "crown", "part 2", "part 3", "part 4"]
+    assert metrics.part_states(wins, overlap, names) == ["everywhere", "in use", "dead", "in use", "duplicate of crown"]

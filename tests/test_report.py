@@ -32,7 +32,7 @@ from rg.run_folder import Classes
 SCRIPT = "<script>alert(1)</script>"
 NAMES = (SCRIPT, '"><img src="https://example.org/x" onerror=alert(2)>', "{{ 7 * 7 }} & 鷦鷯", "wren-" * 60)
 K = 4
-STATES = ("in use", "dead", "duplicate of 0", "everywhere")
+STATES = ("in use", "dead", "duplicate of part 0", "everywhere")
 CONFIG = RunConfig(
     model=ModelConfig(
         BackboneConfig(name="resnet18", weights="none"),
@@ -353,7 +353,7 @@ def test_a_part_is_shown_where_it_is(copy):
 def test_parts_that_do_not_work_come_with_advice(page):
     parts = Reader(page).section("The parts")
     assert "No image shows this part." in parts
-    for text in ("Part 1 is dead.", "Part 2 is a duplicate of 0.", "Part 3 is everywhere."):
+    for text in ("Part 1 is dead.", "Part 2 is a duplicate of part 0.", "Part 3 is everywhere."):
         assert text in parts
     assert f"{NAMED} is" not in parts
     assert parts.count("model.grouping.init=kmeans") == 3
