@@ -1,0 +1,209 @@
+"""What training on a cluster would take: a small model of a step, fitted to rows of ``results/``.
+
+python -m benchmarks.predict --nodes 1 2 4 8 16 32 64 [--gpus 8] [--images 64] [--throughput 1430] [--network 100]
+python -m benchmarks.predict --nodes 1 2 4 8 --fit "cuda, bf16, channels_last"
+
+A step is ``fixed + per_image * images`` milliseconds for its images, then the sum of the gradients, the gather of the
+occurrences, and nothing overlaps (DeepSpeed's stage 0 sums the gradients after backward). The first two numbers are
+those of the least squares of relative errors over the rows of ``bench_train`` (``--fit`` names their mode), or
+``--throughput`` says how many images a second one GPU takes by itself. A node cannot train on more images than its
+loader delivers. The program prints how far the fits are from the rows that they were made of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.options import at_least, duration
+from pipelines import inat2017
+
+ROWS = ("ranks",)
+PARAMETERS = 50.2e6  # region grouping on ResNet-101, 5,089 species
+GATHERED = 8 + 3  # occurrences and flags of an image and of a rank, float32
+FLOAT = 4  # bytes
+LINK = 200.0  # GB/s that every GPU sends to the others of its node
+HOP = 0.015  # ms of a hop of a tree between nodes
+LEAST = 3  # numbers of images, of a line of two parameters
+RANK = 0.003  # ms that a gather takes for each rank
+_CASE = re.compile(r"(?:(?P<name>[^,]+), )?(?:(?P<ranks>\d+) ranks x )?(?P<images>\d+) images of (?P<size>\d+) px")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Milliseconds of a step as a line over its images.
+
+    Attributes:
+        name: Device, recipe, size, provider and mode of the rows.
+        fixed: Milliseconds of a step without images.
+        per_image: Milliseconds of an image.
+        images: Of every row.
+        errors: By how much of the measured time the line is above every row.
+    """
+
+    name: str
+    fixed: float
+    per_image: float
+    images: tuple[int, ...]
+    errors: tuple[float, ...]
+
+    def step(self, images: float) -> float:
+        """Milliseconds of a step."""
+        return self.fixed + self.per_image * images
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What steps are predicted for.
+
+    Attributes:
+        gpus: Of a node.
+        images: Of a GPU, a step.
+        compute: Milliseconds of a step on one GPU by itself.
+        network: GB/s that a node sends.
+        loader: Images/s that the loader of a node delivers.
+    """
+
+    gpus: int
+    images: int
+    compute: float
+    network: float
+    loader: float
+
+    def communication(self, nodes: int) -> float:
+        """Milliseconds of the sums and gathers of a step.
+
+        Gradients are reduced over the GPUs of a node, then over the nodes, all GPUs of a node sharing its network, and
+        sent back the same way: rings move 2 (n - 1) / n of the bytes.
+        """
+        gradients, ranks = FLOAT * PARAMETERS, nodes * self.gpus
+        inside = 2 * (self.gpus - 1) / self.gpus * gradients / (1e6 * LINK)
+        between = 2 * (nodes - 1) / nodes * gradients / (1e6 * self.network)
+        gathered = FLOAT * GATHERED * self.images * (ranks - 1) / (1e6 * min(LINK, self.network))
+        return inside + between + gathered + HOP * 2 * math.log2(nodes) + RANK * (ranks - 1)
+
+    def step(self, nodes: int) -> float:
+        """Milliseconds of a step, whichever is longer: training, or reading the images of the next."""
+        return max(self.compute + self.communication(nodes), 1000 * self.gpus * self.images / self.loader)
+
+    def throughput(self, nodes: int) -> float:
+        """Images/s."""
+        return 1000 * nodes * self.gpus * self.images / self.step(nodes)
+
+    def bound(self, nodes: int) -> str:
+        """What takes most of a step: loader, communication or compute."""
+        if self.step(nodes) > self.compute + self.communication(nodes):
+            return "loader"
+        return "communication" if self.communication(nodes) > self.compute else "compute"
+
+
+def fit(name: str, images: Sequence[int], times: Sequence[float]) -> Fit:
+    """The line with the least squares of relative errors.
+
+    Args:
+        name: Of the rows.
+        images: Of a step.
+        times: Milliseconds of a step.
+
+    Raises:
+        ValueError: fewer than three different numbers of images, which say nothing of the error.
+    """
+    if len(set(images)) < LEAST:
+        raise ValueError(f"{name}: expected rows of at least {LEAST} numbers of images, got {sorted(set(images))}")
+    x, y = np.asarray(images, float), np.asarray(times, float)
+    design = np.stack([np.ones_like(x), x], 1) / y[:, None]
+    fixed, per_image = np.linalg.lstsq(design, np.ones_like(y), rcond=None)[0]
+    errors = (fixed + per_image * x) / y - 1
+    return Fit(name, float(fixed), float(per_image), tuple(images), tuple(errors.tolist()))
+
+
+def fits(rows: Iterable[report.Row]) -> list[Fit]:
+    """A line for all rows of ``bench_train`` and ``bench_ranks`` that differ in nothing but the number of images.
+
+    Ranks on a CPU share it, so their images count together.
+    """
+    points: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        case = _CASE.fullmatch(row["case"])
+        if case is None or row["metric"] != "time" or row["provider"] in ("gather", "save"):
+            continue
+        shared = int(case["ranks"] or 1) if "cpu" in row["mode"] else 1
+        words = (row["device"], case["name"], f"{case['size']} px", row["provider"], row["mode"])
+        name = ", ".join(word for word in words if word)
+        points.setdefault(name, []).append((shared * int(case["images"]), float(row["p50"])))
+    return [
+        fit(name, *zip(*found, strict=True)) for name, found in points.items() if len({n for n, _ in found}) >= LEAST
+    ]
+
+
+def pick(found: Sequence[Fit], words: str) -> Fit:
+    """The only fit whose name holds the words.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    matching = [one for one in found if words in one.name]
+    if len(matching) != 1:
+        raise ValueError(
+            f"--fit: expected words of one of {'; '.join(one.name for one in found) or 'no rows'}, got {words!r}"
+        )
+    return matching[0]
+
+
+def table(cluster: Cluster, nodes: Sequence[int], images: int) -> str:
+    """Step, images/s, efficiency against one node and time of an epoch of ``images``, in Markdown."""
+    lines = ["| nodes | GPUs | step | images/s | of one node | epoch | bound by |", "|---|---|---|---|---|---|---|"]
+    for count in nodes:
+        rate = cluster.throughput(count)
+        share = rate / (count * cluster.throughput(1))
+        lines.append(
+            f"| {count} | {count * cluster.gpus} | {cluster.step(count):.1f} ms | {rate:,.0f} | {share:.0%} | "
+            f"{images / rate:.1f} s | {cluster.bound(count)} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the fits, the assumptions and the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--nodes", type=at_least(1), nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="how many")
+    parser.add_argument("--gpus", type=at_least(1), default=8, help="of a node")
+    parser.add_argument("--images", type=at_least(1), default=64, help="of a GPU, a step")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--throughput", type=duration, default=1430.0, help="images/s of one GPU by itself")
+    how.add_argument("--fit", help="take them from the rows whose device, recipe, size, provider and mode hold this")
+    parser.add_argument("--network", type=duration, default=100.0, help="GB/s that a node sends")
+    parser.add_argument("--loader", type=duration, default=math.inf, help="images/s of a node's; default: enough")
+    parser.add_argument("--epoch", type=at_least(1), default=inat2017.TRAIN_IMAGES, help="images; default: iNaturalist")
+    options = parser.parse_args(arguments)
+    try:
+        found = fits(itertools.chain.from_iterable(map(report.read, ROWS)))
+        chosen = pick(found, options.fit) if options.fit else None
+    except ValueError as error:
+        parser.error(str(error))
+    for one in found:
+        errors = ", ".join(f"{n}: {error:+.1%}" for n, error in zip(one.images, one.errors, strict=True))
+        print(f"{one.name}: {one.fixed:.1f} ms + {one.per_image:.2f} ms an image (error at {errors})")
+    compute = chosen.step(options.images) if chosen else 1000 * options.images / options.throughput
+    print(
+        f"Assumed: {f'the fit of {chosen.name}' if chosen else f'{options.throughput:,.0f} images/s a GPU'}, so "
+        f"{compute:.1f} ms a step of {options.images} images; {PARAMETERS / 1e6:.1f} M parameters; fp32 gradients, "
+        f"not overlapped; {LINK:.0f} GB/s inside a node, {options.network:g} GB/s out of it; {1000 * HOP:.0f} us a "
+        f"hop, {1000 * RANK:.0f} us for each rank of the gather; the loader of a node delivers "
+        f"{'enough' if math.isinf(options.loader) else f'{options.loader:,.0f} images/s'}"
+    )
+    cluster = Cluster(options.gpus, options.images, compute, options.network, options.loader)
+    print(table(cluster, options.nodes, options.epoch))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
