@@ -3,6 +3,7 @@
 # make test       lint, types, import contracts, tests and the kernels' gate
 # make lint       lint, types and import contracts only
 # make gate       what the kernels compile to, for three architectures; make gate-triton-3.6 with that version
+# make bench-gpu  what a GPU is measured for, in parts that can be resumed (ARGS="--dry-run", --smoke on a CPU)
 # make clean      remove the demo's files and the virtual environment
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint gate gate-triton-3.6 clean
+.PHONY: help demo test lint gate gate-triton-3.6 bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -48,6 +49,9 @@ gate: $(READY)
 
 gate-triton-3.6: .triton-3.6
 	PYTHONPATH=.triton-3.6 $(BIN)/python -m benchmarks.kernel_resources
+
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 clean:
 	rm -rf .venv .triton-3.6 data/birds runs/demo

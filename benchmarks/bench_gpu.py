@@ -1,0 +1,199 @@
+"""Everything that a GPU is measured for, in parts: correctness first, then kernels, loader, training and inference.
+
+python -m benchmarks.bench_gpu [PART ...] [--dry-run] [--smoke] [--again] [--out runs/bench-gpu]
+
+Each part appends its rows to ``results/``, writes its output to OUT/PART.log, and ends after 8 minutes at most. What
+was finished at this commit is not done again, so a run that was interrupted is started with the same words. A part
+whose packages are missing is left out and says so; where correctness fails, nothing else is measured. ``--smoke`` runs
+every part on a CPU at a small size, with nothing recorded: it shows that the parts work, not how fast anything is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines.manifest import atomic_write
+from rg import run_folder
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 480  # seconds of a part
+DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that is measured.
+
+    Attributes:
+        about: What, in a few words.
+        seconds: How long it is thought to take.
+        needs: Modules.
+        commands: Arguments of Python, one after the other.
+        smoke: The same at a size for a CPU.
+    """
+
+    about: str
+    seconds: int
+    needs: tuple[str, ...]
+    commands: tuple[str, ...]
+    smoke: tuple[str, ...]
+
+
+_TRAIN = "-m benchmarks.bench_train --recipe inat2017_resnet101 --size 224 --steps 20 --rounds 2"
+_INFER = "-m benchmarks.bench_inference --recipe inat2017_resnet101 --size 224 --seconds 1 --rounds 2"
+_WITHOUT_ONNX = "--providers 'region grouping' 'whole network' explanations"
+_SMOKE_LOADER = "--images {out}/images --files 200 --batch 8 --seconds 0.2 --rounds 1 --workers 1"
+PARTS: Mapping[str, Part] = {
+    "correctness": Part(
+        "the tests of the kernels, and how far they are from float64",
+        240,
+        ("triton", "pytest"),
+        ("-m pytest -q -m gpu tests", "-m benchmarks.kernel_accuracy"),
+        ("-m pytest -q -m gpu tests/test_fused_model.py",),
+    ),
+    "kernels": Part(
+        "grouping and occurrence beside eager, torch.compile and a copy of the same bytes",
+        300,
+        ("triton",),
+        ("-m benchmarks.bench_kernels --record",),
+        ("-m benchmarks.bench_kernels --dry-run",),
+    ),
+    "loader": Part(
+        "batches of DALI (cpu and mixed) beside ImageFolder and webdataset",
+        240,
+        ("nvidia.dali",),
+        ("-m benchmarks.bench_loader --files 2000 --seconds 6 --rounds 3 --record",),
+        (f"-m benchmarks.bench_loader {_SMOKE_LOADER}",),
+    ),
+    "training": Part(
+        "a step of ResNet-101 with region grouping beside torchvision's, two memory formats, fp32 and bf16",
+        420,
+        ("deepspeed",),
+        (f"{_TRAIN} --batch 64 --record", f"{_TRAIN} --batch 128 --precision bf16 --record"),
+        ("-m benchmarks.bench_train --batch 4 --size 64 --steps 1 --rounds 1 --formats channels_last",),
+    ),
+    "inference": Part(
+        "logits and explanations of ResNet-101, 1 to 256 images",
+        300,
+        (),
+        (
+            f"{_INFER} {_WITHOUT_ONNX} --batches 1 8 32 128 256 --record",
+            f"{_INFER} --providers 'region grouping' 'whole network' --batches 256 --precision bf16 --record",
+        ),
+        (f"-m benchmarks.bench_inference --batches 2 --size 64 --seconds 0.1 --rounds 1 {_WITHOUT_ONNX}",),
+    ),
+}
+
+
+def missing(part: Part) -> list[str]:
+    """The modules that a part needs and that are not installed."""
+    return [name for name in part.needs if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
+
+
+def run(name: str, out: Path, smoke: bool) -> str:
+    """Runs a part.
+
+    Returns:
+        ``ok``, or why not.
+    """
+    part = PARTS[name]
+    if lacking := missing(part):
+        return f"left out: {', '.join(lacking)} not installed"
+    began = time.monotonic()
+    surroundings = dict(os.environ) | ({"TRITON_INTERPRET": "1"} if smoke and name == "correctness" else {})
+    with (out / f"{name}.log").open("w") as log:
+        for command in part.smoke if smoke else part.commands:
+            left = LIMIT - (time.monotonic() - began)
+            try:
+                done = subprocess.run(
+                    words(command, out), cwd=ROOT, env=surroundings, stdout=log, stderr=log, timeout=max(left, 1)
+                )
+            except subprocess.TimeoutExpired:
+                return f"took longer than {LIMIT} s: {out / name}.log"
+            if done.returncode:
+                return f"ended with code {done.returncode}: {out / name}.log"
+    return "ok"
+
+
+def words(command: str, out: Path) -> list[str]:
+    """The command line of a command, with the folder that it may keep files in."""
+    return [sys.executable, *shlex.split(command.format(out=shlex.quote(str(out))))]
+
+
+def plan(names: Sequence[str], smoke: bool) -> str:
+    """What would run, for how long, and what it lacks."""
+    lines = []
+    for name in names:
+        part = PARTS[name]
+        lacking = f" (left out: {', '.join(missing(part))} not installed)" if missing(part) else ""
+        lines.append(f"{name}: {part.about}, {'seconds' if smoke else f'about {part.seconds} s'}{lacking}")
+        lines += [f"  python {command}" for command in (part.smoke if smoke else part.commands)]
+    if not smoke:
+        minutes = sum(PARTS[name].seconds for name in names) / 60
+        lines.append(f"about {minutes:.0f} minutes, {LIMIT / 60:.0f} a part at most")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 1 if a part fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run and for how long")
+    parser.add_argument("--smoke", action="store_true", help="on a CPU, at a small size, nothing recorded")
+    parser.add_argument("--again", action="store_true", help="also what was finished at this commit")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-gpu", help="folder of logs")
+    options = parser.parse_args(arguments)
+    for name in options.parts:
+        if name not in PARTS:
+            parser.error(f"PART: expected some of {', '.join(PARTS)}, got {name!r}")
+    names = [name for name in PARTS if name in options.parts or not options.parts]
+    if options.dry_run:
+        print(plan(names, options.smoke))
+        return 0
+    if not (options.smoke or torch.cuda.is_available()):
+        parser.error("expected a GPU, got none; --smoke shows on a CPU that the parts work")
+    options.out.mkdir(parents=True, exist_ok=True)
+    state, failed = options.out / DONE, False
+    commit = run_folder.environment().get("commit", "")
+    finished = run_folder.read_json(state) if state.is_file() else {}
+    for name in names:
+        mark = f"{commit}{' smoke' if options.smoke else ''}"
+        if finished.get(name) == mark and not options.again:
+            print(f"{name}: finished before", flush=True)
+            continue
+        began = time.monotonic()
+        result = run(name, options.out.absolute(), options.smoke)
+        print(f"{name}: {result}, {time.monotonic() - began:.0f} s", flush=True)
+        if result == "ok":
+            finished[name] = mark
+            with atomic_write(state) as file:
+                file.write(json.dumps(finished, indent=1).encode())
+        elif not result.startswith("left out"):
+            failed = True
+            if name == "correctness":
+                print("nothing is measured of kernels that are wrong", flush=True)
+                break
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
