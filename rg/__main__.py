@@ -19,6 +19,7 @@ from jsonargparse import ActionConfigFile
 
 from rg import __version__, recipes
 from rg.config import EvaluationConfig, RunConfig, differences, flatten
+from rg.malloc import keep_freed_memory
 from rg.parser import Arguments, choose, listing, make_parser
 from rg.prepare import prepare, verify
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(__version__)
         return 0
+    keep_freed_memory()
     try:
         return choose("verb", verb, VERBS)(arguments[1:]) or 0
     except (ValueError, OSError) as error:
