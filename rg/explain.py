@@ -77,7 +77,7 @@ class Explainer:
         confidence: Confidence | None = None,
         confidences: Mapping[str, Confidence | None] | None = None,
     ) -> None:
-        self.model = model.to(device).eval()
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
         self.config = config
         self.classes = classes
         self.device = device
