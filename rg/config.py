@@ -229,6 +229,8 @@ class TrainConfig:
         accumulation: Micro batches whose gradients are added up before a step. The occurrence prior sees one micro
             batch of all ranks at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
+        compile: no, or what torch.compile makes the model of: inductor (generated kernels; the first step takes
+            minutes) or aot_eager (none; tells whether a fault is inductor's). Validation is never compiled.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
             statistics that stay as they are, pretrained ones for example (frozen).
         checkpoint_epochs: Epochs between two checkpoints.
@@ -244,6 +246,7 @@ class TrainConfig:
     global_batch: int = 32
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["no", "inductor", "aot_eager"] = "no"
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ class Engine:
         self._frozen = config.train.batch_norm == "frozen"
         if config.train.batch_norm == "sync":
             batch_norm.synchronize(model, ranks.device)
+        if config.train.compile != "no":
+            model.compile(backend=config.train.compile, dynamic=False)
         backbone, new = model.parameter_groups()
         self._sgd = SGD(
             [
@@ -98,6 +101,7 @@ class Engine:
             ],
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
+            fused=True,
         )
         self._base_lrs = [group["lr"] for group in self._sgd.param_groups]
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
@@ -112,12 +116,12 @@ class Engine:
                 config=_settings(config, max(self.sizes), ranks.world_size) | dict(how or {}),
             )
         self._sharded = self._engine.zero_optimization()
-        if config.optimizer.momentum:
-            self._start_momentum(momentum or {})
         if not self._sharded:
             # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
             # from 1 on keep parameters as views of one flat tensor.
             model.to(memory_format=MEMORY_FORMAT)
+        if config.optimizer.momentum:
+            self._start_momentum(momentum or {})
 
     def train_mode(self) -> None:
         """Let the model learn."""
@@ -192,6 +196,7 @@ class Engine:
         """Momentum from the start, because DeepSpeed can only tell and change what is there."""
         if not self._sharded:
             for name, parameter in self.model.named_parameters():
+                # In the layout of the parameter: the fused step takes all tensors of one for runs of numbers.
                 buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 self._sgd.state[parameter][MOMENTUM] = buffer.copy_(values.get(name, buffer))
             return
@@ -218,6 +223,17 @@ def _settings(config: RunConfig, micro_batch: int, world_size: int) -> dict[str,
         "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31 - 1,
     }
+
+
+def check_compiler(config: RunConfig, device: torch.device) -> None:
+    """Look for what ``train.compile`` needs before anything is computed.
+
+    Raises:
+        ValueError: there is no C++ compiler, of which inductor makes kernels for a CPU.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as inductor chooses
+    if config.train.compile == "inductor" and device.type == "cpu" and not shutil.which(compiler):
+        raise ValueError(f"train.compile: inductor needs a C++ compiler on a CPU, expected {compiler}, found none")
 
 
 WHAT = {

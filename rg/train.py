@@ -37,7 +37,7 @@ from rg import checkpoint, inputs, ranks, run_folder
 from rg.agreement import agree
 from rg.checkpoint import MODEL, MOMENTUM, Checkpoints, Found
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten
-from rg.engine import Engine, micro_batches, read_settings
+from rg.engine import Engine, check_compiler, micro_batches, read_settings
 from rg.group import Group, GroupError, connect
 from rg.heartbeat import Heartbeat
 from rg.history import History, Meter
@@ -136,6 +136,7 @@ def _set_up(
     classes = Classes(manifest.classes, manifest.multi_label)
     how = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
     group.together(lambda: micro_batches(config, ranks.world_size))
+    group.together(lambda: check_compiler(config, ranks.device))
     agree(group, _facts(config, manifest, how, resume))
     found = checkpoint.find(out / CHECKPOINTS, group) if resume != "no" else None
     goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, found, ranks.rank))
@@ -488,7 +489,8 @@ class _Run:
         model = self.engine.model
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
-        with self.engine.averaged_statistics():
+        # Images of other shapes in another mode: compiling for them takes longer than it saves.
+        with self.engine.averaged_statistics(), torch.compiler.set_stance("force_eager"):
             for batch in loader:
                 self._at("validating")
                 output = model(batch.images.to(self.ranks.device))

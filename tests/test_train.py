@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -450,3 +451,26 @@ def test_learning_rate_schedules():
     assert cosine(50) == pytest.approx(0, abs=1e-12)
     step = lr_scale(OptimizerConfig(schedule="step", milestones=(2, 4), gamma=0.1), epochs=5, steps_per_epoch=10)
     assert [step(n) for n in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_a_compiled_run_is_one_graph_and_learns_the_same(small_birds, finished, tmp_path):
+    """aot_eager: what inductor is given, with its arithmetic; inductor takes minutes."""
+    words = command(small_birds, tmp_path / "run", train__compile="aot_eager")
+    surroundings = os.environ | {"TORCH_LOGS": "aot_graphs"}
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300, env=surroundings)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Forward graph") == 1  # of every step; validation is not compiled
+    compiled, eager = (
+        [line["loss"] for line in metrics(out) if line["kind"] == "train"] for out in (tmp_path / "run", finished)
+    )
+    assert compiled == pytest.approx(eager, rel=1e-3)
+
+
+def test_inductor_without_a_compiler_is_refused_at_once(small_birds, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = run(small_birds, tmp_path / "run", train__compile="inductor")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "rg: error: train.compile: inductor needs a C++ compiler on a CPU, expected no-such-compiler, found none"
+    )
+    assert not (tmp_path / "run").exists()

@@ -44,3 +44,10 @@ def test_training_changes_the_weights_by_more_than_the_limit(alone):
     """So that equal weights mean equal steps."""
     for mode in MODES[1:]:
         assert world_sizes.difference(alone[MODES[0]], alone[mode])["loss"] > 100 * LIMIT or "ZeRO" in mode
+
+
+def test_the_layout_of_the_weights_changes_no_step(alone):
+    """Stage 0 keeps weights in channels_last, ZeRO as runs of a flat tensor; the fused step takes both."""
+    found = world_sizes.difference(alone["synchronised"], alone["synchronised, ZeRO 1"])
+    assert found["weights"] is not None
+    assert found["weights"] < LIMIT
