@@ -1,4 +1,4 @@
-"""Everything that a GPU is measured for, in parts: correctness first, then kernels, loader, training and inference.
+"""Everything that a GPU is measured for, in parts: correctness first, then kernels, loader, training, inference.
 
 python -m benchmarks.bench_gpu [PART ...] [--dry-run] [--smoke] [--again] [--out runs/bench-gpu]
 
@@ -51,7 +51,10 @@ class Part:
     smoke: tuple[str, ...]
 
 
-_TRAIN = "-m benchmarks.bench_train --recipe inat2017_resnet101 --size 224 --steps 20 --rounds 2"
+_STEP = "--recipe inat2017_resnet101 --size 224 --steps 20"
+_TRAIN = f"-m benchmarks.bench_train {_STEP}"
+_TRAIN_SMALL = "-m benchmarks.bench_train --batch 4 --size 64 --steps 1 --rounds 1"
+_FAST = "--variants channels_last --batch 128 --precision bf16"
 _INFER = "-m benchmarks.bench_inference --recipe inat2017_resnet101 --size 224 --seconds 1 --rounds 2"
 _WITHOUT_ONNX = "--providers 'region grouping' 'whole network' explanations"
 _SMOKE_LOADER = "--images {out}/images --files 200 --batch 8 --seconds 0.2 --rounds 1 --workers 1"
@@ -72,24 +75,48 @@ PARTS: Mapping[str, Part] = {
     ),
     "loader": Part(
         "batches of DALI (cpu and mixed) beside ImageFolder and webdataset",
-        240,
+        140,
         ("nvidia.dali",),
-        ("-m benchmarks.bench_loader --files 2000 --seconds 6 --rounds 3 --record",),
+        ("-m benchmarks.bench_loader --files 2000 --seconds 6 --rounds 2 --record",),
         (f"-m benchmarks.bench_loader {_SMOKE_LOADER}",),
     ),
     "training": Part(
-        "a step of ResNet-101 with region grouping beside torchvision's, two memory formats, fp32 and bf16",
-        420,
+        "a step of ResNet-101 with region grouping beside torchvision's, two memory formats, fp32 and bf16; its parts",
+        300,
         ("deepspeed",),
-        (f"{_TRAIN} --batch 64 --record", f"{_TRAIN} --batch 128 --precision bf16 --record"),
-        ("-m benchmarks.bench_train --batch 4 --size 64 --steps 1 --rounds 1 --formats channels_last",),
+        (
+            f"{_TRAIN} --rounds 2 --variants nchw channels_last --batch 64 --record",
+            f"{_TRAIN} --rounds 2 --variants nchw channels_last --batch 128 --precision bf16 --record",
+            f"-m benchmarks.step_parts {_STEP} {_FAST} --rounds 1 --record",
+        ),
+        (
+            f"{_TRAIN_SMALL} --variants kept",
+            "-m benchmarks.step_parts --batch 4 --size 64 --steps 1 --rounds 1 --variants kept",
+        ),
+    ),
+    "compiled": Part(
+        "the same step compiled",
+        200,
+        ("deepspeed", "triton"),
+        (f"{_TRAIN} --rounds 1 --variants compiled --batch 128 --precision bf16 --record",),
+        (f"{_TRAIN_SMALL} --kinds 'whole network' --variants compiled",),
+    ),
+    "input": Part(
+        "the share of a step that waits for images of DALI, decoded on the GPU and on the CPU",
+        60,
+        ("deepspeed", "nvidia.dali"),
+        tuple(
+            f"{_TRAIN} {_FAST} --rounds 1 --kinds 'region grouping' --input {decoder} --record"
+            for decoder in ("mixed", "cpu")
+        ),
+        (f"{_TRAIN_SMALL} --kinds 'region grouping' --variants kept --input cpu",),
     ),
     "inference": Part(
         "logits and explanations of ResNet-101, 1 to 256 images",
-        300,
+        240,
         (),
         (
-            f"{_INFER} {_WITHOUT_ONNX} --batches 1 8 32 128 256 --record",
+            f"{_INFER} {_WITHOUT_ONNX} --batches 1 8 64 256 --record",
             f"{_INFER} --providers 'region grouping' 'whole network' --batches 256 --precision bf16 --record",
         ),
         (f"-m benchmarks.bench_inference --batches 2 --size 64 --seconds 0.1 --rounds 1 {_WITHOUT_ONNX}",),

@@ -1,10 +1,12 @@
 """What a training step costs: region grouping beside the whole network of its backbone with its own classifier.
 
 python -m benchmarks.bench_train [--recipe birds_lite0] [--batch 32] [--size 128] [--steps 10] [--rounds 5] [--record]
+python -m benchmarks.bench_train --input cpu          # images of the loader instead of one batch over and over
 
-The step is that of ``rg train``, on one batch over and over, so that no time is spent on reading data. Models and
-memory formats take turns, each in a process of its own; a step in the memory format ``contiguous`` (NCHW) is what
-``rg train`` would take if it did not change the layout of its weights.
+The step is that of ``rg train``. Models and variants take turns, each in a process of its own. Each variant has what
+the one before it has, and one thing more: ``nchw`` is a step as PyTorch comes, ``channels_last`` has the layout of
+weights and activations that convolutions like, ``kept`` also keeps freed memory on a CPU (``rg.malloc``), which is what
+``rg train`` does, and ``compiled`` also has ``train.compile``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,49 +33,105 @@ from rg.config import RunConfig
 RESULTS = ledger.RESULTS / "train.csv"
 WARM_UP = 3  # steps
 KINDS = {"region grouping": "region_grouping", "whole network": "plain"}
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+CACHED = "cached"
+UNITS = {"time": "ms", "data wait": "%", "memory": "MB"}
 
 
-def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any) -> RunConfig:
+class Variant(NamedTuple):
+    """How a step is taken: the layout, whether freed memory is kept, whether the model is compiled."""
+
+    memory_format: torch.memory_format
+    kept: bool
+    compiled: bool
+
+
+VARIANTS = {
+    "nchw": Variant(torch.contiguous_format, kept=False, compiled=False),
+    "channels_last": Variant(torch.channels_last, kept=False, compiled=False),
+    "kept": Variant(torch.channels_last, kept=True, compiled=False),
+    "compiled": Variant(torch.channels_last, kept=True, compiled=True),
+}
+
+
+def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, decoder: Any) -> RunConfig:
     """One epoch of a recipe at another size, with weights from nowhere: what they are does not change the time."""
     config = recipes.get(recipe)
     model = dataclasses.replace(
         config.model, kind=kind, backbone=dataclasses.replace(config.model.backbone, weights="none")
     )
+    pixels = dataclasses.replace(
+        config.input, short_side=size + 8, crop=size, test_short_side=size, test_crop=size, decoder=decoder
+    )
     return dataclasses.replace(
         config,
         model=model,
-        input=dataclasses.replace(config.input, short_side=size + 8, crop=size, test_short_side=size, test_crop=size),
+        input=pixels,
         train=dataclasses.replace(
             config.train, epochs=1, global_batch=batch, validate_epochs=0, precision=precision, keep_checkpoints=1
         ),
     )
 
 
-def steps(config: RunConfig, data: Path, memory_format: str) -> dict[str, list[float]]:
-    """Seconds of every training step after the first few, in this process."""
-    from rg import engine
-    from rg.train import _Run, train
+def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str, list[float]]:
+    """Seconds of every training step after the first few, and of waiting for its images, in this process."""
+    from rg.train import _Run
 
     take_step = _Run._train_step
-    batches: list[Batch] = []
-    spent: list[float] = []
+    stream = _Stream(cached)
+    spent: dict[str, list[float]] = {"step": [], "wait": []}
 
-    def timed(run: _Run, stream: Iterator[Batch]) -> tuple[int, bool]:
-        if not batches:
-            batches.append(next(stream))
+    def timed(run: _Run, source: Iterator[Batch]) -> tuple[int, bool]:
+        stream.source = source
+        stream.prepare()
         began = time.perf_counter()
-        result = take_step(run, itertools.repeat(batches[0]))
+        result = take_step(run, stream)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        spent.append(time.perf_counter() - began)
+        spent["step"].append(time.perf_counter() - began)
+        spent["wait"].append(stream.waited)
         return result
 
     _Run._train_step = timed  # type: ignore[method-assign, assignment]
-    engine.MEMORY_FORMAT = FORMATS[memory_format]
+    train_as(variant, config, data)
+    return {name: values[WARM_UP:] for name, values in spent.items()}
+
+
+def train_as(variant: str, config: RunConfig, data: Path) -> None:
+    """Trains in this process, whose steps are those of a variant from now on."""
+    from rg import engine, malloc
+    from rg.train import train
+
+    how = VARIANTS[variant]
+    engine.MEMORY_FORMAT = how.memory_format
+    if how.kept:
+        malloc.keep_freed_memory()
+    compiler: Any = "inductor" if how.compiled else "no"
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compiler))
     with tempfile.TemporaryDirectory() as folder:
         train(config, data, Path(folder) / "run")
-    return {"step": spent[WARM_UP:]}
+
+
+class _Stream:
+    """The batches of a loader, or its first one over and over, and the seconds that the last step waited for them."""
+
+    def __init__(self, cached: bool) -> None:
+        self.source: Iterator[Batch] = iter(())
+        self.cached, self.waited = cached, 0.0
+        self.first: Batch | None = None
+
+    def prepare(self) -> None:
+        self.waited = 0.0
+        if self.cached and self.first is None:
+            self.first = next(self.source)
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        batch = self.first or next(self.source)
+        self.waited += time.perf_counter() - began
+        return batch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,42 +143,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=at_least(1), default=10, help="steps of a turn that are measured")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="how often all take their turn")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="memory formats")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="which models")
+    usual = [name for name, variant in VARIANTS.items() if not variant.compiled]
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=usual, help="how the step is taken")
+    decoders = (CACHED, "cpu", "mixed", "pillow")
+    parser.add_argument("--input", choices=decoders, default=CACHED, help="one batch over and over, or a decoder")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{RESULTS.name}")
     options = parser.parse_args(arguments)
     if process.missing():
         parser.error(process.missing())
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    decoder = "auto" if options.input == CACHED else options.input
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "birds"
         world_sizes.draw(data, options.batch * (WARM_UP + options.steps), options.size)
         turns = {
-            (name, form): functools.partial(
-                steps, settings(options.recipe, kind, options.batch, options.size, options.precision), data, form
+            (kind, variant): functools.partial(
+                steps,
+                settings(options.recipe, KINDS[kind], options.batch, options.size, options.precision, decoder),
+                data,
+                variant,
+                options.input == CACHED,
             )
-            for name, kind in KINDS.items()
-            for form in options.formats
+            for kind in options.kinds
+            for variant in options.variants
         }
-        found: dict[tuple[str, str], dict[str, list[float]]] = {turn: {"time": [], "memory": []} for turn in turns}
+        found: dict[tuple[str, str], dict[str, list[float]]] = {
+            turn: {metric: [] for metric in UNITS} for turn in turns
+        }
         for turn in itertools.chain.from_iterable([turns] * options.rounds):
             measured, peak = process.alone(turns[turn])
-            found[turn]["time"] += [1000 * value for value in measured["step"]]
-            found[turn]["memory"].append(peak / 1e6)
+            values = found[turn]
+            values["time"] += [1000 * seconds for seconds in measured["step"]]
+            values["data wait"] += [
+                100 * waited / whole for waited, whole in zip(measured["wait"], measured["step"], strict=True)
+            ]
+            values["memory"].append(peak / 1e6)
     case = f"{options.recipe}, {options.batch} images of {options.size} px"
-    for (name, form), values in found.items():
-        other = comparison.percentiles(found["whole network", form]["time"])[1]
+    for (kind, variant), values in found.items():
         p20, p50, p80 = comparison.percentiles(values["time"])
+        others = {("whole network", variant), (kind, options.variants[0])} & set(found) - {(kind, variant)}
+        times = [
+            f"{p50 / comparison.percentiles(found[other]['time'])[1]:.3f}x that of {' '.join(other)}"
+            for other in others
+        ]
         print(
-            f"{case}: {name:<16}{form:<14}{p50:8.1f} ms (p20 {p20:.1f}, p80 {p80:.1f}), "
-            f"{1000 * options.batch / p50:.1f} images/s, {p50 / other:.3f}x the time of the whole network"
+            f"{case}: {kind:<16}{variant:<14}{p50:8.1f} ms (p20 {p20:.1f}, p80 {p80:.1f}), "
+            + ", ".join([f"{1000 * options.batch / p50:.1f} images/s", *sorted(times)])
         )
-        if options.record:
-            mode = f"{device}, {options.precision}, {form}"
-            for metric, unit in (("time", "ms"), ("memory", "MB")):
-                row: dict[str, object] = {"case": case, "provider": name, "mode": mode, "metric": metric, "unit": unit}
-                p20, p50, p80 = (round(value, 1) for value in comparison.percentiles(values[metric]))
-                more = {"p20": p20, "p50": p50, "p80": p80, "n": len(values[metric])}
-                ledger.append(RESULTS, row | more, gpu=device == "cuda")
+        mode = ", ".join([device, options.precision, variant] + [options.input] * (options.input != CACHED))
+        for metric, unit in UNITS.items() if options.record else ():
+            if metric == "data wait" and options.input == CACHED:
+                continue
+            row: dict[str, object] = {"case": case, "provider": kind, "mode": mode, "metric": metric, "unit": unit}
+            p20, p50, p80 = (round(value, 1) for value in comparison.percentiles(values[metric]))
+            ledger.append(
+                RESULTS, row | {"p20": p20, "p50": p50, "p80": p80, "n": len(values[metric])}, gpu=device == "cuda"
+            )
     return 0
 
 
