@@ -154,12 +154,13 @@ class Engine:
 
     def statistics(self) -> list[Tensor]:
         """A copy of what the model learns without gradients: running means and variances of this rank."""
-        return [buffer.clone() for buffer in self._statistics]
+        copies = [torch.empty_like(buffer) for buffer in self._statistics]
+        torch._foreach_copy_(copies, self._statistics)  # one kernel on a GPU
+        return copies
 
     def set_statistics(self, values: list[Tensor]) -> None:
         """Go back to a copy."""
-        for buffer, value in zip(self._statistics, values, strict=True):
-            buffer.copy_(value)
+        torch._foreach_copy_(self._statistics, values)
 
     @contextmanager
     def averaged_statistics(self) -> Iterator[None]:

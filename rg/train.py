@@ -41,6 +41,7 @@ from rg.engine import Engine, check_compiler, micro_batches, read_settings
 from rg.group import Group, GroupError, connect
 from rg.heartbeat import Heartbeat
 from rg.history import History, Meter
+from rg.host_copy import HostCopy
 from rg.losses import classification_loss, occurrence_prior_loss
 from rg.model import Model, ModelOutput, RegionGroupingModel, build_model
 from rg.run_folder import Classes
@@ -411,8 +412,8 @@ class _Run:
             batch = next(stream)
             waited = time.perf_counter() - began
             self._at("training")
-            values, all_flags = self._micro_step(batch)
-            flags = all_flags.cpu()  # the loss was sent to all ranks before backward, which goes on meanwhile
+            values, arriving = self._micro_step(batch)
+            flags = arriving.wait()  # sent to all ranks before backward, which goes on meanwhile
             bad = bool(flags[:, 0].any())
             if flags[self.ranks.rank, 0]:
                 self._name(batch, values)
@@ -427,7 +428,7 @@ class _Run:
                 self.meter.add(values, count, waited)
         return int(flags[:, 1].max()), bool(flags[:, 2].any())
 
-    def _micro_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _micro_step(self, batch: Batch) -> tuple[Tensor, HostCopy]:
         """Forward and backward; returns loss, both its parts and accuracy of this rank [4], and the flags of all ranks.
 
         The flags are: the loss is not finite; a signal was received; files are being written.
@@ -444,6 +445,7 @@ class _Run:
         flags = news.to(labels.device, non_blocking=True)
         flags[0] = (~finite).float()
         occurrence, all_flags = self.group.gather(occurrence, flags, sizes)
+        arriving = HostCopy(all_flags)
         prior = torch.zeros_like(classification)
         if occurrence.shape[1]:
             prior = occurrence_prior_loss(occurrence, config.prior_alpha, config.prior_beta)
@@ -452,7 +454,7 @@ class _Run:
         with torch.no_grad():
             loss = config.classification_weight * classification + config.prior_weight * prior
             values = torch.stack([loss, classification, prior, _correct(output.logits, labels)])
-        return values.detach(), all_flags
+        return values.detach(), arriving
 
     def _name(self, batch: Batch, values: Tensor) -> None:
         """Say which batch has a loss that is not finite."""
