@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from scipy import ndimage
 
 if TYPE_CHECKING:
@@ -154,11 +154,11 @@ def parts_overlay(explanation: Explanation, background: bool = False, size: Size
     pixels = np.array(base, dtype=np.float32)
     shown = [part for part in explanation.parts if background or not part.background]
     colors = palette(len(explanation.parts))
-    tinted = np.isin(winners, [part.index for part in shown])
-    tint = np.array(colors, dtype=np.float32)[winners[tinted]]
-    share = np.where(_borders(winners, _line_width(base.size))[tinted], 1.0, 0.34)[:, None].astype(np.float32)
-    pixels[tinted] = (1 - share) * pixels[tinted] + share * tint
-    out = Image.fromarray(pixels.round().astype(np.uint8))
+    tinted = np.zeros(len(colors) + 1, dtype=bool)  # the last is that of pixels without a part, -1
+    tinted[[part.index for part in shown]] = True
+    tint = np.array([*colors, BLACK], dtype=np.float32)[winners]
+    share = np.where(_borders(winners, _line_width(base.size)), np.float32(1.0), np.float32(0.34)) * tinted[winners]
+    out = Image.fromarray((pixels + share[..., None] * (tint - pixels)).round().astype(np.uint8))
     draw = ImageDraw.Draw(out)
     scale = base.width / explanation.image.shape[1], base.height / explanation.image.shape[0]
     radius = max(7.0, min(base.size) / 21)
@@ -306,14 +306,15 @@ def _winners(explanation: Explanation, size: Size) -> np.ndarray:
     """Index of the part at every pixel of a picture of that size [h, w], -1 where there is none."""
     strongest = explanation.parts[0].strongest
     found = np.flatnonzero(np.bincount(strongest[strongest >= 0], minlength=1))
-    masks = np.stack([np.asarray(_resize(strongest == index, size)) for index in found])
-    return np.where(masks.sum(0) >= 0.5, found[masks.argmax(0)], -1)
+    # Shares of a pixel in 8 bits: enough to tell which is largest, and resized in a third of the time of floats.
+    masks = np.stack([np.asarray(_resize((strongest == index).astype(np.uint8) * 255, size)) for index in found])
+    return np.where(masks.sum(0, dtype=np.int32) >= 128, found[masks.argmax(0)], -1)
 
 
 def _resize(values: np.ndarray, size: Size) -> Image.Image:
-    """Numbers or truth values [H, W] as a picture of floats; far larger ones are thinned out first."""
+    """Numbers [H, W], float32 or uint8, as a picture of them; far larger ones are thinned out first."""
     step = max(1, min(values.shape[0] // (4 * size[1]), values.shape[1] // (4 * size[0])))
-    return Image.fromarray(values[::step, ::step].astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    return Image.fromarray(values[::step, ::step]).resize(size, Image.Resampling.BILINEAR)
 
 
 @lru_cache(maxsize=64)
@@ -337,8 +338,12 @@ def _anchor(mask: np.ndarray, center: tuple[float, float]) -> tuple[float, float
     x, y = (min(max(int(value), 0), length - 1) for value, length in zip(center, mask.shape[::-1], strict=True))
     if mask[y, x]:
         return center
-    blurred = Image.fromarray(mask).convert("L").filter(ImageFilter.GaussianBlur(max(mask.shape) / 16))
-    y, x = np.unravel_index(np.where(mask, np.asarray(blurred), 0).argmax(), mask.shape)
+    step = max(1, max(mask.shape) // 100)
+    if not mask[::step, ::step].any():
+        step = 1
+    # What lies outside of the picture is outside of the mask, so that the number keeps away from the edge.
+    thickness = ndimage.distance_transform_edt(np.pad(mask[::step, ::step], 1))[1:-1, 1:-1]
+    y, x = (step * int(index) for index in np.unravel_index(thickness.argmax(), thickness.shape))
     return float(x), float(y)
 
 
