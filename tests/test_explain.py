@@ -260,7 +260,7 @@ def test_exif_rotation_is_applied(explainer, tmp_path, orientation, quarters):
 
 
 def test_a_list_is_explained_in_order_and_in_batches(explainer):
-    images = [noise(64, 64).rotate(90 * turn) for turn in range(4)] + [noise(128, 64), noise(64, 64)]
+    images = [noise(64, 64).rotate(90 * turn) for turn in range(4)] + [noise(128, 64), noise(64, 64).rotate(45)]
     alone = [explainer.explain(image) for image in images]
     together = explainer.explain(images, batch_size=3)
     for one, other in zip(alone, together, strict=True):
