@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _explain(run: Path, photos: Path, options: dict[str, object]) -> float:
     """Seconds from the loaded program to the finished page."""
     from rg.explain_files import explain_files
+    from rg.malloc import keep_freed_memory
 
+    keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
         explain_files(run, [photos], Path(out), **options)  # type: ignore[arg-type]

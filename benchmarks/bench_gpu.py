@@ -3,18 +3,22 @@
 python -m benchmarks.bench_gpu [PART ...] [--dry-run] [--smoke] [--again] [--out runs/bench-gpu]
 
 Each part appends its rows to ``results/``, writes its output to OUT/PART.log, and ends after 8 minutes at most. What
-was finished at this commit is not done again, so a run that was interrupted is started with the same words. A part
-whose packages are missing is left out and says so; where correctness fails, nothing else is measured. ``--smoke`` runs
-every part on a CPU at a small size, with nothing recorded: it shows that the parts work, not how fast anything is.
+was finished by the same code on the same GPU is not done again, so a run that was interrupted is started with the same
+words. A part whose packages are missing is left out and says so; nothing else is measured before correctness has
+passed. ``--smoke`` runs every part on a CPU at a small size, with nothing recorded: it shows that the parts work, not
+how fast anything is.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import ledger
 from pipelines.manifest import atomic_write
 from rg import run_folder
 
@@ -150,15 +155,32 @@ def run(name: str, out: Path, smoke: bool) -> str:
     with (out / f"{name}.log").open("w") as log:
         for command in part.smoke if smoke else part.commands:
             left = LIMIT - (time.monotonic() - began)
+            process = subprocess.Popen(
+                words(command, out), cwd=ROOT, env=surroundings, stdout=log, stderr=log, start_new_session=True
+            )
             try:
-                done = subprocess.run(
-                    words(command, out), cwd=ROOT, env=surroundings, stdout=log, stderr=log, timeout=max(left, 1)
-                )
+                code = process.wait(max(left, 1))
             except subprocess.TimeoutExpired:
                 return f"took longer than {LIMIT} s: {out / name}.log"
-            if done.returncode:
-                return f"ended with code {done.returncode}: {out / name}.log"
+            finally:
+                _end(process)
+            if code:
+                return f"ended with code {code}: {out / name}.log"
     return "ok"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a command and what it has started: benchmarks measure in processes of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _mark(smoke: bool) -> str:
+    """What a part was finished with: the code, whatever its rows, and the device."""
+    code = hashlib.sha256(ledger.changes().encode()).hexdigest()[:12] if ledger.changes() else "clean"
+    device = "smoke" if smoke else torch.cuda.get_device_name()
+    return ", ".join((ledger.commit(), code, device))
 
 
 def words(command: str, out: Path) -> list[str]:
@@ -186,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--dry-run", action="store_true", help="print what would run and for how long")
     parser.add_argument("--smoke", action="store_true", help="on a CPU, at a small size, nothing recorded")
-    parser.add_argument("--again", action="store_true", help="also what was finished at this commit")
+    parser.add_argument("--again", action="store_true", help="also what was finished before")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-gpu", help="folder of logs")
     options = parser.parse_args(arguments)
     for name in options.parts:
@@ -200,11 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("expected a GPU, got none; --smoke shows on a CPU that the parts work")
     options.out.mkdir(parents=True, exist_ok=True)
     state, failed = options.out / DONE, False
-    commit = run_folder.environment().get("commit", "")
     finished = run_folder.read_json(state) if state.is_file() else {}
-    for name in names:
-        mark = f"{commit}{' smoke' if options.smoke else ''}"
-        if finished.get(name) == mark and not options.again:
+    mark = _mark(options.smoke)
+    for name in ["correctness"] * ("correctness" not in names) + names:
+        if finished.get(name) == mark and not (options.again and name in names):
             print(f"{name}: finished before", flush=True)
             continue
         began = time.monotonic()
@@ -214,11 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finished[name] = mark
             with atomic_write(state) as file:
                 file.write(json.dumps(finished, indent=1).encode())
-        elif not result.startswith("left out"):
-            failed = True
-            if name == "correctness":
-                print("nothing is measured of kernels that are wrong", flush=True)
-                break
+        elif name == "correctness":
+            print("nothing is measured of kernels that are wrong, or that nobody has tested", flush=True)
+            return 1
+        else:
+            failed |= not result.startswith("left out")
     return int(failed)
 
 

@@ -34,8 +34,10 @@ def rank(arguments: Sequence[str]) -> None:
     from rg import recipes
     from rg.config import RunConfig
     from rg.group import Group
+    from rg.malloc import keep_freed_memory
     from rg.train import _Run, train
 
+    keep_freed_memory()  # as the command line does
     data, out, batch, size = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])
     spent: dict[str, list[float]] = {"step": [], "gather": [], "save": []}
 

@@ -73,11 +73,11 @@ def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, deco
 
 
 def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str, list[float]]:
-    """Seconds of every training step after the first few, and of waiting for its images, in this process."""
+    """Seconds of every training step after the first few, and of waiting for its images; bytes of a GPU at most."""
     from rg.train import _Run
 
     take_step = _Run._train_step
-    stream = _Stream(cached)
+    stream = _Stream(cached, VARIANTS[variant].memory_format)
     spent: dict[str, list[float]] = {"step": [], "wait": []}
 
     def timed(run: _Run, source: Iterator[Batch]) -> tuple[int, bool]:
@@ -93,7 +93,8 @@ def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str
 
     _Run._train_step = timed  # type: ignore[method-assign, assignment]
     train_as(variant, config, data)
-    return {name: values[WARM_UP:] for name, values in spent.items()}
+    found = {name: values[WARM_UP:] for name, values in spent.items()}
+    return found | ({"memory": [torch.cuda.max_memory_allocated()]} if torch.cuda.is_available() else {})
 
 
 def train_as(variant: str, config: RunConfig, data: Path) -> None:
@@ -112,26 +113,33 @@ def train_as(variant: str, config: RunConfig, data: Path) -> None:
 
 
 class _Stream:
-    """The batches of a loader, or its first one over and over, and the seconds that the last step waited for them."""
+    """The batches of a loader, or its first one over and over, and the seconds that the last step waited for them.
 
-    def __init__(self, cached: bool) -> None:
+    Images come in channels_last; convolutions take that layout if either images or weights have it.
+    """
+
+    def __init__(self, cached: bool, memory_format: torch.memory_format) -> None:
         self.source: Iterator[Batch] = iter(())
-        self.cached, self.waited = cached, 0.0
+        self.cached, self.memory_format, self.waited = cached, memory_format, 0.0
         self.first: Batch | None = None
 
     def prepare(self) -> None:
         self.waited = 0.0
         if self.cached and self.first is None:
-            self.first = next(self.source)
+            self.first = self._next()
 
     def __iter__(self) -> _Stream:
         return self
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        batch = self.first or next(self.source)
+        batch = self.first or self._next()
         self.waited += time.perf_counter() - began
         return batch
+
+    def _next(self) -> Batch:
+        batch = next(self.source)
+        return dataclasses.replace(batch, images=batch.images.contiguous(memory_format=self.memory_format))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             values["data wait"] += [
                 100 * waited / whole for waited, whole in zip(measured["wait"], measured["step"], strict=True)
             ]
-            values["memory"].append(peak / 1e6)
+            values["memory"] += [size / 1e6 for size in measured.get("memory", [peak])]
     case = f"{options.recipe}, {options.batch} images of {options.size} px"
     for (kind, variant), values in found.items():
         p20, p50, p80 = comparison.percentiles(values["time"])

@@ -46,14 +46,24 @@ def _surroundings(gpu: bool) -> dict[str, object]:
     device, driver = _gpu() if gpu else (_cpu(), "")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "dirty": int(bool(_git("status", "--porcelain", "--untracked-files=no"))),
+        "commit": commit(),
+        "dirty": int(bool(changes())),
         "device": device,
         "driver": driver,
         "python": platform.python_version(),
         "torch": _version("torch"),
         "triton": _version("triton"),
     }
+
+
+def commit() -> str:
+    """The commit of this checkout, 12 digits."""
+    return _git("rev-parse", "--short=12", "HEAD")
+
+
+def changes() -> str:
+    """What differs from the commit in tracked files, rows of the ledger apart; empty if nothing does."""
+    return _git("diff", "HEAD", "--", ".", f":(exclude){RESULTS.relative_to(RESULTS.parent.parent)}")
 
 
 def _cpu() -> str:
@@ -74,7 +84,7 @@ def _gpu() -> tuple[str, str]:
 def _git(*arguments: str) -> str:
     """Output of a git command in this checkout; empty where there is no git or no checkout."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+        done = subprocess.run(["git", *arguments], cwd=RESULTS.parent.parent, capture_output=True, text=True)
     except OSError:
         return ""
     return done.stdout.strip()

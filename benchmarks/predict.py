@@ -27,7 +27,7 @@ from pipelines import inat2017
 
 ROWS = ("train", "ranks")
 PARAMETERS = 50.2e6  # region grouping on ResNet-101, 5,089 species
-GATHERED = 8 + 3  # occurrences and flags of an image and of a rank, float32
+PARTS, FLAGS = 8, 3  # float32 that are gathered of every image, and of every rank
 FLOAT = 4  # bytes
 LINK = 200.0  # GB/s that every GPU sends to the others of its node
 HOP = 0.015  # ms of a hop of a tree between nodes
@@ -86,7 +86,7 @@ class Cluster:
         gradients, ranks = FLOAT * PARAMETERS, nodes * self.gpus
         inside = 2 * (self.gpus - 1) / self.gpus * gradients / (1e6 * LINK)
         between = 2 * (nodes - 1) / nodes * gradients / (1e6 * self.network)
-        gathered = FLOAT * GATHERED * self.images * (ranks - 1) / (1e6 * min(LINK, self.network))
+        gathered = FLOAT * (PARTS * self.images + FLAGS) * (ranks - 1) / (1e6 * min(LINK, self.network))
         return inside + between + gathered + HOP * 2 * math.log2(nodes) + RANK * (ranks - 1)
 
     def step(self, nodes: int) -> float:

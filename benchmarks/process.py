@@ -42,7 +42,8 @@ def alone(function: Callable[..., Result], *arguments: object) -> tuple[Result, 
         result: Result = receiver.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"{function.__name__}{arguments}: the process ended with code {process.exitcode}") from None
+        name = getattr(function, "__name__", function)
+        raise RuntimeError(f"{name}{arguments}: the process ended with code {process.exitcode}") from None
     process.join()
     return result, peak
 

@@ -8,10 +8,10 @@ A number that was measured stands right before a comment that names its row:
     862<!-- loader: dali_cpu, 2 workers, throughput, p50 -->
     2.37<!-- loader: dali_cpu, throughput, p50 / imagefolder, throughput, p50 -->x
 
-First the file in ``results/``, then what its row must hold in case, provider, mode or metric, last the column. Of rows
-that differ in date and version only the newest counts. A quotient before " %" is a percentage. The number keeps its
-decimals and its thousands' commas. Without ``--write`` nothing is changed, and numbers that are not those of the rows
-are an error.
+First the file in ``results/``, then what its row must hold in device, case, provider, mode or metric, last the column.
+Of rows that differ in date and version only the newest counts. A quotient before " %" is a percentage. The number
+keeps its decimals and its thousands' commas. Without ``--write`` nothing is changed, and numbers that are not those of
+the rows are an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from benchmarks import ledger
 from pipelines.manifest import atomic_write
 
 ROOT = Path(__file__).parent.parent
-KEY = ("case", "provider", "mode", "metric")
+NAME = ("case", "provider", "mode", "metric")
+KEY = ("device", *NAME)
 VALUES = ("p20", "p50", "p80", "n")
 _MARKED = re.compile(r"(?P<number>[\d,]*\d(?:\.\d+)?)<!-- (?P<file>\w+): (?P<row>[^>]+?) -->(?P<percent> %)?")
 
@@ -40,7 +41,7 @@ def documents() -> list[Path]:
 
 
 def read(name: str, results: Path = ledger.RESULTS) -> list[Row]:
-    """The rows of a file of the ledger, the newest of each case, provider, mode and metric, oldest first.
+    """The rows of a file of the ledger, the newest of each device, case, provider, mode and metric, oldest first.
 
     Raises:
         ValueError: there is no such file.

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: backbone, grouping, head, loss and optimiser, forward and backward.
+"""Where the time of a training step goes: backbone, grouping, head, forward and backward, loss and optimiser.
 
 python -m benchmarks.step_parts [--recipe birds_lite0] [--batch 32] [--size 128] [--steps 20] [--record]
 python -m benchmarks.step_parts --operators 12        # what PyTorch's profiler says of the same steps
@@ -6,11 +6,13 @@ python -m benchmarks.step_parts --operators 12        # what PyTorch's profiler 
 Clocks are read where one part hands over to the next: hooks of the modules going forward, of the tensors between them
 going backward. On a GPU the clocks are events of its stream. Variants are those of ``bench_train``, in turns. What is
 left of a step is ``rest``: its batch, its flags, and a copy of the statistics of batch norm, for a step that is undone.
+Standardising features counts as grouping, and going back through the losses as going back through the head.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 import tempfile
@@ -115,7 +117,8 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
 
     def timed_step(run: _Run, stream: Iterator[Batch]) -> tuple[int, bool]:
         if not batches:
-            batches.append(next(stream))
+            batch, layout = next(stream), bench_train.VARIANTS[variant].memory_format
+            batches.append(dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout)))
             attach(run.engine.model, clock)
         if profiler and len(spent) == WARM_UP:
             profiler.start()
@@ -172,6 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--operators", type=at_least(1), default=0, help="print so many operators of the profiler")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{RESULTS.name}")
     options = parser.parse_args(arguments)
+    if options.operators and options.record:
+        parser.error(
+            "--operators: the profiler takes time of its own, of which nothing is recorded; leave out --record"
+        )
     if process.missing():
         parser.error(process.missing())
     device = "cuda" if torch.cuda.is_available() else "cpu"

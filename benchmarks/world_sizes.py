@@ -113,6 +113,7 @@ def _read(run: Path) -> Measured:
         "prior loss": [line["prior_loss"] for line in lines],
         "gradients": torch.load(run / "gradients.pt", weights_only=True),
         "weights": load_file(run / "model.safetensors"),
+        "momentum": load_file(sorted(run.glob("checkpoints/*/momentum.safetensors"))[-1]),
     }
 
 
@@ -124,7 +125,7 @@ def difference(one: Measured, other: Measured) -> dict[str, float | None]:
         found[name] = max(_relative(a, b) for a, b in pairs)
     both = zip(one["gradients"], other["gradients"], strict=False)
     found["gradients"] = max((_relative(_flat(a), _flat(b)) for a, b in both), default=None)
-    found["weights"] = _relative(_flat(one["weights"]), _flat(other["weights"]))
+    found |= {name: _relative(_flat(one[name]), _flat(other[name])) for name in ("weights", "momentum")}
     return found
 
 
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = Path(folder) / "birds"
         draw(data, args.steps * GLOBAL_BATCH, args.size)
         alone = measure(data, 1, list(MODES), args.size, args.dtype)
-        print("| batch norm | ranks | loss | prior loss | gradients | weights |\n|---|---|---|---|---|---|")
+        print("| batch norm | ranks | loss | prior loss | gradients | weights | momentum |\n|" + "---|" * 7)
         for world in map(int, args.worlds.split(",")):
             together = measure(data, world, list(MODES), args.size, args.dtype)
             for mode in MODES:

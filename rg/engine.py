@@ -230,11 +230,19 @@ def check_compiler(config: RunConfig, device: torch.device) -> None:
     """Look for what ``train.compile`` needs before anything is computed.
 
     Raises:
-        ValueError: there is no C++ compiler, of which inductor makes kernels for a CPU.
+        ValueError: there is no compiler: of C++ for a CPU, whose kernels inductor writes in it, of C for a GPU, where
+            Triton makes what starts them.
     """
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as inductor chooses
-    if config.train.compile == "inductor" and device.type == "cpu" and not shutil.which(compiler):
-        raise ValueError(f"train.compile: inductor needs a C++ compiler on a CPU, expected {compiler}, found none")
+    if config.train.compile != "inductor":
+        return
+    usual = ("clang++" if sys.platform == "darwin" else "g++",) if device.type == "cpu" else ("gcc", "clang")
+    name, language = ("CXX", "C++") if device.type == "cpu" else ("CC", "C")
+    compilers = (os.environ[name],) if name in os.environ else usual
+    if not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"train.compile: inductor needs a {language} compiler on a {device.type.upper().replace('CUDA', 'GPU')}, "
+            f"expected {' or '.join(compilers)}, found none"
+        )
 
 
 WHAT = {

@@ -2,6 +2,10 @@
 
 import importlib
 import json
+import shlex
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,17 +48,58 @@ def test_what_was_finished_is_not_done_again(tmp_path, capsys):
 
 def test_nothing_is_measured_where_correctness_fails(parts, tmp_path, capsys):
     parts["correctness"] = parts["training"]
+    for more in ([], ["training"]):  # nor where only another part is asked for
+        assert bench_gpu.main(["--smoke", "--out", str(tmp_path), *more]) == 1
+        assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+            "correctness",
+            "nothing is measured of kernels that are wrong, or that nobody has tested",
+        ]
+
+
+def test_nothing_is_measured_that_nobody_has_tested(parts, tmp_path, capsys):
+    parts["correctness"] = parts["loader"]
     assert bench_gpu.main(["--smoke", "--out", str(tmp_path)]) == 1
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "correctness",
-        "nothing is measured of kernels that are wrong",
-    ]
+    assert "left out: no_such_package.at_all not installed" in capsys.readouterr().out
+
+
+def test_rows_that_a_part_appends_are_no_other_code(monkeypatch, tmp_path):
+    """Of a checkout: only what is not a row makes a part be done again."""
+    root = tmp_path / "root"
+    results = root / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (results / "train.csv").write_text("header\n")
+    (root / "code.py").write_text("1\n")
+    names = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
+        subprocess.run(["git", *names, *words], cwd=root, check=True)
+    monkeypatch.setattr(bench_gpu.ledger, "RESULTS", results)
+    before = bench_gpu._mark(smoke=True)
+    assert "clean" in before
+    (results / "train.csv").write_text("header\nrow\n")
+    assert bench_gpu._mark(smoke=True) == before
+    marks = {before}
+    for text in ("2\n", "3\n"):
+        (root / "code.py").write_text(text)
+        marks.add(bench_gpu._mark(smoke=True))
+    assert len(marks) == 3
 
 
 def test_a_part_ends_at_its_limit(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_gpu, "LIMIT", 1)
-    parts["training"] = Part("slow", 1, (), (), ("-c 'import time; time.sleep(60)'",))
+    program = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+child.wait()
+"""
+    parts["training"] = Part("slow", 1, (), (), (f"-c {shlex.quote(program)}",))
     assert bench_gpu.run("training", tmp_path, smoke=True) == f"took longer than 1 s: {tmp_path}/training.log"
+    pid = int((tmp_path / "training.log").read_text())
+    for _ in range(50):  # what it has started is gone, too: a zombie at most until somebody collects it
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{pid} goes on")
 
 
 def test_the_plan_names_all_commands_and_fits_into_25_minutes(capsys):

@@ -63,10 +63,44 @@ def test_both_sides_take_turns_and_leave_nothing_behind(repository, tmp_path):
     assert git(repository, "status", "--porcelain") == " M values.txt\n"
 
 
-def test_what_is_within_the_noise_has_not_changed():
-    assert "within the noise" in str(compare.Change("a", "ms", [10, 11, 12], [11, 12, 13]))
-    assert "within the noise" in str(compare.Change("a", "ms", [0, 0], [0, 0]))
-    assert "changed" in str(compare.Change("a", "ms", [10.0, 10.1], [11.0, 11.1]))
+@pytest.mark.parametrize(
+    "base,now,verdict",
+    [
+        ([10, 11, 12], [11, 12, 13], "within the noise"),
+        ([10, 11, 12], [12, 13, 14], "within the noise"),
+        ([10, 10.1, 10.2], [11, 11.1, 11.2], "changed"),
+        ([11, 11.1, 11.2], [10, 10.1, 10.2], "changed"),
+        ([0, 0, 0], [0, 0, 0], "within the noise"),
+        ([0, 0, 0], [50, 50, 50], "changed"),
+    ],
+)
+def test_only_what_overlaps_nowhere_has_changed(base, now, verdict):
+    assert str(compare.Change("a", "ms", base, now)).endswith(f": {verdict}")
+
+
+def test_what_one_side_does_not_record_is_named(repository, tmp_path):
+    words = ["bench_small", str(tmp_path / "log")]
+    benchmark = repository / "benchmarks" / "bench_small.py"
+    benchmark.write_text(benchmark.read_text().replace('"one, small"', '"two, small"'))
+    with pytest.raises(
+        ValueError, match=r"got none: one, small, loop, cpu, time: before only; two, small, .*: after only"
+    ):
+        compare.compare(repository, "HEAD~1", words, rounds=3)
+
+
+def test_command(repository, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "ROOT", repository)
+    (repository / "values.txt").write_text("5 6 5.5 6.5")
+    monkeypatch.setattr(compare, "compare", lambda *words: print(*words[1:]) or [])
+    assert compare.main(["--rounds", "4", "HEAD", "bench_small", str(tmp_path / "log"), "--rounds", "7"]) == 0
+    assert compare.main(["HEAD"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"HEAD ['bench_small', '{tmp_path}/log', '--rounds', '7'] 4",
+        "HEAD ['bench_train', '--rounds', '1'] 5",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["--rounds", "3", "HEAD"])
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ def results(tmp_path):
         '2026-01-01,a,0,CPU,,3,2,,"4 images, small",fused,"one, two",time,ms,7,8,9,5',
         '2026-01-01,a,0,CPU,,3,2,,"4 images, small",eager,"one, two",time,ms,8,9,10,5',
         '2026-01-01,a,0,CPU,,3,2,,"4 images, small",eager,"one, two",throughput,images/s,1,12345.6,3,5',
+        '2026-01-03,c,0,GPU,,3,2,,"4 images, small",loop,"one, two",time,ms,1,2,3,5',
+        '2026-01-04,c,0,NPU,,3,2,,"4 images, small",loop,"one, two",time,ms,3,4,5,5',
     ]
     (tmp_path / "steps.csv").write_text("\n".join([header, *rows]) + "\n")
     return tmp_path
@@ -39,6 +41,8 @@ def test_numbers_of_the_documents_are_those_of_their_rows():
         ("3<!-- steps: fused, time, p50 / eager, time, p50 --> %", "25"),
         ("1,000<!-- steps: eager, throughput, p50 -->", "12,346"),
         ("7<!-- steps: eager, throughput, p50 -->", "12,346"),
+        ("7<!-- steps: GPU, loop, time, p50 -->", "2"),
+        ("7<!-- steps: NPU, loop, time, p50 / GPU, loop, time, p50 -->", "2"),
     ],
 )
 def test_a_number_becomes_that_of_the_newest_row(results, text, expected):
@@ -52,9 +56,10 @@ def test_a_number_becomes_that_of_the_newest_row(results, text, expected):
 @pytest.mark.parametrize(
     "words,said",
     [
-        ("steps: time, p50", "expected one row, got 4 images, small, fused, one, two, time; 4 images, small, eager"),
+        ("steps: time, p50", "expected one row, got CPU, 4 images, small, fused, one, two, time; CPU, 4 images"),
         ("steps: fused, throughput, p50", "expected one row, got none"),
         ("steps: fused, two, time, p50", "expected one row, got none"),
+        ("steps: loop, time, p50", "expected one row, got GPU, 4 images, small, loop, one, two, time; NPU, 4 images"),
         ("steps: fused, time", "expected one of p20, p50, p80, n at the end, got time"),
         ("stairs: fused, time, p50", "stairs: expected one of steps"),
     ],
