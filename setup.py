@@ -35,6 +35,7 @@ EXTRAS = {
         "import-linter>=2.1",
         "moto[s3,server]>=5",  # a real S3 server for the tests
         "boto3>=1.34",
+        "matplotlib>=3.9",  # the plots of the benchmarks
         "scipy-stubs>=1.15.2",
         "httpx>=0.27",  # clients of the server in tests and benchmarks
         "playwright>=1.45",  # drives the system's Chromium through its page
