@@ -67,9 +67,12 @@ class ExplainedFolder:
         }
         if self.kind != "none":
             picture, thumbnail = _pictures(self.path, self.kind, name)
-            explanation.save(picture)
+            parts = pictures.parts_overlay(explanation, size=pictures.panel_size(explanation))
+            with atomic_write(picture) as out:
+                pictures.write(pictures.panel(explanation, parts), out, self.kind)
+            parts.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             with atomic_write(thumbnail) as out:
-                _thumbnail(explanation).save(out, "WEBP", method=2)
+                pictures.write(parts, out, "webp")
             line["picture"] = picture.relative_to(self.path).as_posix()
         return line
 
@@ -179,12 +182,6 @@ def _version(file: Path) -> dict[str, int]:
 
 def _pictures(path: Path, kind: str, name: str) -> tuple[Path, Path]:
     return path / PICTURES / f"{name}.{kind}", path / THUMBNAILS / f"{name}.webp"
-
-
-def _thumbnail(explanation: Explanation) -> Any:
-    height, width = explanation.image.shape[:2]
-    scale = THUMBNAIL_SIDE / max(width, height)
-    return pictures.parts_overlay(explanation, size=(max(1, round(width * scale)), max(1, round(height * scale))))
 
 
 def _encoded(line: Line) -> bytes:

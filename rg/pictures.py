@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -254,18 +254,27 @@ def contribution_bars(
     return out
 
 
-def panel(explanation: Explanation) -> Image.Image:
-    """Image, parts, attribution and contributions side by side under the label; pictures are 320 pixels high.
-
-    The last column says why it is the label and not the rival, where there is one.
-    """
+def panel_size(explanation: Explanation) -> Size:
+    """Width and height of the pictures in a panel: 320 pixels high, but for wide ones."""
     height, width = explanation.image.shape[:2]
     scale = min(PANEL_HEIGHT / height, PANEL_MAX_WIDTH / width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def panel(explanation: Explanation, parts: Image.Image | None = None) -> Image.Image:
+    """Image, parts, attribution and contributions side by side under the label.
+
+    The last column says why it is the label and not the rival, where there is one.
+
+    Args:
+        explanation: Of one image.
+        parts: What ``parts_overlay`` draws at ``panel_size``, where it has been drawn already.
+    """
+    size = panel_size(explanation)
     contributions = "contributions to the logit" + ("" if stands_out(explanation) else ": none stands out")
     columns = [
         ("image", photo(explanation, size)),
-        ("parts", parts_overlay(explanation, size=size)),
+        ("parts", parts or parts_overlay(explanation, size=size)),
         ("attribution", attribution_overlay(explanation, size=size)),
         (contributions, contribution_bars(explanation)),
     ]
@@ -291,6 +300,11 @@ def panel(explanation: Explanation) -> Image.Image:
         out.paste(picture, (x + (column - picture.width) // 2, head + CAPTION + (PANEL_HEIGHT - picture.height) // 2))
         x += column + GAP
     return out
+
+
+def write(picture: Image.Image, file: IO[bytes], kind: str) -> None:
+    """Write a picture as ``png`` or ``webp``."""
+    picture.save(file, kind.upper(), method=2)  # of WebP: half the time, 5 % more bytes
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
