@@ -39,6 +39,7 @@ def test_numbers_of_the_documents_are_those_of_their_rows():
         ("9<!-- steps: 4 images, small, fused, one, two, time, n -->", "5"),
         ("3.0<!-- steps: eager, time, p50 / fused, time, p50 -->x", "4.0"),
         ("3<!-- steps: fused, time, p50 / eager, time, p50 --> %", "25"),
+        ("2<!-- steps: eager, time, p50 --> %", "9"),  # whatever its unit is
         ("1,000<!-- steps: eager, throughput, p50 -->", "12,346"),
         ("7<!-- steps: eager, throughput, p50 -->", "12,346"),
         ("7<!-- steps: GPU, loop, time, p50 -->", "2"),
