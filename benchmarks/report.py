@@ -96,7 +96,9 @@ def render(text: str, results: Path = ledger.RESULTS) -> tuple[str, list[str]]:
     def put(match: re.Match[str]) -> str:
         number = match["number"]
         decimals = len(number.partition(".")[2])
-        exact = value(read(match["file"], results), match["row"]) * (100 if match["percent"] and " / " in match["row"] else 1)
+        exact = value(read(match["file"], results), match["row"])
+        if match["percent"] and " / " in match["row"]:
+            exact *= 100
         right = f"{exact:,.{decimals}f}" if "," in number or exact >= 1000 else f"{exact:.{decimals}f}"
         if right != number:
             changes.append(f"{match['file']}: {match['row']}: {right}, not {number}")
