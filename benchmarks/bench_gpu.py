@@ -100,11 +100,11 @@ PARTS: Mapping[str, Part] = {
         ),
     ),
     "compiled": Part(
-        "the same step compiled",
-        200,
+        "the same step compiled, and with activation checkpointing",
+        220,
         ("deepspeed", "triton"),
-        (f"{_TRAIN} --rounds 1 --variants compiled --batch 128 --precision bf16 --record",),
-        (f"{_TRAIN_SMALL} --kinds 'whole network' --variants compiled",),
+        (f"{_TRAIN} --rounds 1 --variants compiled checkpointed --batch 128 --precision bf16 --record",),
+        (f"{_TRAIN_SMALL} --kinds 'whole network' --variants compiled checkpointed",),
     ),
     "input": Part(
         "the share of a step that waits for images of DALI, decoded on the GPU and on the CPU",

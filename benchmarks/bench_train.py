@@ -3,10 +3,10 @@
 python -m benchmarks.bench_train [--recipe birds_lite0] [--batch 32] [--size 128] [--steps 10] [--rounds 5] [--record]
 python -m benchmarks.bench_train --input cpu          # images of the loader instead of one batch over and over
 
-The step is that of ``rg train``. Models and variants take turns, each in a process of its own. Each variant has what
-the one before it has, and one thing more: ``nchw`` is a step as PyTorch comes, ``channels_last`` has the layout of
-weights and activations that convolutions like, ``kept`` also keeps freed memory on a CPU (``rg.malloc``), which is what
-``rg train`` does, and ``compiled`` also has ``train.compile``.
+The step is that of ``rg train``. Models and variants take turns, each in a process of its own. ``nchw`` is a step as
+PyTorch comes, ``channels_last`` has the layout of weights and activations that convolutions like, ``kept`` also keeps
+freed memory on a CPU (``rg.malloc``), which is what ``rg train`` does; ``compiled`` has ``train.compile`` besides, and
+``checkpointed`` has ``train.activation_checkpointing``.
 """
 
 from __future__ import annotations
@@ -38,19 +38,22 @@ UNITS = {"time": "ms", "data wait": "%", "memory": "MB"}
 
 
 class Variant(NamedTuple):
-    """How a step is taken: the layout, whether freed memory is kept, whether the model is compiled."""
+    """How a step is taken: the layout, whether freed memory is kept, and what is set beside that."""
 
     memory_format: torch.memory_format
-    kept: bool
-    compiled: bool
+    kept: bool = False
+    compiled: bool = False
+    checkpointed: bool = False
 
 
 VARIANTS = {
-    "nchw": Variant(torch.contiguous_format, kept=False, compiled=False),
-    "channels_last": Variant(torch.channels_last, kept=False, compiled=False),
-    "kept": Variant(torch.channels_last, kept=True, compiled=False),
+    "nchw": Variant(torch.contiguous_format),
+    "channels_last": Variant(torch.channels_last),
+    "kept": Variant(torch.channels_last, kept=True),
     "compiled": Variant(torch.channels_last, kept=True, compiled=True),
+    "checkpointed": Variant(torch.channels_last, kept=True, checkpointed=True),
 }
+USUAL = ("nchw", "channels_last", "kept")
 
 
 def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, decoder: Any) -> RunConfig:
@@ -107,7 +110,8 @@ def train_as(variant: str, config: RunConfig, data: Path) -> None:
     if how.kept:
         malloc.keep_freed_memory()
     compiler: Any = "inductor" if how.compiled else "no"
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compiler))
+    training = dataclasses.replace(config.train, compile=compiler, activation_checkpointing=how.checkpointed)
+    config = dataclasses.replace(config, train=training)
     with tempfile.TemporaryDirectory() as folder:
         train(config, data, Path(folder) / "run")
 
@@ -152,8 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=at_least(1), default=5, help="how often all take their turn")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="which models")
-    usual = [name for name, variant in VARIANTS.items() if not variant.compiled]
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=usual, help="how the step is taken")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(USUAL), help="how the step is taken")
     decoders = (CACHED, "cpu", "mixed", "pillow")
     parser.add_argument("--input", choices=decoders, default=CACHED, help="one batch over and over, or a decoder")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{RESULTS.name}")
@@ -197,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         print(
             f"{case}: {kind:<16}{variant:<14}{p50:8.1f} ms (p20 {p20:.1f}, p80 {p80:.1f}), "
-            + ", ".join([f"{1000 * options.batch / p50:.1f} images/s", *sorted(times)])
+            + f"{1000 * options.batch / p50:.1f} images/s, {comparison.percentiles(values['memory'])[1]:.0f} MB"
+            + "".join(f", {time}" for time in sorted(times))
         )
         mode = ", ".join([device, options.precision, variant] + [options.input] * (options.input != CACHED))
         for metric, unit in UNITS.items() if options.record else ():

@@ -32,6 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "synchronised": {"batch_norm": "sync"},
     "frozen": {"batch_norm": "frozen"},
     "synchronised, 2 micro batches": {"batch_norm": "sync", "accumulation": 2},
+    "synchronised, activation checkpointing": {"batch_norm": "sync", "activation_checkpointing": True},
     "synchronised, ZeRO 1": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 1}}},
     "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
 }
@@ -51,6 +52,7 @@ def settings(mode: str, size: int) -> RunConfig:
         global_batch=GLOBAL_BATCH,
         accumulation=MODES[mode].get("accumulation", 1),
         batch_norm=MODES[mode]["batch_norm"],
+        activation_checkpointing=MODES[mode].get("activation_checkpointing", False),
         validate_epochs=0,
         log_steps=1,
         peer_timeout=60.0,

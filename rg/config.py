@@ -231,6 +231,8 @@ class TrainConfig:
         precision: fp32, or bf16 by autocast (parameters stay fp32).
         compile: no, or what torch.compile makes the model of: inductor (generated kernels; the first step takes
             minutes) or aot_eager (none; tells whether a fault is inductor's). Validation is never compiled.
+        activation_checkpointing: The blocks of the backbone keep their inputs alone and compute the rest again in the
+            backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
             statistics that stay as they are, pretrained ones for example (frozen).
         checkpoint_epochs: Epochs between two checkpoints.
@@ -247,6 +249,7 @@ class TrainConfig:
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["no", "inductor", "aot_eager"] = "no"
+    activation_checkpointing: bool = False
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
@@ -265,6 +268,12 @@ class TrainConfig:
             "train.global_batch",
             f"a multiple of train.accumulation = {self.accumulation}",
             self.global_batch,
+        )
+        _require(
+            self.compile == "no" or not self.activation_checkpointing,
+            "train.activation_checkpointing",
+            f"false with train.compile = {self.compile}, which decides itself what is kept",
+            self.activation_checkpointing,
         )
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))

@@ -34,6 +34,7 @@ from pipelines.loader import Batch, Loader
 from pipelines.manifest import Manifest
 from pipelines.storage import Location, resolve
 from rg import checkpoint, inputs, ranks, run_folder
+from rg.activation_checkpointing import checkpoint_blocks
 from rg.agreement import agree
 from rg.checkpoint import MODEL, MOMENTUM, Checkpoints, Found
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten
@@ -192,6 +193,9 @@ def _build(config: RunConfig, data: Location, manifest: Manifest, found: Found |
         model.load_state_dict(dict(found.model()))
     elif isinstance(model, RegionGroupingModel) and config.model.grouping.init == "kmeans":
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
+    if config.train.activation_checkpointing and not checkpoint_blocks(model.backbone):
+        name = config.model.backbone.name
+        raise ValueError(f"train.activation_checkpointing: expected a backbone that is made of blocks, got {name}")
     return model
 
 

@@ -453,6 +453,24 @@ def test_learning_rate_schedules():
     assert [step(n) for n in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
 
 
+def test_activation_checkpointing_gives_the_same_bits(small_birds, finished, tmp_path):
+    assert run(small_birds, tmp_path / "run", train__activation_checkpointing=True).returncode == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_activation_checkpointing_of_a_backbone_without_blocks_is_refused(small_birds, tmp_path):
+    changed = {
+        "model__backbone__name": "densenet121",
+        "model__backbone__weights": "none",
+        "model__grouping__init": "random",
+    }
+    result = run(small_birds, tmp_path / "run", train__activation_checkpointing=True, **changed)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "rg: error: train.activation_checkpointing: expected a backbone that is made of blocks, got densenet121"
+    )
+
+
 def test_a_compiled_run_is_one_graph_and_learns_the_same(small_birds, finished, tmp_path):
     """aot_eager: what inductor is given, with its arithmetic; inductor takes minutes."""
     words = command(small_birds, tmp_path / "run", train__compile="aot_eager")

@@ -1,0 +1,69 @@
+"""Activation checkpointing: what happens inside the blocks of a backbone is computed again in the backward pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def checkpoint_blocks(backbone: nn.Module) -> int:
+    """Let the blocks of a backbone keep their inputs alone for the backward pass.
+
+    Gradients and running statistics are what they are otherwise, to the bit where the device computes the same twice.
+
+    Args:
+        backbone: Changed in place; blocks are what its innermost rows of composed modules consist of: bottlenecks,
+            inverted residuals, transformer layers.
+
+    Returns:
+        How many blocks there are; 0 if the backbone is not made of blocks.
+    """
+    blocks = [child for row in backbone.modules() if _is_row_of_blocks(row) for child in row.children()]
+    for block in blocks:
+        block.forward = functools.partial(_forward, block, block.forward)
+    return len(blocks)
+
+
+def _is_row_of_blocks(module: nn.Module) -> bool:
+    """Whether a module is a row of modules that are composed of others, but of no rows of blocks."""
+    children = list(module.children()) if _is_row(module) else []
+    return bool(children) and all(
+        any(child.children()) and not _is_row(child) and not any(map(_is_row_of_blocks, child.modules()))
+        for child in children
+    )
+
+
+def _is_row(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList)
+
+
+def _forward(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*inputs)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _untracked(block)
+
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _untracked(block: nn.Module) -> Iterator[None]:
+    """Inside, batch norms do not count what they see: they have seen it before."""
+    norms = [norm for norm in block.modules() if isinstance(norm, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, before, strict=True):
+        # They must go on tracking, or autograd would find other tensors than those of the forward pass.
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
