@@ -320,7 +320,7 @@ def _winners(explanation: Explanation, size: Size) -> np.ndarray:
     """Index of the part at every pixel of a picture of that size [h, w], -1 where there is none."""
     strongest = explanation.parts[0].strongest
     found = np.flatnonzero(np.bincount(strongest[strongest >= 0], minlength=1))
-    # Shares of a pixel in 8 bits: enough to tell which is largest, and resized in a third of the time of floats.
+    # Shares of a pixel in 8 bits: enough to tell which is largest.
     masks = np.stack([np.asarray(_resize((strongest == index).astype(np.uint8) * 255, size)) for index in found])
     return np.where(masks.sum(0, dtype=np.int32) >= 128, found[masks.argmax(0)], -1)
 
