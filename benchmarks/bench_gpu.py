@@ -100,10 +100,10 @@ PARTS: Mapping[str, Part] = {
         ),
     ),
     "compiled": Part(
-        "the same step compiled, and with activation checkpointing",
+        "the same step compiled, from CUDA graphs, and with activation checkpointing",
         220,
         ("deepspeed", "triton"),
-        (f"{_TRAIN} --rounds 1 --variants compiled checkpointed --batch 128 --precision bf16 --record",),
+        (f"{_TRAIN} --rounds 1 --variants compiled cuda_graphs checkpointed --batch 128 --precision bf16 --record",),
         (f"{_TRAIN_SMALL} --kinds 'whole network' --variants compiled checkpointed",),
     ),
     "input": Part(

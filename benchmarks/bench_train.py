@@ -5,8 +5,8 @@ python -m benchmarks.bench_train --input cpu          # images of the loader ins
 
 The step is that of ``rg train``. Models and variants take turns, each in a process of its own. ``nchw`` is a step as
 PyTorch comes, ``channels_last`` has the layout of weights and activations that convolutions like, ``kept`` also keeps
-freed memory on a CPU (``rg.malloc``), which is what ``rg train`` does; ``compiled`` has ``train.compile`` besides, and
-``checkpointed`` has ``train.activation_checkpointing``.
+freed memory on a CPU (``rg.malloc``), which is what ``rg train`` does; ``compiled`` and ``cuda_graphs`` have
+``train.compile`` besides, and ``checkpointed`` has ``train.activation_checkpointing``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -42,7 +42,7 @@ class Variant(NamedTuple):
 
     memory_format: torch.memory_format
     kept: bool = False
-    compiled: bool = False
+    compiler: Literal["no", "inductor", "cuda_graphs"] = "no"
     checkpointed: bool = False
 
 
@@ -50,7 +50,8 @@ VARIANTS = {
     "nchw": Variant(torch.contiguous_format),
     "channels_last": Variant(torch.channels_last),
     "kept": Variant(torch.channels_last, kept=True),
-    "compiled": Variant(torch.channels_last, kept=True, compiled=True),
+    "compiled": Variant(torch.channels_last, kept=True, compiler="inductor"),
+    "cuda_graphs": Variant(torch.channels_last, kept=True, compiler="cuda_graphs"),
     "checkpointed": Variant(torch.channels_last, kept=True, checkpointed=True),
 }
 USUAL = ("nchw", "channels_last", "kept")
@@ -109,8 +110,7 @@ def train_as(variant: str, config: RunConfig, data: Path) -> None:
     engine.MEMORY_FORMAT = how.memory_format
     if how.kept:
         malloc.keep_freed_memory()
-    compiler: Any = "inductor" if how.compiled else "no"
-    training = dataclasses.replace(config.train, compile=compiler, activation_checkpointing=how.checkpointed)
+    training = dataclasses.replace(config.train, compile=how.compiler, activation_checkpointing=how.checkpointed)
     config = dataclasses.replace(config, train=training)
     with tempfile.TemporaryDirectory() as folder:
         train(config, data, Path(folder) / "run")

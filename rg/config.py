@@ -230,7 +230,9 @@ class TrainConfig:
             batch of all ranks at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
         compile: no, or what torch.compile makes the model of: inductor (generated kernels; the first step takes
-            minutes) or aot_eager (none; tells whether a fault is inductor's). Validation is never compiled.
+            minutes), cuda_graphs (the same, replayed from CUDA graphs: a step is no longer launched kernel by kernel,
+            and takes more memory) or aot_eager (none; tells whether a fault is inductor's). Validation is never
+            compiled.
         activation_checkpointing: The blocks of the backbone keep their inputs alone and compute the rest again in the
             backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
@@ -248,7 +250,7 @@ class TrainConfig:
     global_batch: int = 32
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: Literal["no", "inductor", "aot_eager"] = "no"
+    compile: Literal["no", "inductor", "cuda_graphs", "aot_eager"] = "no"
     activation_checkpointing: bool = False
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     checkpoint_epochs: int = 1

@@ -40,6 +40,11 @@ from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimiz
 MOMENTUM = "momentum_buffer"
 LARGEST_STAGE = 2
 MEMORY_FORMAT = torch.channels_last
+COMPILERS: Mapping[str, Mapping[str, str]] = {
+    "inductor": {"backend": "inductor"},
+    "cuda_graphs": {"backend": "inductor", "mode": "reduce-overhead"},
+    "aot_eager": {"backend": "aot_eager"},
+}
 
 
 class SGD(torch.optim.SGD):
@@ -92,7 +97,7 @@ class Engine:
         if config.train.batch_norm == "sync":
             batch_norm.synchronize(model, ranks.device)
         if config.train.compile != "no":
-            model.compile(backend=config.train.compile, dynamic=False)
+            model.compile(**COMPILERS[config.train.compile], dynamic=False)
         backbone, new = model.parameter_groups()
         self._sgd = SGD(
             [
@@ -231,10 +236,12 @@ def check_compiler(config: RunConfig, device: torch.device) -> None:
 
     Raises:
         ValueError: there is no compiler: of C++ for a CPU, whose kernels inductor writes in it, of C for a GPU, where
-            Triton makes what starts them.
+            Triton makes what starts them. Or there is no GPU for CUDA graphs.
     """
-    if config.train.compile != "inductor":
+    if config.train.compile not in ("inductor", "cuda_graphs"):
         return
+    if config.train.compile == "cuda_graphs" and device.type == "cpu":
+        raise ValueError("train.compile: expected no, inductor or aot_eager on a CPU, got cuda_graphs")
     usual = ("clang++" if sys.platform == "darwin" else "g++",) if device.type == "cpu" else ("gcc", "clang")
     name, language = ("CXX", "C++") if device.type == "cpu" else ("CC", "C")
     compilers = (os.environ[name],) if name in os.environ else usual

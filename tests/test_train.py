@@ -492,3 +492,13 @@ def test_inductor_without_a_compiler_is_refused_at_once(small_birds, tmp_path, m
         "rg: error: train.compile: inductor needs a C++ compiler on a CPU, expected no-such-compiler, found none"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for CPUs")
+def test_cuda_graphs_without_a_gpu_are_refused_at_once(small_birds, tmp_path):
+    result = run(small_birds, tmp_path / "run", train__compile="cuda_graphs")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "rg: error: train.compile: expected no, inductor or aot_eager on a CPU, got cuda_graphs"
+    )
+    assert not (tmp_path / "run").exists()
