@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -148,7 +149,7 @@ def draw(folder: Path, images: int, size: int) -> None:
         "train": -(-images // 4),
         "val": 1,
         "test": 1,
-        "jobs": 1,
+        "jobs": os.cpu_count() or 1,
     }
     options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "rg", "prepare", "birds", *options], check=True, capture_output=True)

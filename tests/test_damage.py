@@ -17,9 +17,9 @@ from pipelines.geometry import Geometry
 from pipelines.loader import Loader
 from pipelines.reader import read, read_fields, read_index
 from pipelines.storage import open_storage
+from tests.decoders import DECODERS
 from tests.test_train import command
 
-DECODERS = ("cpu", "pillow")
 TEST = Geometry(64, 48)
 TRAIN = Geometry(72, 64, training=True)
 BATCH = 16
@@ -59,7 +59,8 @@ UNDECODABLE = {
     "another size": change("json", enlarged),
 }
 KINDS = PLAIN | UNDECODABLE
-CASES = [(kind, "pillow") for kind in PLAIN] + [(kind, decoder) for kind in UNDECODABLE for decoder in DECODERS]
+CASES = [pytest.param(kind, "pillow") for kind in PLAIN]
+CASES += [pytest.param(kind, *decoder.values, marks=decoder.marks) for kind in UNDECODABLE for decoder in DECODERS]
 
 
 def tars(folder, split):
