@@ -230,9 +230,9 @@ class TrainConfig:
             batch of all ranks at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
         compile: no, or what torch.compile makes the model of: inductor (generated kernels; the first step takes
-            minutes), cuda_graphs (the same, replayed from CUDA graphs: a step is no longer launched kernel by kernel,
-            and takes more memory) or aot_eager (none; tells whether a fault is inductor's). Validation is never
-            compiled.
+            minutes), cuda_graphs (the kernels as they are, replayed from CUDA graphs instead of launched one by one; on
+            a GPU, without accumulation) or aot_eager (neither; tells whether a fault is inductor's). Validation is
+            never compiled.
         activation_checkpointing: The blocks of the backbone keep their inputs alone and compute the rest again in the
             backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
@@ -276,6 +276,12 @@ class TrainConfig:
             "train.activation_checkpointing",
             f"false with train.compile = {self.compile}, which decides itself what is kept",
             self.activation_checkpointing,
+        )
+        _require(
+            self.compile != "cuda_graphs" or self.accumulation == 1,
+            "train.accumulation",
+            "1 with train.compile = cuda_graphs, whose next replay overwrites the gradients",
+            self.accumulation,
         )
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))

@@ -406,7 +406,7 @@ class _Run:
 
     def _train_step(self, stream: Iterator[Batch]) -> tuple[int, bool]:
         """One optimiser step; returns the signal that any rank has received, or 0, and whether any writes files."""
-        before = self.engine.statistics()
+        self.engine.keep_statistics()
         self.engine.train_mode()
         skip, told = False, []
         flags = torch.zeros(1, 3)
@@ -425,7 +425,7 @@ class _Run:
             told.append((values, len(batch.labels), waited))
             self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
         if skip:
-            self._skip(before)
+            self._skip()
         else:
             self.skipped_in_a_row = 0
             for values, count, waited in told:
@@ -470,9 +470,9 @@ class _Run:
             ", ".join(batch.keys),
         )
 
-    def _skip(self, statistics: list[Tensor]) -> None:
+    def _skip(self) -> None:
         """Take back what a forward pass that was not finite left behind."""
-        self.engine.set_statistics(statistics)
+        self.engine.take_back_statistics()
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.config.train.max_skipped:
