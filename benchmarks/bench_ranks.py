@@ -34,8 +34,9 @@ def rank(arguments: Sequence[str]) -> None:
     from rg import recipes
     from rg.config import RunConfig
     from rg.group import Group
+    from rg.loop import Loop
     from rg.malloc import keep_freed_memory
-    from rg.train import _Run, train
+    from rg.train import train
 
     keep_freed_memory()  # as the command line does
     data, out, batch, size = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])
@@ -52,8 +53,8 @@ def rank(arguments: Sequence[str]) -> None:
 
         return call
 
-    _Run._train_step = timed("step", _Run._train_step)  # type: ignore[method-assign]
-    _Run._save = timed("save", _Run._save)  # type: ignore[method-assign]
+    Loop._train_step = timed("step", Loop._train_step)  # type: ignore[method-assign]
+    Loop._save = timed("save", Loop._save)  # type: ignore[method-assign]
     Group.gather = timed("gather", Group.gather)  # type: ignore[method-assign]
     recipe = recipes.get("birds_lite0")
     settings: dict[str, Any] = {

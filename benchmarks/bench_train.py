@@ -78,13 +78,13 @@ def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, deco
 
 def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str, list[float]]:
     """Seconds of every training step after the first few, and of waiting for its images; bytes of a GPU at most."""
-    from rg.train import _Run
+    from rg.loop import Loop
 
-    take_step = _Run._train_step
+    take_step = Loop._train_step
     stream = _Stream(cached, VARIANTS[variant].memory_format)
     spent: dict[str, list[float]] = {"step": [], "wait": []}
 
-    def timed(run: _Run, source: Iterator[Batch]) -> tuple[int, bool]:
+    def timed(run: Loop, source: Iterator[Batch]) -> tuple[int, bool]:
         stream.source = source
         stream.prepare()
         began = time.perf_counter()
@@ -95,7 +95,7 @@ def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str
         spent["wait"].append(stream.waited)
         return result
 
-    _Run._train_step = timed  # type: ignore[method-assign, assignment]
+    Loop._train_step = timed  # type: ignore[method-assign, assignment]
     train_as(variant, config, data)
     found = {name: values[WARM_UP:] for name, values in spent.items()}
     return found | ({"memory": [torch.cuda.max_memory_allocated()]} if torch.cuda.is_available() else {})

@@ -107,15 +107,15 @@ def attach(model: Any, clock: Clock) -> None:
 def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list[dict[tuple[str, str], float]]:
     """Milliseconds of the parts of every step after the first few, in this process."""
     from rg import engine
-    from rg.train import _Run
+    from rg.loop import Loop
 
     clock = Clock()
     spent: list[dict[tuple[str, str], float]] = []
-    take_step, backward, optimize = _Run._train_step, engine.Engine.backward, engine.Engine.step
+    take_step, backward, optimize = Loop._train_step, engine.Engine.backward, engine.Engine.step
     batches: list[Batch] = []
     profiler = torch.profiler.profile() if operators else None
 
-    def timed_step(run: _Run, stream: Iterator[Batch]) -> tuple[int, bool]:
+    def timed_step(run: Loop, stream: Iterator[Batch]) -> tuple[int, bool]:
         if not batches:
             batch, layout = next(stream), bench_train.VARIANTS[variant].memory_format
             batches.append(dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout)))
@@ -138,7 +138,7 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
         optimize(self, *arguments, **options)
         clock.mark(("optimizer", "step"))
 
-    _Run._train_step = timed_step  # type: ignore[method-assign, assignment]
+    Loop._train_step = timed_step  # type: ignore[method-assign, assignment]
     engine.Engine.backward = timed_backward  # type: ignore[method-assign]
     engine.Engine.step = timed_optimizer  # type: ignore[method-assign]
     bench_train.train_as(variant, config, data)

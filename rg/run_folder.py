@@ -28,6 +28,7 @@ from rg.model import Model, RegionGroupingModel, build_model
 
 ROOT = Path(__file__).parents[1]
 CONFIG, CLASSES, WEIGHTS, RECORD = "config.json", "classes.json", "model.safetensors", "run.json"
+CHECKPOINTS = "checkpoints"
 PACKAGES = (
     "region-grouping",
     "torch",

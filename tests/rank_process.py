@@ -123,16 +123,16 @@ def _run(
 
 def _in_step(step: int, happen: Callable[[], None]) -> None:
     """In the middle of an optimiser step: the batch is there, the other ranks wait for this one."""
-    from rg.train import _Run
+    from rg.loop import Loop
 
-    micro_step = _Run._micro_step
+    micro_step = Loop._micro_step
 
-    def faulty(self: _Run, batch: object) -> object:
+    def faulty(self: Loop, batch: object) -> object:
         if self.step == step:
             happen()
         return micro_step(self, batch)  # type: ignore[arg-type]
 
-    _Run._micro_step = faulty  # type: ignore[method-assign, assignment]
+    Loop._micro_step = faulty  # type: ignore[method-assign, assignment]
 
 
 def _send(number: int) -> Callable[[int], None]:

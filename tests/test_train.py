@@ -296,7 +296,7 @@ def test_damaged_checkpoints_are_one_line(small_birds, finished, tmp_path):
 CLOCK = """
 import sys
 from types import SimpleNamespace
-import rg.history, rg.train
+import rg.history, rg.loop
 now = 0.0
 def taking(seconds, function):
     def timed(*arguments, **options):
@@ -304,8 +304,8 @@ def taking(seconds, function):
         now += seconds
         return function(*arguments, **options)
     return timed
-rg.history.time = rg.train.time = SimpleNamespace(perf_counter=lambda: now)
-Run = rg.train._Run
+rg.history.time = rg.loop.time = SimpleNamespace(perf_counter=lambda: now)
+Run = rg.loop.Loop
 Run._train_step = taking(2, Run._train_step)
 Run._validate, Run._save = taking(1000, Run._validate), taking(1000, Run._save)
 from rg.__main__ import main
