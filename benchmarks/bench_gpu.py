@@ -57,72 +57,80 @@ class Part:
 
 
 _STEP = "--recipe inat2017_resnet101 --size 224 --steps 20"
-_TRAIN = f"-m benchmarks.bench_train {_STEP}"
+_TRAIN = f"-m benchmarks.bench_train {_STEP} --rounds 1 --record"
 _TRAIN_SMALL = "-m benchmarks.bench_train --batch 4 --size 64 --steps 1 --rounds 1"
-_FAST = "--variants channels_last --batch 128 --precision bf16"
-_INFER = "-m benchmarks.bench_inference --recipe inat2017_resnet101 --size 224 --seconds 1 --rounds 2"
+_FAST = "--batch 128 --precision bf16"
+_INFER = "-m benchmarks.bench_inference --recipe inat2017_resnet101 --size 224 --seconds 1 --rounds 1 --record"
 _WITHOUT_ONNX = "--providers 'region grouping' 'whole network' explanations"
 _SMOKE_LOADER = "--images {out}/images --files 200 --batch 8 --seconds 0.2 --rounds 1 --workers 1"
+# Seconds are of an H200 as far as a part has been measured there, generous for hosts whose processes start slowly.
 PARTS: Mapping[str, Part] = {
     "correctness": Part(
-        "the tests of the kernels, and how far they are from float64",
+        "the tests of kernels, decoder and training, and how far the kernels are from float64",
         240,
         ("triton", "pytest"),
-        ("-m pytest -q -m gpu tests", "-m benchmarks.kernel_accuracy"),
+        ("-m pytest -q -m gpu {parallel} tests", "-m benchmarks.kernel_accuracy"),
         ("-m pytest -q -m gpu tests/test_fused_model.py",),
     ),
     "kernels": Part(
         "grouping and occurrence beside eager, torch.compile and a copy of the same bytes",
-        300,
+        140,
         ("triton",),
-        ("-m benchmarks.bench_kernels --record",),
+        ("-m benchmarks.bench_kernels --layout channels_last --channels 1024 --record",),
         ("-m benchmarks.bench_kernels --dry-run",),
     ),
     "loader": Part(
         "batches of DALI (cpu and mixed) beside ImageFolder and webdataset",
-        140,
+        130,
         ("nvidia.dali",),
-        ("-m benchmarks.bench_loader --files 2000 --seconds 6 --rounds 2 --record",),
+        ("-m benchmarks.bench_loader --files 2000 --workers {cores} --batch 128 --seconds 4 --rounds 1 --record",),
         (f"-m benchmarks.bench_loader {_SMOKE_LOADER}",),
     ),
     "training": Part(
-        "a step of ResNet-101 with region grouping beside torchvision's, two memory formats, fp32 and bf16; its parts",
-        300,
+        "a step of ResNet-101 with region grouping beside torchvision's: bf16 in two memory formats, fp32; its parts",
+        260,
         ("deepspeed",),
         (
-            f"{_TRAIN} --rounds 2 --variants nchw channels_last --batch 64 --record",
-            f"{_TRAIN} --rounds 2 --variants nchw channels_last --batch 128 --precision bf16 --record",
-            f"-m benchmarks.step_parts {_STEP} {_FAST} --rounds 1 --record",
+            f"{_TRAIN} --variants nchw channels_last {_FAST}",
+            f"{_TRAIN} --variants channels_last --batch 64",
+            f"-m benchmarks.step_parts {_STEP} --variants channels_last {_FAST} --rounds 1 --record",
         ),
         (
             f"{_TRAIN_SMALL} --variants kept",
             "-m benchmarks.step_parts --batch 4 --size 64 --steps 1 --rounds 1 --variants kept",
         ),
     ),
+    "graphs": Part(
+        "the same step from CUDA graphs, and with activation checkpointing",
+        170,
+        ("deepspeed", "triton"),
+        (f"{_TRAIN} --variants cuda_graphs checkpointed {_FAST}",),
+        (f"{_TRAIN_SMALL} --kinds 'whole network' --variants checkpointed",),
+    ),
     "compiled": Part(
-        "the same step compiled, from CUDA graphs, and with activation checkpointing",
+        "the same step compiled",
         220,
         ("deepspeed", "triton"),
-        (f"{_TRAIN} --rounds 1 --variants compiled cuda_graphs checkpointed --batch 128 --precision bf16 --record",),
-        (f"{_TRAIN_SMALL} --kinds 'whole network' --variants compiled checkpointed",),
+        (f"{_TRAIN} --variants compiled {_FAST}",),
+        (f"{_TRAIN_SMALL} --kinds 'whole network' --variants compiled",),
     ),
     "input": Part(
         "the share of a step that waits for images of DALI, decoded on the GPU and on the CPU",
-        60,
+        120,
         ("deepspeed", "nvidia.dali"),
         tuple(
-            f"{_TRAIN} {_FAST} --rounds 1 --kinds 'region grouping' --input {decoder} --record"
+            f"{_TRAIN} --variants channels_last {_FAST} --kinds 'region grouping' --input {decoder}"
             for decoder in ("mixed", "cpu")
         ),
         (f"{_TRAIN_SMALL} --kinds 'region grouping' --variants kept --input cpu",),
     ),
     "inference": Part(
-        "logits and explanations of ResNet-101, 1 to 256 images",
-        240,
+        "logits and explanations of ResNet-101: 1 and 64 images, and 256 in bf16",
+        220,
         (),
         (
-            f"{_INFER} {_WITHOUT_ONNX} --batches 1 8 64 256 --record",
-            f"{_INFER} --providers 'region grouping' 'whole network' --batches 256 --precision bf16 --record",
+            f"{_INFER} {_WITHOUT_ONNX} --batches 1 64",
+            f"{_INFER} --providers 'region grouping' --batches 256 --precision bf16",
         ),
         (f"-m benchmarks.bench_inference --batches 2 --size 64 --seconds 0.1 --rounds 1 {_WITHOUT_ONNX}",),
     ),
@@ -184,8 +192,12 @@ def _mark(smoke: bool) -> str:
 
 
 def words(command: str, out: Path) -> list[str]:
-    """The command line of a command, with the folder that it may keep files in."""
-    return [sys.executable, *shlex.split(command.format(out=shlex.quote(str(out))))]
+    """The command line of a command: with the folder that it may keep files in, and what this machine has."""
+    parallel = f"-n {min(8, os.cpu_count() or 1)}" if _installed("xdist") else ""
+    return [
+        sys.executable,
+        *shlex.split(command.format(out=shlex.quote(str(out)), cores=os.cpu_count() or 1, parallel=parallel)),
+    ]
 
 
 def plan(names: Sequence[str], smoke: bool) -> str:
@@ -195,7 +207,8 @@ def plan(names: Sequence[str], smoke: bool) -> str:
         part = PARTS[name]
         lacking = f" (left out: {', '.join(missing(part))} not installed)" if missing(part) else ""
         lines.append(f"{name}: {part.about}, {'seconds' if smoke else f'about {part.seconds} s'}{lacking}")
-        lines += [f"  python {command}" for command in (part.smoke if smoke else part.commands)]
+        commands = part.smoke if smoke else part.commands
+        lines += [f"  python {shlex.join(words(command, Path('OUT'))[1:])}" for command in commands]
     if not smoke:
         minutes = sum(PARTS[name].seconds for name in names) / 60
         lines.append(f"about {minutes:.0f} minutes, {LIMIT / 60:.0f} a part at most")

@@ -84,11 +84,11 @@ def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str
     stream = _Stream(cached, VARIANTS[variant].memory_format)
     spent: dict[str, list[float]] = {"step": [], "wait": []}
 
-    def timed(run: Loop, source: Iterator[Batch]) -> tuple[int, bool]:
+    def timed(loop: Loop, source: Iterator[Batch]) -> tuple[int, bool]:
         stream.source = source
         stream.prepare()
         began = time.perf_counter()
-        result = take_step(run, stream)
+        result = take_step(loop, stream)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         spent["step"].append(time.perf_counter() - began)

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,12 @@ def image_set(folder: Path, files: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
     try:
-        for index in range(files + CLASSES):
-            split = "train" if index < files else "val"
-            path = temporary / "raw" / split / f"class_{index % CLASSES}" / f"{index:06d}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(draw(index))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for index, jpeg in enumerate(pool.map(draw, range(files + CLASSES))):
+                split = "train" if index < files else "val"
+                path = temporary / "raw" / split / f"class_{index % CLASSES}" / f"{index:06d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(jpeg)
         pack(temporary / "raw", temporary / "shards")
         os.replace(temporary, final)
     except BaseException:

@@ -115,15 +115,15 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
     batches: list[Batch] = []
     profiler = torch.profiler.profile() if operators else None
 
-    def timed_step(run: Loop, stream: Iterator[Batch]) -> tuple[int, bool]:
+    def timed_step(loop: Loop, stream: Iterator[Batch]) -> tuple[int, bool]:
         if not batches:
             batch, layout = next(stream), bench_train.VARIANTS[variant].memory_format
             batches.append(dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout)))
-            attach(run.engine.model, clock)
+            attach(loop.engine.model, clock)
         if profiler and len(spent) == WARM_UP:
             profiler.start()
         clock.mark()
-        result = take_step(run, itertools.repeat(batches[0]))
+        result = take_step(loop, itertools.repeat(batches[0]))
         clock.mark(("rest", "after"))
         spent.append(clock.read())
         return result

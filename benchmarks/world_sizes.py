@@ -33,6 +33,7 @@ MODES: dict[str, dict[str, Any]] = {
     "synchronised": {"batch_norm": "sync"},
     "frozen": {"batch_norm": "frozen"},
     "synchronised, 2 micro batches": {"batch_norm": "sync", "accumulation": 2},
+    "synchronised, 2 micro batches, clipped": {"batch_norm": "sync", "accumulation": 2, "clip_norm": 0.5},
     "synchronised, activation checkpointing": {"batch_norm": "sync", "activation_checkpointing": True},
     "synchronised, ZeRO 1": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 1}}},
     "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
@@ -62,7 +63,7 @@ def settings(mode: str, size: int) -> RunConfig:
         recipe,
         model=dataclasses.replace(recipe.model, grouping=grouping, backbone=BackboneConfig("resnet18", "none")),
         input=dataclasses.replace(recipe.input, short_side=size + 8, crop=size, test_short_side=size, test_crop=size),
-        optimizer=OptimizerConfig(lr=1e-3),
+        optimizer=OptimizerConfig(lr=1e-3, clip_norm=MODES[mode].get("clip_norm", 0.0)),
         train=train,
     )
 

@@ -30,7 +30,9 @@ class Decoding:
         decoder: ``cpu`` or ``mixed`` (GPU), both DALI, or ``pillow``, on the CPU.
         threads: Decoding threads; 0 takes the cores of the machine divided by ``ranks``.
         prefetch: Batches that are decoded ahead.
-        hardware_load: Share of the images that ``mixed`` gives to the JPEG engine of the GPU, where it has one.
+        hardware_load: Share of the images that ``mixed`` gives to the JPEG engine of the GPU, where it has one. Its
+            pixels differ by a few grey levels from those of the other units: with 0 or 1 they depend on the image
+            alone, else on the batch that it is in, too.
         largest_width: Columns of the largest image, for which ``mixed`` allocates memory once; 0 if not known.
         largest_height: Rows of the largest image.
         gpu: Number of the GPU for ``mixed``.
@@ -40,7 +42,7 @@ class Decoding:
     decoder: str = "cpu"
     threads: int = 0
     prefetch: int = 2
-    hardware_load: float = 0.65
+    hardware_load: float = 1.0
     largest_width: int = 0
     largest_height: int = 0
     gpu: int = 0

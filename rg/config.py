@@ -175,7 +175,8 @@ class InputConfig:
             where it is installed, on the GPU where there is one).
         threads: Decoding threads of a rank; 0 takes the cores of the machine divided by its ranks.
         prefetch: Batches decoded ahead.
-        hardware_load: Share of the images that mixed gives to the JPEG engine of the GPU, where it has one.
+        hardware_load: Share of the images that mixed gives to the JPEG engine of the GPU, where it has one. With 0 or 1
+            pixels depend on the image alone; between them by a few grey levels on its batch, too.
         largest_width: Columns of the largest image, so that mixed allocates memory once; 0 if not known.
         largest_height: Rows of the largest image.
         max_damaged: Share of damaged samples, of those read and of at least 1000, above which a run stops.
@@ -191,7 +192,7 @@ class InputConfig:
     decoder: Literal["auto", "cpu", "mixed", "pillow"] = "auto"
     threads: int = 0
     prefetch: int = 2
-    hardware_load: float = 0.65
+    hardware_load: float = 1.0
     largest_width: int = 0
     largest_height: int = 0
     max_damaged: float = 0.01
@@ -231,8 +232,8 @@ class TrainConfig:
         precision: fp32, or bf16 by autocast (parameters stay fp32).
         compile: no, or what torch.compile makes the model of: inductor (generated kernels; the first step takes
             minutes), cuda_graphs (the kernels as they are, replayed from CUDA graphs instead of launched one by one; on
-            a GPU, without accumulation) or aot_eager (neither; tells whether a fault is inductor's). Validation is
-            never compiled.
+            a GPU, without accumulation or synchronised batch norm) or aot_eager (neither; tells whether a fault is
+            inductor's). Validation is never compiled.
         activation_checkpointing: The blocks of the backbone keep their inputs alone and compute the rest again in the
             backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
@@ -282,6 +283,12 @@ class TrainConfig:
             "train.accumulation",
             "1 with train.compile = cuda_graphs, whose next replay overwrites the gradients",
             self.accumulation,
+        )
+        _require(
+            self.compile != "cuda_graphs" or self.batch_norm != "sync",
+            "train.batch_norm",
+            "local or frozen with train.compile = cuda_graphs, which keep no communication",
+            self.batch_norm,
         )
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))

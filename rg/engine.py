@@ -124,19 +124,20 @@ class Engine:
             # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
             # from 1 on keep parameters as views of one flat tensor.
             model.to(memory_format=MEMORY_FORMAT)
-            self._reduce_in_place()
+            self._shorten_reduction()
         if config.optimizer.momentum:
             self._start_momentum(momentum or {})
-        # Not before the model has moved: other than parameters, buffers become other tensors then.
+        # After the model has moved, which replaces buffers by new tensors (parameters stay).
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self._kept = self.statistics()
-        self.model.eval()
-        self.train_mode()
+        self._let_learn()
 
     def train_mode(self) -> None:
-        """Let the model learn."""
-        if self.model.training:
-            return
+        """Let the model learn if it has been in evaluation mode."""
+        if not self.model.training:
+            self._let_learn()
+
+    def _let_learn(self) -> None:
         self.model.train()
         if self._frozen:
             batch_norm.freeze(self.model)
@@ -211,8 +212,8 @@ class Engine:
             return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
         return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self.model.named_parameters()}
 
-    def _reduce_in_place(self) -> None:
-        """Let DeepSpeed average gradients with fewer copies.
+    def _shorten_reduction(self) -> None:
+        """Let DeepSpeed average gradients with fewer copies, and those of a single rank not at all.
 
         At stage 0 it makes every gradient contiguous, one tensor of all, and copies its pieces back one by one, for a
         single rank as well: of ResNet-101 that is more than half of the operations of a backward pass.
@@ -223,7 +224,7 @@ class Engine:
         reduce = self._engine.allreduce_bucket
 
         def reduce_and_copy(gradients: list[Tensor], *how: Any) -> None:
-            # Runs of numbers in the order of memory, which is that of the parameters, on all ranks the same.
+            # As runs of numbers: autograd gives gradients the strides of their parameters, the same on all ranks.
             runs = [gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients]
             torch._foreach_copy_(runs, self._engine.unflatten(reduce(runs, *how), runs))
 

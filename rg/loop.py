@@ -50,7 +50,7 @@ class Loop:
         heartbeat: Is told what this rank is doing.
 
     Attributes:
-        received: Signals; the next step is the last one.
+        received: Numbers of the signals that came; if there are any, the current step is the last one.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Loop:
         self.steps_per_epoch, self.step = steps_per_epoch, 0
         self.total = config.train.epochs * steps_per_epoch
         self.checkpoints, self.heartbeat = checkpoints, heartbeat
-        self.received: list[int] = []  # signals
+        self.received: list[int] = []
         self.group, self.ranks = engine.group, engine.group.ranks
         self.is_main = self.ranks.rank == 0
         self.meter = Meter()

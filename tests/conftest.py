@@ -1,7 +1,4 @@
-"""Fixtures. On a GPU host with torch, triton, numpy and pytest alone, only the tests of the kernels are collected.
-
-Where other packages than those of a few extras are installed, all tests but theirs are.
-"""
+"""Fixtures. On a GPU host with torch, triton, numpy and pytest alone, only the tests of the kernels are collected."""
 
 from __future__ import annotations
 
@@ -18,9 +15,6 @@ if TYPE_CHECKING:
 KERNEL_TESTS = ("test_grouping.py", "test_occurrence.py")
 if not all(importlib.util.find_spec(name) for name in ("scipy", "timm", "webdataset", "jsonargparse")):
     collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name not in KERNEL_TESTS]
-else:
-    extras = {"moto": ("test_remote.py", "test_storage.py"), "starlette": ("test_serve.py", "test_serve_page.py")}
-    collect_ignore = [file for name, files in extras.items() if not importlib.util.find_spec(name) for file in files]
 
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings

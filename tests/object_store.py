@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import boto3
-from moto.server import ThreadedMotoServer
+import pytest
+
+boto3 = pytest.importorskip("boto3")
+ThreadedMotoServer = pytest.importorskip("moto.server").ThreadedMotoServer
 
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = "AKIATESTACCESSKEY", "test/secret/key", "test-session-token"
 REFUSE = "refuse"  # answers 403 and repeats what it was sent

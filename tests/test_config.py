@@ -63,6 +63,7 @@ def test_flatten():
         (lambda: TrainConfig(global_batch=1), "train.global_batch"),
         (lambda: TrainConfig(global_batch=10, accumulation=3), "multiple"),
         (lambda: TrainConfig(compile="cuda_graphs", accumulation=2), "expected 1 with train.compile = cuda_graphs"),
+        (lambda: TrainConfig(compile="cuda_graphs", batch_norm="sync"), "expected local or frozen with train.compile"),
         (lambda: TrainConfig(epochs=0), "train.epochs"),
         (lambda: RunConfig(seed=-1), "seed"),
     ],

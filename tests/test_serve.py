@@ -10,22 +10,21 @@ import threading
 import time
 import warnings
 
-import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 
-from benchmarks.hostile import HONEST, HOSTILE, JPEG, MEGABYTES, MEGAPIXELS, encoded, noise, with_scans
-from rg import __version__, serve
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
-from rg.explain import Explainer
-from rg.model import RegionGroupingModel
-from rg.part_names import Part
-from rg.run_folder import Classes
-from rg.serve import HEADERS, Protocol, application, part_map
-from rg.uploads import MAX_SCANS, Limits, scans
+httpx, uvicorn, _ = map(pytest.importorskip, ("httpx", "uvicorn", "starlette"))
+from benchmarks.hostile import HONEST, HOSTILE, JPEG, MEGABYTES, MEGAPIXELS, encoded, noise, with_scans  # noqa: E402
+from rg import __version__, serve  # noqa: E402
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig  # noqa: E402
+from rg.explain import Explainer  # noqa: E402
+from rg.model import RegionGroupingModel  # noqa: E402
+from rg.part_names import Part  # noqa: E402
+from rg.run_folder import Classes  # noqa: E402
+from rg.serve import HEADERS, Protocol, application, part_map  # noqa: E402
+from rg.uploads import MAX_SCANS, Limits, scans  # noqa: E402
 
 NAMES = ("wren", "robin", "jay")
 PARTS = (Part(0, "part 0", False), Part(1, "crown", False, True), Part(2, "part 2", True), Part(3, "part 3", False))

@@ -305,9 +305,9 @@ def taking(seconds, function):
         return function(*arguments, **options)
     return timed
 rg.history.time = rg.loop.time = SimpleNamespace(perf_counter=lambda: now)
-Run = rg.loop.Loop
-Run._train_step = taking(2, Run._train_step)
-Run._validate, Run._save = taking(1000, Run._validate), taking(1000, Run._save)
+from rg.loop import Loop
+Loop._train_step = taking(2, Loop._train_step)
+Loop._validate, Loop._save = taking(1000, Loop._validate), taking(1000, Loop._save)
 from rg.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
