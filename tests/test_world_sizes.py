@@ -7,8 +7,8 @@ import pytest
 from benchmarks import world_sizes
 
 SIZE = 64
-# Everything is in fp64 but DeepSpeed's sum of the gradients of several ranks, in fp32, which rounds at 6e-8 of the largest; the steps
-# that follow make a few times of it.
+# Everything is in fp64 but DeepSpeed's sum of the gradients of several ranks, in fp32, which rounds at 6e-8 of the
+# largest; the steps that follow make a few times of it.
 LIMIT = 1e-6
 MODES = [
     "synchronised",
