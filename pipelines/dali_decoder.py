@@ -39,6 +39,7 @@ class DaliDecoder:
             prefetch_queue_depth=decoding.prefetch,
         )
         self._pipeline.build()
+        self._pinned = decoding.pinned and not mixed
         self._missing = decoding.prefetch  # batches; DALI starts once its queue is full
 
     def submit(self, jpegs: Sequence[bytes], windows: Sequence[Window]) -> None:
@@ -58,10 +59,11 @@ class DaliDecoder:
         while self._missing:  # a stream shorter than the queue: it is filled up, what comes of that is never asked for
             self._feed(*self._last)
         with _errors():
-            (images,) = self._pipeline.share_outputs()
-            dense = images.as_tensor()
-            out = torch.empty(dense.shape(), dtype=torch.uint8, device=self.device)
             stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+            # Bound to the stream of the copy: else the host would wait for all that this stream has still to do.
+            (images,) = self._pipeline.share_outputs(cuda_stream=stream)
+            dense = images.as_tensor()
+            out = torch.empty(dense.shape(), dtype=torch.uint8, device=self.device, pin_memory=self._pinned)
             feed_ndarray(dense, out, cuda_stream=stream)
             self._pipeline.release_outputs()
         return out

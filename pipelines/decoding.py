@@ -37,6 +37,7 @@ class Decoding:
         largest_height: Rows of the largest image.
         gpu: Number of the GPU for ``mixed``.
         ranks: Ranks on this machine.
+        pinned: Pixels on the CPU lie in page-locked memory, which a GPU copies while the host goes on.
     """
 
     decoder: str = "cpu"
@@ -47,6 +48,7 @@ class Decoding:
     largest_height: int = 0
     gpu: int = 0
     ranks: int = 1
+    pinned: bool = False
 
     @property
     def thread_count(self) -> int:

@@ -21,7 +21,7 @@ class PillowDecoder:
     """``pipelines.decoding.Decoder`` by Pillow; it decodes whole images, so it takes longer than DALI.
 
     Args:
-        decoding: Of which only the threads matter here.
+        decoding: Of which only the threads, and where the pixels lie, matter here.
     """
 
     device = torch.device("cpu")
@@ -30,6 +30,7 @@ class PillowDecoder:
     def __init__(self, decoding: Decoding) -> None:
         self._pool = ThreadPoolExecutor(decoding.thread_count, thread_name_prefix="decoder")
         self._batches: deque[list[Future[np.ndarray]]] = deque()
+        self._pinned = decoding.pinned
 
     def submit(self, jpegs: Sequence[bytes], windows: Sequence[Window]) -> None:
         """See ``Decoder.submit``."""
@@ -37,7 +38,10 @@ class PillowDecoder:
 
     def result(self) -> Tensor:
         """See ``Decoder.result``."""
-        return torch.from_numpy(np.stack([image.result() for image in self._batches.popleft()]))
+        images = [image.result() for image in self._batches.popleft()]
+        out = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=self._pinned)
+        np.stack(images, out=out.numpy())
+        return out
 
     @staticmethod
     def _decode(jpeg: bytes, window: Window) -> np.ndarray:

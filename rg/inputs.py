@@ -44,6 +44,7 @@ def decoding(config: InputConfig, device: torch.device, local_world_size: int = 
         largest_height=config.largest_height,
         gpu=device.index or 0,
         ranks=local_world_size,
+        pinned=device.type == "cuda",
     )
 
 

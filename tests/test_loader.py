@@ -269,6 +269,35 @@ def test_images_are_bytes_in_channels_last(small_birds):
     assert batch.landmarks is None
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is page-locked for a GPU")
+@pytest.mark.parametrize("decoder", DECODERS[:2])
+def test_a_gpu_copies_images_while_the_host_goes_on(small_birds, decoder):
+    plain, pinned = (
+        next(iter(Loader(small_birds, "val", TEST, 8, decoding=Decoding(decoder, pinned=pinned)))).images
+        for pinned in (False, True)
+    )
+    assert torch.equal(plain, pinned)
+    assert pinned.is_pinned()
+    assert not plain.is_pinned()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams are those of a GPU")
+@pytest.mark.parametrize("decoder", DECODERS[2:])
+def test_the_host_does_not_wait_for_what_the_gpu_has_still_to_do(small_birds, decoder):
+    """Nor are pixels overwritten before they have been copied."""
+    expected = [batch.images.cpu() for batch in Loader(small_birds, "val", TEST, 8, decoding=Decoding("cpu"))]
+    found, waited = [], False
+    for batch in Loader(small_birds, "val", TEST, 8, decoding=Decoding(decoder)):
+        waited |= bool(found) and torch.cuda.current_stream().query()
+        found.append(batch.images)
+        torch.cuda._sleep(1_000_000_000)  # cycles: about half a second
+    assert not waited
+    for one, other in zip(expected, found, strict=True):
+        assert (one.float() - other.cpu().float()).abs().max() <= 6
+
+
 def test_batches_do_not_share_memory(small_birds):
     stream = iter(Loader(small_birds, "train", TRAIN, 8))
     first = next(stream)
