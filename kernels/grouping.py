@@ -462,6 +462,7 @@ class Blocks:
     stages: int
 
 
+@functools.lru_cache(maxsize=256)  # asked for at every launch
 def choose_blocks(
     images: int,
     positions: int,
