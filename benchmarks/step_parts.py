@@ -1,7 +1,7 @@
 """Where the time of a training step goes: backbone, grouping, head, forward and backward, loss and optimiser.
 
 python -m benchmarks.step_parts [--recipe birds_lite0] [--batch 32] [--size 128] [--steps 20] [--record]
-python -m benchmarks.step_parts --operators 12        # what PyTorch's profiler says of the same steps
+python -m benchmarks.step_parts --operators 12        # what PyTorch's profiler says of three of these steps
 
 Clocks are read where one part hands over to the next: hooks of the modules going forward, of the tensors between them
 going backward. On a GPU the clocks are events of its stream. Variants are those of ``bench_train``, in turns. What is
@@ -12,6 +12,7 @@ Standardising features counts as grouping, and going back through the losses as 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import itertools
 import sys
@@ -32,6 +33,7 @@ from rg.config import RunConfig
 
 RESULTS = ledger.RESULTS / "step_parts.csv"
 WARM_UP = bench_train.WARM_UP
+PROFILED = 3  # steps
 # What ends with each mark, in the order of a step.
 PARTS = (
     ("rest", "before"),
@@ -122,6 +124,8 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
             attach(loop.engine.model, clock)
         if profiler and len(spent) == WARM_UP:
             profiler.start()
+        if profiler and len(spent) == WARM_UP + PROFILED:
+            profiler.stop()
         clock.mark()
         result = take_step(loop, itertools.repeat(batches[0]))
         clock.mark(("rest", "after"))
@@ -143,10 +147,23 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
     engine.Engine.step = timed_optimizer  # type: ignore[method-assign]
     bench_train.train_as(variant, config, data)
     if profiler:
-        profiler.stop()
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         print(profiler.key_averages().table(sort_by=order, row_limit=operators, max_name_column_width=60))
+        if torch.cuda.is_available():
+            print(device_work(profiler.events()))
     return spent[WARM_UP:]
+
+
+def device_work(events: Sequence[Any]) -> str:
+    """What a GPU does in a profiled step, and how often the host waits for it, of the profiler's events."""
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(event.device_time_total for event in kernels) / 1000 / PROFILED
+    waits = collections.Counter(event.name for event in events if "Synchronize" in event.name)
+    told = ", ".join(f"{name} {count / PROFILED:g}" for name, count in sorted(waits.items())) or "nothing"
+    return (
+        f"a step: the GPU works {busy:.1f} ms in {len(kernels) / PROFILED:.0f} kernels and copies; the host waits in "
+        f"{told} (once in cudaDeviceSynchronize to read the clock)"
+    )
 
 
 def table(found: dict[str, list[dict[tuple[str, str], float]]]) -> str:
@@ -175,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--operators", type=at_least(1), default=0, help="print so many operators of the profiler")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{RESULTS.name}")
     options = parser.parse_args(arguments)
+    if options.operators and options.steps < PROFILED + 1:
+        parser.error(f"--operators: expected --steps {PROFILED + 1} or more, got {options.steps}")
     if options.operators and options.record:
         parser.error(
             "--operators: the profiler takes time of its own, of which nothing is recorded; leave out --record"

@@ -64,6 +64,17 @@ class Plain(nn.Module):
         return SimpleNamespace(logits=self.head(self.backbone(x)), occurrence=torch.zeros(()))
 
 
+def test_what_a_gpu_does_in_a_step():
+    gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    step = [SimpleNamespace(name="gemm", device_type=gpu, device_time_total=1500.0)] * 4
+    step += [SimpleNamespace(name="aten::mm", device_type=cpu, device_time_total=1500.0)]
+    step += [SimpleNamespace(name="cudaEventSynchronize", device_type=cpu, device_time_total=0.0)]
+    assert step_parts.device_work(step * step_parts.PROFILED) == (
+        "a step: the GPU works 6.0 ms in 4 kernels and copies; the host waits in cudaEventSynchronize 1 "
+        "(once in cudaDeviceSynchronize to read the clock)"
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the clock of a GPU is its own")
 @pytest.mark.parametrize("model,parts", [(Grouped(), list(FORWARD)), (Plain(), ["backbone", "head"])])
 def test_every_part_gets_its_time(model, parts, monkeypatch):
