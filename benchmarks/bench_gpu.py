@@ -56,11 +56,12 @@ class Part:
     smoke: tuple[str, ...]
 
 
-_STEP = "--recipe inat2017_resnet101 --size 224 --steps 20"
-_TRAIN = f"-m benchmarks.bench_train {_STEP} --rounds 1 --record"
+_NETWORK = "--recipe inat2017_resnet101 --size 224 --rounds 1"
+_TRAIN = f"-m benchmarks.bench_train {_NETWORK} --steps 20 --record"
+_PARTS = f"-m benchmarks.step_parts {_NETWORK} --variants channels_last"
 _TRAIN_SMALL = "-m benchmarks.bench_train --batch 4 --size 64 --steps 1 --rounds 1"
 _FAST = "--batch 128 --precision bf16"
-_INFER = "-m benchmarks.bench_inference --recipe inat2017_resnet101 --size 224 --seconds 1 --rounds 1 --record"
+_INFER = f"-m benchmarks.bench_inference {_NETWORK} --seconds 1 --record"
 _WITHOUT_ONNX = "--providers 'region grouping' 'whole network' explanations"
 _SMOKE_LOADER = "--images {out}/images --files 200 --batch 8 --seconds 0.2 --rounds 1 --workers 1"
 # Seconds are of an H200 as far as a part has been measured there, generous for hosts whose processes start slowly.
@@ -81,19 +82,20 @@ PARTS: Mapping[str, Part] = {
     ),
     "loader": Part(
         "batches of DALI (cpu and mixed) beside ImageFolder and webdataset",
-        130,
+        110,
         ("nvidia.dali",),
         ("-m benchmarks.bench_loader --files 2000 --workers {cores} --batch 128 --seconds 4 --rounds 1 --record",),
         (f"-m benchmarks.bench_loader {_SMOKE_LOADER}",),
     ),
     "training": Part(
-        "a step of ResNet-101 with region grouping beside torchvision's: bf16 in two memory formats, fp32; its parts",
-        260,
+        "a step of ResNet-101 with region grouping beside torchvision's, in bf16 and fp32; its parts and its profile",
+        300,
         ("deepspeed",),
         (
             f"{_TRAIN} --variants nchw channels_last {_FAST}",
             f"{_TRAIN} --variants channels_last --batch 64",
-            f"-m benchmarks.step_parts {_STEP} --variants channels_last {_FAST} --rounds 1 --record",
+            f"{_PARTS} --steps 20 {_FAST} --record",
+            f"{_PARTS} --steps 4 {_FAST} --operators 22",
         ),
         (
             f"{_TRAIN_SMALL} --variants kept",
@@ -102,7 +104,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "graphs": Part(
         "the same step from CUDA graphs, and with activation checkpointing",
-        170,
+        150,
         ("deepspeed", "triton"),
         (f"{_TRAIN} --variants cuda_graphs checkpointed {_FAST}",),
         (f"{_TRAIN_SMALL} --kinds 'whole network' --variants checkpointed",),
