@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     file.write(text.encode())
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{wrong} numbers were not those of the rows" if wrong else "all marked numbers are those of the rows")
+    print(f"not those of the rows: {wrong}" if wrong else "all marked numbers are those of the rows")
     return int(wrong > 0 and not options.write)
 
 
