@@ -257,13 +257,17 @@ class Explainer:
         if versus is not None and compared.shape[1] == 2:
             asked = self.classes.names.index(versus)
             compared[:, 1] = torch.where(compared[:, 0] == asked, compared[:, 1], asked)
-        contributions, constants = (values.cpu() for values in self.model.contributions(output, compared))
+        contributions, constants = self.model.contributions(output, compared)
         attention = output.attention
         if self.classes.multi_label:
             attention = attention[torch.arange(len(waiting)), compared[:, 0]]
         centers = part_centers(output.assign).cpu().numpy()
         assign, attention = output.assign.float().cpu().numpy(), attention.float().cpu().numpy()
         presence, names = output.presence.tolist(), self.classes.names
+        # All at once: from here on numbers are read one by one, each of which a GPU would be waited for.
+        top, probable = best.indices.cpu(), best.values.cpu()
+        logits, probabilities, compared = logits.cpu(), probabilities.cpu(), compared.cpu()
+        contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
         for n, one in enumerate(waiting):
             strongest, attribution = at_image_size(assign[n], attention[n], one.window, one.pixels.shape[:2])
             x0, y0, x1, y1 = one.window
@@ -278,8 +282,7 @@ class Explainer:
                 logit=float(logits[n, label]),
                 constant=float(constants[n, 0]),
                 top_k=[
-                    (names[index], value)
-                    for index, value in zip(best.indices[n].tolist(), best.values[n].tolist(), strict=True)
+                    (names[index], value) for index, value in zip(top[n].tolist(), probable[n].tolist(), strict=True)
                 ][:top_k],
                 rival=rival,
                 attribution=attribution,
@@ -290,7 +293,7 @@ class Explainer:
                         name=part.name,
                         strongest=strongest,
                         center=(float(x0 + centers[n, k, 0] * (x1 - x0)), float(y0 + centers[n, k, 1] * (y1 - y0))),
-                        occurrence=float(output.occurrence[n, k]),
+                        occurrence=float(occurrence[n, k]),
                         attention=float(attention[n, k]),
                         contribution=float(contributions[n, 0, k]),
                         rival_contribution=float(contributions[n, 1, k]) if rival else 0.0,
