@@ -16,7 +16,7 @@ READY := .venv/.ready
 help:
 	@sed -n 's/^# //p' Makefile
 
-$(READY): setup.py
+$(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[all]'

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from benchmarks import ledger
-from pipelines.birds import Birds, BirdsConfig
+from benchmarks.tools import ledger
+from pipelines.drawn.birds import Birds, BirdsConfig
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import ledger
-from benchmarks.image_set import describe, image_set
-from benchmarks.options import at_least, image_parser
-from benchmarks.process import alone, missing
+from benchmarks.tools import ledger
+from benchmarks.tools.image_set import describe, image_set
+from benchmarks.tools.options import at_least, image_parser
+from benchmarks.tools.process import alone, missing
 
 RESULTS = ledger.RESULTS / "explain.csv"
 
@@ -61,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _explain(run: Path, photos: Path, options: dict[str, object]) -> float:
     """Seconds from the loaded program to the finished page."""
-    from rg.explain_files import explain_files
+    from rg.explain.files import explain_files
     from rg.malloc import keep_freed_memory
+    from rg.pages import gallery
 
     keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
-        explain_files(run, [photos], Path(out), **options)  # type: ignore[arg-type]
+        explain_files(run, [photos], Path(out), write_page=gallery.write, **options)  # type: ignore[arg-type]
         return time.perf_counter() - start
 
 

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ledger
-from pipelines.manifest import atomic_write
-from rg import run_folder
+from benchmarks.tools import ledger
+from pipelines.files import atomic_write
+from rg.runs.folder import read_json
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 480  # seconds of a part
@@ -71,7 +71,7 @@ PARTS: Mapping[str, Part] = {
         240,
         ("triton", "pytest"),
         ("-m pytest -q -m gpu {parallel} tests", "-m benchmarks.kernel_accuracy"),
-        ("-m pytest -q -m gpu tests/test_fused_model.py",),
+        ("-m pytest -q -m gpu tests/model/test_fused_model.py",),
     ),
     "kernels": Part(
         "grouping and occurrence beside eager, torch.compile and a copy of the same bytes",
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("expected a GPU, got none; --smoke shows on a CPU that the parts work")
     options.out.mkdir(parents=True, exist_ok=True)
     state, failed = options.out / DONE, False
-    finished = run_folder.read_json(state) if state.is_file() else {}
+    finished = read_json(state) if state.is_file() else {}
     mark = _mark(options.smoke)
     for name in ["correctness"] * ("correctness" not in names) + names:
         if finished.get(name) == mark and not (options.again and name in names):

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks import comparison, ledger
-from benchmarks.options import at_least
+from benchmarks.tools import comparison, ledger
+from benchmarks.tools.options import at_least
 from rg import recipes
 from rg.config import HeadConfig
-from rg.layers import MultiLabelAttention, MultiLabelClassifier
+from rg.model.layers import MultiLabelAttention, MultiLabelClassifier
 
 RESULTS = ledger.RESULTS / "heads.csv"
 CHANNELS = 1024  # of ResNet-101 at stride 16

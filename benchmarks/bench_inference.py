@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import comparison, ledger, process
-from benchmarks.options import at_least, duration
+from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.options import at_least, duration
 from rg import recipes
 from rg.config import RunConfig
 from rg.malloc import keep_freed_memory
@@ -75,10 +75,11 @@ def _calls(
     config: RunConfig, size: int, provider: str, form: str, batch: int, precision: str, device: str
 ) -> Callable[[], object]:
     """What is done with one batch."""
-    from rg import export
-    from rg.explain import Explainer
-    from rg.model import RegionGroupingModel, build_model
-    from rg.run_folder import Classes
+    from rg.explain.explainer import Explainer
+    from rg.export import export
+    from rg.model.build import build_model
+    from rg.model.region_grouping import RegionGroupingModel
+    from rg.runs.folder import Classes
 
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, pretrained=False).eval()

@@ -22,9 +22,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks import ledger
 from benchmarks.kernel_accuracy import autocast, errors
-from benchmarks.kernel_cases import CASES, DTYPES, LAYOUTS, Case
+from benchmarks.tools import ledger
+from benchmarks.tools.kernel_cases import CASES, DTYPES, LAYOUTS, Case
 from kernels import operators, reference
 
 DIRECTIONS = ("forward", "backward")

@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import comparison, ledger, process
-from benchmarks.comparison import Figures
-from benchmarks.image_set import CLASSES, SEED, describe, image_set
-from benchmarks.options import at_least, duration, image_parser
-from pipelines.geometry import Geometry
+from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.comparison import Figures
+from benchmarks.tools.image_set import CLASSES, SEED, describe, image_set
+from benchmarks.tools.options import at_least, duration, image_parser
+from pipelines.batches.geometry import Geometry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,8 +49,8 @@ Clock = Callable[[], float]
 
 def ours(images: Path, batch: int, workers: int, decoder: str) -> Iterator[Batch]:
     """Our loader."""
-    from pipelines.decoding import Decoding
-    from pipelines.loader import Loader
+    from pipelines.batches.decoding import Decoding
+    from pipelines.batches.loader import Loader
 
     loader = Loader(images / "shards", "train", GEOMETRY, batch, decoding=Decoding(decoder, workers))
     for found in loader:
@@ -97,7 +97,7 @@ def cached(images: Path, batch: int, workers: int) -> Iterator[Batch]:  # noqa: 
 
 
 def _transform() -> Callable[[Image.Image], Tensor]:
-    """The augmentation of ``pipelines.loader`` as one would write it with torchvision."""
+    """The augmentation of ``pipelines.batches.loader`` as one would write it with torchvision."""
     from torchvision.transforms import v2
 
     return v2.Compose(
@@ -121,9 +121,9 @@ PROVIDERS: dict[str, Callable[[Path, int, int], Iterator[Batch]]] = {
 }
 # What a provider imports; that is done before anything is timed.
 MODULES = {
-    "dali_cpu": ("pipelines.loader", "pipelines.dali_decoder"),
-    "dali_mixed": ("pipelines.loader", "pipelines.dali_decoder"),
-    "pillow": ("pipelines.loader", "pipelines.pillow_decoder"),
+    "dali_cpu": ("pipelines.batches.loader", "pipelines.batches.dali"),
+    "dali_mixed": ("pipelines.batches.loader", "pipelines.batches.dali"),
+    "pillow": ("pipelines.batches.loader", "pipelines.batches.pillow"),
     "imagefolder": ("torchvision.datasets", "torchvision.transforms.v2"),
     "webdataset": ("webdataset", "torchvision.transforms.v2"),
     "cached": ("torch",),

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import comparison, ledger, process
-from benchmarks.comparison import Figures, Key
-from benchmarks.image_set import SHARDS, describe, image_set, pack
-from benchmarks.options import at_least, image_parser
+from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.comparison import Figures, Key
+from benchmarks.tools.image_set import SHARDS, describe, image_set, pack
+from benchmarks.tools.options import at_least, image_parser
 
 RESULTS = ledger.RESULTS / "packing.csv"
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import comparison, ledger, local_ranks, world_sizes
-from benchmarks.options import at_least
+from benchmarks import world_sizes
+from benchmarks.tools import comparison, ledger, local_ranks
+from benchmarks.tools.options import at_least
 
 RESULTS = ledger.RESULTS / "ranks.csv"
 WARM_UP = 5  # steps
@@ -33,10 +34,10 @@ def rank(arguments: Sequence[str]) -> None:
     """One process of a run, which notes the seconds of every step, gather and save."""
     from rg import recipes
     from rg.config import RunConfig
-    from rg.group import Group
-    from rg.loop import Loop
+    from rg.distributed.group import Group
     from rg.malloc import keep_freed_memory
-    from rg.train import train
+    from rg.training.loop import Loop
+    from rg.training.train import train
 
     keep_freed_memory()  # as the command line does
     data, out, batch, size = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])

@@ -21,9 +21,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks import ledger, process
-from benchmarks.hostile import HONEST, HOSTILE, MEGABYTES, MEGAPIXELS, encoded, noise
-from benchmarks.options import at_least, duration
+from benchmarks.tools import ledger, process
+from benchmarks.tools.hostile import HONEST, HOSTILE, MEGABYTES, MEGAPIXELS, encoded, noise
+from benchmarks.tools.options import at_least, duration
 
 RESULTS = ledger.RESULTS / "serve.csv"
 SAMPLES = 30  # looks at the memory of the server

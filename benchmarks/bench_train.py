@@ -24,9 +24,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from benchmarks import comparison, ledger, process, world_sizes
-from benchmarks.options import at_least
-from pipelines.loader import Batch
+from benchmarks import world_sizes
+from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.options import at_least
+from pipelines.batches.loader import Batch
 from rg import recipes
 from rg.config import RunConfig
 
@@ -78,7 +79,7 @@ def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, deco
 
 def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str, list[float]]:
     """Seconds of every training step after the first few, and of waiting for its images; bytes of a GPU at most."""
-    from rg.loop import Loop
+    from rg.training.loop import Loop
 
     take_step = Loop._train_step
     stream = _Stream(cached, VARIANTS[variant].memory_format)
@@ -103,8 +104,9 @@ def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str
 
 def train_as(variant: str, config: RunConfig, data: Path) -> None:
     """Trains in this process, whose steps are those of a variant from now on."""
-    from rg import engine, malloc
-    from rg.train import train
+    from rg import malloc
+    from rg.training import engine
+    from rg.training.train import train
 
     how = VARIANTS[variant]
     engine.MEMORY_FORMAT = how.memory_format

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.options import at_least
 from benchmarks.report import NAME
+from benchmarks.tools.options import at_least
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("benchmarks", "results")

@@ -32,16 +32,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import plan, shards
-from pipelines.decoding import Decoding
-from pipelines.folder import Folder
-from pipelines.geometry import Geometry
-from pipelines.loader import Loader
-from pipelines.manifest import Manifest, Schema
-from pipelines.reader import read_fields, read_index
-from pipelines.shards import write_shard
-from pipelines.storage import open_storage
-from pipelines.verify import repair, verify
+from pipelines import plan
+from pipelines.batches.decoding import Decoding
+from pipelines.batches.geometry import Geometry
+from pipelines.batches.loader import Loader
+from pipelines.datasets.folder import Folder
+from pipelines.shards import writer
+from pipelines.shards.manifest import Manifest, Schema
+from pipelines.shards.reader import read_fields, read_index
+from pipelines.shards.storage import open_storage
+from pipelines.shards.verify import repair, verify
+from pipelines.shards.writer import write_shard
 
 CLASSES = 8
 SHARDS = 20
@@ -132,7 +133,7 @@ def pack(raw: Path, out: Path, seed: int = 0) -> Manifest:
     source = Folder(raw, "train")
     schema, per_shard = Schema(source.class_names), -(-len(source) // SHARDS)
     sources = {"train": source}
-    return shards.write(out, "damage", sources, schema=schema, options={}, samples_per_shard=per_shard, seed=seed)
+    return writer.write(out, "damage", sources, schema=schema, options={}, samples_per_shard=per_shard, seed=seed)
 
 
 def keys_in(folder: Path) -> set[str]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernel_cases import Case
+from benchmarks.tools.kernel_cases import Case
 from kernels import grouping, reference
 
 Operator = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -3,10 +3,10 @@
 python -m benchmarks.kernel_resources [--architectures 80 90 100]
 
 The launchers run on tensors without data and their launches are recorded, so that what is compiled is what would be
-launched: a training step for the cases of ``benchmarks.kernel_cases`` and some that the paper does not have, and every
-operator alone at 14 x 14. Equal compilations are done once. The gates: shared memory fits the architecture; at most 64
-bytes of stack (spilled registers); matrix instructions where features are multiplied; 128-bit loads of bf16 and fp32
-features in channels_last (fp16 and fp64 work, but are not what anyone should train in).
+launched: a training step for the cases of ``benchmarks.tools.kernel_cases`` and some that the paper does not have, and
+every operator alone at 14 x 14. Equal compilations are done once. The gates: shared memory fits the architecture; at
+most 64 bytes of stack (spilled registers); matrix instructions where features are multiplied; 128-bit loads of bf16
+and fp32 features in channels_last (fp16 and fp64 work, but are not what anyone should train in).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from benchmarks.kernel_cases import CASES, LAYOUTS, Case
+from benchmarks.tools.kernel_cases import CASES, LAYOUTS, Case
 from kernels import grouping, occurrence
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

@@ -13,9 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import local_ranks, world_sizes
-from benchmarks.options import at_least
-from pipelines.manifest import sha256
+from benchmarks import world_sizes
+from benchmarks.tools import local_ranks
+from benchmarks.tools.options import at_least
+from pipelines.files import sha256
 
 SIZE, BATCH = 64, 16
 LONGEST = 18.0  # seconds from the start of the processes to their end

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import report, step_parts
-from pipelines.manifest import atomic_write
+from pipelines.files import atomic_write
 
 FOLDER = Path(__file__).parent / "plots"
 BAR = 0.34  # inches

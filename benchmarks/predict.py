@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks import ledger, report
-from benchmarks.options import at_least, duration
-from pipelines import inat2017
+from benchmarks import report
+from benchmarks.tools import ledger
+from benchmarks.tools.options import at_least, duration
+from pipelines.datasets import inat2017
 
 ROWS = ("train", "ranks")
 PARAMETERS = 50.2e6  # region grouping on ResNet-101, 5,089 species

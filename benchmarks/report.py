@@ -1,43 +1,49 @@
 """Measured numbers in the documentation, and the rows of ``results/`` that they are taken from.
 
-python -m benchmarks.report [FILE.md ...] [--write]
+python -m benchmarks.report [--write]
 python -m benchmarks.report --rows loader
 
-A number that was measured stands right before a comment that names its row:
+``docs/numbers.json`` says where numbers come from: under the name of a document, passages with ``{}`` for every number,
+and for each of them its row:
 
-    862<!-- loader: dali_cpu, 2 workers, throughput, p50 -->
-    2.37<!-- loader: dali_cpu, throughput, p50 / imagefolder, throughput, p50 -->x
+    {"text": "DALI decodes {} images/s, {}x ImageFolder", "rows": [
+        "loader: dali_cpu, 2 workers, throughput, p50",
+        "loader: dali_cpu, throughput, p50 / imagefolder, throughput, p50"]}
 
 First the file in ``results/``, then what its row must hold in device, case, provider, mode or metric, last the column.
 Of rows that differ in date and version only the newest counts. A quotient before " %" is a percentage. The number
-keeps its decimals and its thousands' commas. Without ``--write`` nothing is changed, and numbers that are not those of
-the rows are an error.
+keeps its decimals and its thousands' commas. A passage stands once in its document, broken into lines anywhere. Without
+``--write`` nothing is changed, and numbers that are not those of the rows are an error.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks import ledger
-from pipelines.manifest import atomic_write
+from benchmarks.tools import ledger
+from pipelines.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
 NAME = ("case", "provider", "mode", "metric")
 KEY = ("device", *NAME)
 VALUES = ("p20", "p50", "p80", "n")
-_MARKED = re.compile(r"(?P<number>[\d,]*\d(?:\.\d+)?)<!-- (?P<file>\w+): (?P<row>[^>]+?) -->(?P<percent> %)?")
+NUMBER = r"([\d,]*\d(?:\.\d+)?)"
+NUMBERS = ROOT / "docs" / "numbers.json"
 
 Row = dict[str, str]
+Passage = Mapping[str, Any]
 
 
-def documents() -> list[Path]:
-    """All Markdown of the project that may hold measured numbers."""
-    return [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+def passages(path: Path = NUMBERS) -> dict[Path, list[Passage]]:
+    """The documents with measured numbers, and the passages of each that hold them."""
+    return {ROOT / name: found for name, found in json.loads(path.read_text()).items()}
 
 
 def read(name: str, results: Path = ledger.RESULTS) -> list[Row]:
@@ -82,29 +88,50 @@ def _holds(row: Row, words: str) -> bool:
     return wanted == ","
 
 
-def render(text: str, results: Path = ledger.RESULTS) -> tuple[str, list[str]]:
-    """Every marked number as its row has it.
+def render(text: str, passages: Sequence[Passage], results: Path = ledger.RESULTS) -> tuple[str, list[str]]:
+    """A document with every measured number as its row has it.
+
+    Args:
+        text: The document.
+        passages: Of it, each with ``text`` and ``rows``.
+        results: Folder of rows.
 
     Returns:
         The text, and a line for each number that was another.
 
     Raises:
-        ValueError: a comment names no row.
+        ValueError: a passage does not stand in the document once, or names no row.
     """
     changes = []
+    for passage in passages:
+        matches = list(re.finditer(_pattern(passage["text"]), text))
+        if len(matches) != 1:
+            raise ValueError(f"expected once, found {len(matches)} times: {passage['text']}")
+        if len(matches[0].groups()) != len(passage["rows"]):
+            raise ValueError(f"expected a row for every {{}}, got {len(passage['rows'])}: {passage['text']}")
+        numbers = list(enumerate(passage["rows"], start=1))
+        for index, words in reversed(numbers):  # from the end, so that places before it stay
+            start, end = matches[0].span(index)
+            right = _written(text[start:end], words, text[end : end + 2] == " %", results)
+            if right != text[start:end]:
+                changes.append(f"{words}: {right}, not {text[start:end]}")
+                text = text[:start] + right + text[end:]
+    return text, changes
 
-    def put(match: re.Match[str]) -> str:
-        number = match["number"]
-        decimals = len(number.partition(".")[2])
-        exact = value(read(match["file"], results), match["row"])
-        if match["percent"] and " / " in match["row"]:
-            exact *= 100
-        right = f"{exact:,.{decimals}f}" if "," in number or exact >= 1000 else f"{exact:.{decimals}f}"
-        if right != number:
-            changes.append(f"{match['file']}: {match['row']}: {right}, not {number}")
-        return match[0].replace(number, right, 1)
 
-    return _MARKED.sub(put, text), changes
+def _pattern(passage: str) -> str:
+    words = (NUMBER.join(map(re.escape, word.split("{}"))) for word in passage.split(" "))
+    return r"(?<![\d.,])" * passage.startswith("{}") + r"\s+".join(words)
+
+
+def _written(number: str, words: str, percent: bool, results: Path) -> str:
+    """The value of a row with the decimals and commas of the number that stands for it."""
+    name, _, row = words.partition(": ")
+    exact = value(read(name, results), row)
+    if percent and " / " in row:
+        exact *= 100
+    decimals = len(number.partition(".")[2])
+    return f"{exact:,.{decimals}f}" if "," in number or exact >= 1000 else f"{exact:.{decimals}f}"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -120,8 +147,7 @@ def table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compares or writes; exit code 1 if a number is not that of its row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("files", type=Path, nargs="*", help="Markdown files; default: those of the project")
-    parser.add_argument("--write", action="store_true", help="put the numbers of the rows into the files")
+    parser.add_argument("--write", action="store_true", help="put the numbers of the rows into the documents")
     parser.add_argument("--rows", metavar="NAME", help="print the newest rows of results/NAME.csv instead")
     options = parser.parse_args(arguments)
     wrong = 0
@@ -129,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rows:
             print(table(read(options.rows)))
             return 0
-        for path in options.files or documents():
-            text, changes = render(path.read_text())
+        for path, found in passages().items():
+            text, changes = render(path.read_text(), found)
             print("".join(f"{path}: {change}\n" for change in changes), end="")
             wrong += len(changes)
             if changes and options.write:

@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import bench_train, comparison, ledger, process, world_sizes
-from benchmarks.options import at_least
-from pipelines.loader import Batch
+from benchmarks import bench_train, world_sizes
+from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.options import at_least
+from pipelines.batches.loader import Batch
 from rg import recipes
 from rg.config import RunConfig
 
@@ -108,8 +109,8 @@ def attach(model: Any, clock: Clock) -> None:
 
 def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list[dict[tuple[str, str], float]]:
     """Milliseconds of the parts of every step after the first few, in this process."""
-    from rg import engine
-    from rg.loop import Loop
+    from rg.training import engine
+    from rg.training.loop import Loop
 
     clock = Clock()
     spent: list[dict[tuple[str, str], float]] = []

@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from benchmarks import ledger
 from benchmarks.bench_loader import GEOMETRY, missing
-from benchmarks.comparison import percentiles, record
-from benchmarks.image_set import describe, image_set
-from benchmarks.options import image_parser
-from pipelines import reader
-from pipelines.geometry import Geometry, Window
-from pipelines.loader import Loader
+from benchmarks.tools import ledger
+from benchmarks.tools.comparison import percentiles, record
+from benchmarks.tools.image_set import describe, image_set
+from benchmarks.tools.options import image_parser
+from pipelines.batches.geometry import Geometry, Window
+from pipelines.batches.loader import Loader
+from pipelines.shards import reader
 
 RESULTS = ledger.RESULTS / "window_accuracy.csv"
 COMPARED = 200  # images

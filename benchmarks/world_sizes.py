@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import local_ranks
-from benchmarks.options import at_least
+from benchmarks.tools import local_ranks
+from benchmarks.tools.options import at_least
 from rg import recipes
 from rg.config import BackboneConfig, OptimizerConfig, RunConfig
 
@@ -72,7 +72,7 @@ def rank(arguments: Sequence[str]) -> None:
     """What one process does: trains all modes one after the other, and notes the gradients of every step."""
     import deepspeed
 
-    from rg import engine, train
+    from rg.training import engine, train
 
     data, out, modes, size, dtype = Path(arguments[0]), Path(arguments[1]), *map(json.loads, arguments[2:])
     torch.set_default_dtype(getattr(torch, dtype))

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 # What Pillow decodes by itself. Others (EPS, WMF) would start external programs on files that nobody has looked at.
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_JPEG_SIDE = 65500
 EXIF_ORIENTATION = 0x0112

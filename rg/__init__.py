@@ -16,11 +16,26 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rg.explain import Explainer
+from rg.malloc import keep_freed_memory
 
-__version__ = "0.1.0"
-__all__ = ["config", "evaluate", "explain", "load", "losses", "metrics", "model", "recipes", "report", "train"]
+if TYPE_CHECKING:
+    from rg.explain.explainer import Explainer
+
+__version__ = "0.2.0"
+__all__ = ["__version__", "keep_freed_memory", "load"]
+
+MODULES = {  # public name -> where it stands
+    "config": "rg.config",
+    "evaluate": "rg.evaluation.evaluate",
+    "explain": "rg.explain",
+    "losses": "rg.model.losses",
+    "malloc": "rg.malloc",
+    "metrics": "rg.evaluation.metrics",
+    "model": "rg.model",
+    "recipes": "rg.recipes",
+    "report": "rg.pages.report",
+    "train": "rg.training.train",
+}
 
 
 def load(run: str | os.PathLike, device: str = "auto") -> Explainer:
@@ -33,12 +48,12 @@ def load(run: str | os.PathLike, device: str = "auto") -> Explainer:
     Raises:
         ValueError: the folder holds no finished run.
     """
-    from rg.explain import Explainer
+    from rg.explain.explainer import Explainer
 
     return Explainer.load(run, device)
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in __all__:
-        return importlib.import_module(f"rg.{name}")
+    if name in MODULES:
+        return importlib.import_module(MODULES[name])
     raise AttributeError(f"module 'rg' has no attribute {name!r}")

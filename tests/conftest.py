@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pipelines.birds import Birds
-    from pipelines.manifest import Schema
+    from pipelines.drawn.birds import Birds
+    from pipelines.shards.manifest import Schema
 
-KERNEL_TESTS = ("test_grouping.py", "test_occurrence.py")
+TESTS = Path(__file__).parent
+ALONE = ("kernels/test_grouping.py", "kernels/test_occurrence.py")
 if not all(importlib.util.find_spec(name) for name in ("scipy", "timm", "webdataset", "jsonargparse")):
-    collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name not in KERNEL_TESTS]
+    names = (path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
+    collect_ignore = [name for name in names if name not in ALONE]
 
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
@@ -24,7 +26,7 @@ if importlib.util.find_spec("hypothesis"):
 
 
 def schema(birds: Birds) -> Schema:
-    from pipelines.manifest import Schema
+    from pipelines.shards.manifest import Schema
 
     return Schema(
         classes=tuple(birds.class_names),
@@ -38,13 +40,13 @@ def schema(birds: Birds) -> Schema:
 @pytest.fixture(scope="session")
 def small_birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 4 species at 64 px: 32 training, 6 x 4 validation and 10 x 4 test images."""
-    from pipelines import shards
-    from pipelines.birds import Birds, BirdsConfig
+    from pipelines.drawn.birds import Birds, BirdsConfig
+    from pipelines.shards import writer
 
     folder = tmp_path_factory.mktemp("birds")
     config = BirdsConfig(species=4, size=64)
     sources = {split: Birds(config, split, count) for split, count in (("train", 8), ("val", 6), ("test", 10))}
-    shards.write(
+    writer.write(
         folder,
         "birds",
         sources,

@@ -1,0 +1,1 @@
+"""What benchmarks share: rows, options, processes and images."""

@@ -1,0 +1,1 @@
+"""Samples in tar files: written, listed, read, checked and repaired."""

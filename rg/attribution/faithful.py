@@ -1,0 +1,261 @@
+"""Whether explanations are faithful: the same numbers for every method, into RUN/faithful.json.
+
+Pointing game (``pointing``), deletion and insertion (``curves``), removal of true parts from drawings (``removal``)
+and stability (``stability``), each of the class that the model names.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.batches.geometry import Window
+from pipelines.batches.pillow import show
+from pipelines.drawn.redraw import Scene, redraw
+from pipelines.drawn.split import DrawnSplit
+from pipelines.files import sha256, write_json
+from pipelines.images import open_rgb
+from pipelines.shards import reader
+from pipelines.shards.manifest import Manifest
+from pipelines.shards.samples import Sample
+from pipelines.shards.storage import Location, resolve
+from rg.attribution.curves import Curves, areas
+from rg.attribution.methods import KINDS, Method, factorize, methods
+from rg.attribution.pointing import pointing_game
+from rg.attribution.removal import Removal, View, mean
+from rg.attribution.stability import under_noise, under_shift
+from rg.config import RunConfig
+from rg.model.build import Model
+from rg.model.device import pick_device
+from rg.runs import inputs
+from rg.runs.folder import FAITHFUL, RECORD, WEIGHTS, load_model, read_json
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How explanations are measured.
+
+    Attributes:
+        images: Number of images, drawn at random from the split; all of them if it has fewer.
+        seed: Of that draw, of random maps, of noise and of the factors of DFF.
+        steps: In how many steps all pixels are deleted, or inserted.
+        blur: Standard deviation of the blur that insertion starts from, as a share of the short side.
+        noise: Standard deviation of the noise that a map should withstand, in grey levels.
+        integration: Points of the sum of Integrated Gradients.
+    """
+
+    images: int = 100
+    seed: int = 0
+    steps: int = 10
+    blur: float = 0.05
+    noise: float = 4.0
+    integration: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "integration"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+        for name in ("blur", "noise"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.blur > 0.3:
+            raise ValueError(f"blur: expected at most 0.3 of the short side, got {self.blur}")
+
+
+def faithful(
+    run: Path,
+    data: Location,
+    plain: Path | None = None,
+    split: str | None = None,
+    protocol: Protocol | None = None,
+    batch_size: int = 16,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measures the explanations of a run; writes RUN/faithful.json.
+
+    Args:
+        run: Run folder, of region grouping or of a plain network.
+        data: Folder of shards, or its URL, with the classes that the run was trained on.
+        plain: Run folder of a plain network whose explanations are measured, too.
+        split: Default: test if there is one, else val.
+        protocol: How.
+        batch_size: Images at once.
+        device: cpu, cuda or auto.
+
+    Returns:
+        What faithful.json holds: errors and shares as fractions, None for what cannot be told.
+
+    Raises:
+        ValueError: runs, data or split cannot be used, Captum is not installed, or drawn images are drawn differently
+            now than when their shards were written.
+    """
+    how = protocol or Protocol()
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    manifest = Manifest.load(data)
+    split = split or ("test" if "test" in manifest.splits else "val")
+    loaded = [(of, *_load(of, manifest, data, device)) for of in (run, plain) if of is not None]
+    if plain is not None and loaded[1][2].model.kind != "plain":
+        raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
+    samples = _choose(data, manifest, split, how)
+    drawn, reason = _drawn(manifest, split)
+    if drawn is not None:
+        for sample in samples:
+            Scene(drawn, sample)  # raises if it cannot be drawn again
+    result = {
+        "data": resolve(data),
+        "dataset": manifest.dataset,
+        "split": split,
+        "samples": len(samples),
+        "protocol": asdict(how),
+        "removal": reason or "measured",
+        "models": [
+            {"run": str(of), "recipe": read_json(of / RECORD).get("recipe")}
+            | {"weights": sha256(of / WEIGHTS), "kind": config.model.kind}
+            | _measure(model, config, samples, drawn, how, batch_size)
+            for of, model, config in loaded
+        ],
+    }
+    write_json(run / FAITHFUL, result)
+    return result
+
+
+def _load(run: Path, manifest: Manifest, data: Location, device: str) -> tuple[Model, RunConfig]:
+    model, config, classes = load_model(run)
+    if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
+        raise ValueError(f"--data: {data} has not the {len(classes.names)} classes of {run}")
+    return model.requires_grad_(False).to(pick_device(device)).to(memory_format=torch.channels_last), config
+
+
+def _choose(data: Location, manifest: Manifest, split: str, how: Protocol) -> list[Sample]:
+    """Samples drawn at random from a split."""
+    total = manifest.split(split).samples
+    random = np.random.default_rng(how.seed)
+    chosen = {*random.choice(total, min(how.images, total), replace=False).tolist()}
+    return [sample for number, sample in enumerate(reader.read(data, split)) if number in chosen]
+
+
+def _drawn(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
+    """The split to draw again; or None, and why not."""
+    try:
+        return redraw(manifest, split), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _measure(
+    model: Model, config: RunConfig, samples: Sequence[Sample], drawn: DrawnSplit | None, how: Protocol, batch_size: int
+) -> dict[str, Any]:
+    """What faithful.json holds of one model."""
+
+    def images() -> Iterator[Tensor]:
+        return (batch.images for batch in _batches(model, config, samples, batch_size))
+
+    factors = factorize(model, images(), len(samples), config.model.grouping.num_parts, how.seed)
+    account = _Account(model, methods(model, factors, how.integration, how.seed), how)
+    removal = Removal(model, batch_size)
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=len(samples), desc=KINDS[config.model.kind], unit="image", disable=hidden, leave=False) as bar:
+        for batch in _batches(model, config, samples, batch_size):
+            classes, maps = account.add(batch)
+            if drawn is not None:
+                scenes = [Scene(drawn, sample) for sample in batch.samples]
+                removal.add(list(map(View, scenes, batch.windows)), classes, maps)
+            bar.update(len(batch.samples))
+    result = account.results()
+    if drawn is not None:
+        by_method, about = removal.results()
+        result |= about
+        for key, values in by_method.items():
+            result["methods"][key] |= values
+    return result
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some samples, the windows in which the model sees them, and what it sees: uint8 [N, 3, rows, columns]."""
+
+    samples: Sequence[Sample]
+    windows: list[Window]
+    images: Tensor
+
+    def boxes(self) -> list[np.ndarray]:
+        """Boxes [B, 4] in pixels of the images."""
+        none = np.empty((0, 4))
+        return [
+            window.move_boxes(none if sample.boxes is None else sample.boxes.astype(float))
+            for sample, window in zip(self.samples, self.windows, strict=True)
+        ]
+
+
+def _batches(model: Model, config: RunConfig, samples: Sequence[Sample], batch_size: int) -> Iterator[_Batch]:
+    geometry = inputs.evaluation_geometry(config.input)
+    device = model.backbone.pixel_mean.device
+    for start in range(0, len(samples), batch_size):
+        some = samples[start : start + batch_size]
+        windows = [geometry.central_window(sample.width, sample.height) for sample in some]
+        shown = [show(open_rgb(sample.jpeg), window) for sample, window in zip(some, windows, strict=True)]
+        images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)  # channels_last, as the model is
+        yield _Batch(some, windows, images.to(device))
+
+
+class _Account:
+    """What the methods are worth on the images so far, but for the removal of parts."""
+
+    def __init__(self, model: Model, compared: Mapping[str, Method], how: Protocol) -> None:
+        self._model, self._compared, self._how = model, compared, how
+        self._defined = {key: method.explain for key, method in compared.items() if method.explain}
+        self._values: dict[str, dict[str, list[float]]] = {key: defaultdict(list) for key in self._defined}
+        self._ends: dict[str, list[float]] = defaultdict(list)
+        self._right: list[bool] = []
+
+    def add(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Takes note of some images; the classes that the model names [N], and their maps [N, h, w] by every method."""
+        images = batch.images
+        with torch.no_grad():
+            classes = self._model(images).logits.argmax(1)
+        self._right += [sample.label == c for sample, c in zip(batch.samples, classes.tolist(), strict=True)]
+        maps = {key: explain(images, classes) for key, explain in self._defined.items()}
+        blur, grey = self._how.blur * min(images.shape[2:]), self._model.backbone.pixel_mean.flatten()
+        curves = Curves(self._probability, images, classes, grey, blur, self._how.steps, self._how.seed)
+        for name, values in curves.ends.items():
+            self._ends[name] += values.tolist()
+        for key, explain in self._defined.items():
+            of, found = maps[key], self._values[key]
+            hits = pointing_game(of, batch.boxes(), (images.shape[3], images.shape[2]))
+            found["pointing_error"] += [np.nan if hit is None else float(not hit) for hit in hits]
+            found["deletion"] += areas(curves.deletion(of)).tolist()
+            found["insertion"] += areas(curves.insertion(of)).tolist()
+            noisy = under_noise(explain, images, classes, of, self._how.noise, self._how.seed)
+            found["noise_stability"] += noisy.tolist()
+            found["shift_stability"] += under_shift(explain, images, classes, of, self._model.backbone.stride).tolist()
+        return classes, maps
+
+    def results(self) -> dict[str, Any]:
+        """Means over the images."""
+        return {
+            "accuracy": None if self._model.multi_label else mean(self._right),
+            "probability": {name: mean(values) for name, values in self._ends.items()},
+            "methods": {
+                key: {name: mean(values) for name, values in found.items()} for key, found in self._values.items()
+            },
+            "undefined": {key: method.undefined for key, method in self._compared.items() if method.undefined},
+        }
+
+    @torch.no_grad()
+    def _probability(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Of one class of every image: [N]."""
+        logits = self._model(images).logits
+        probabilities = torch.sigmoid(logits) if self._model.multi_label else torch.softmax(logits, 1)
+        return probabilities.gather(1, classes[:, None])[:, 0]

@@ -1,0 +1,224 @@
+"""The verbs that make and check shards: ``prepare DATASET`` and ``verify``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rg import __version__
+from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
+from rg.runs.progress import image_progress
+
+
+def prepare(arguments: Arguments) -> None:
+    """Write a data set as shards: your photos, CUB-200-2011, CelebA, iNaturalist 2017, drawn birds and creatures."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m rg prepare DATASET --out DIR ...\n\n" + listing(DATASETS))
+        return
+    choose("data set", arguments[0], DATASETS)(arguments[1:])
+
+
+def prepare_birds(arguments: Arguments) -> None:
+    """The embedded data set: procedurally drawn birds with exact parts, landmarks and boxes."""
+    from pipelines.drawn.birds import Birds, BirdsConfig
+
+    _prepare_drawn(arguments, "birds", prepare_birds, BirdsConfig, Birds, train=50, val=4, test=10)
+
+
+def prepare_creatures(arguments: Arguments) -> None:
+    """Drawn birds, fish, beetles and flowers: embedded like birds, in the likeness of iNaturalist."""
+    from pipelines.drawn.creatures import Creatures, CreaturesConfig
+
+    _prepare_drawn(arguments, "creatures", prepare_creatures, CreaturesConfig, Creatures, train=60, val=10, test=20)
+
+
+def _prepare_drawn(
+    arguments: Arguments, name: str, function: Callable[..., Any], config_class: Any, draw: Any, **counts: int
+) -> None:
+    from pipelines.shards.manifest import Schema
+
+    parser = _shard_parser(f"prepare {name}", function)
+    parser.add_class_arguments(config_class, name)
+    for split, count in counts.items():
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"{split} images of a species")
+    args = parser.parse_args(arguments)
+    config = config_class(**vars(args[name]))
+    sources = {split: draw(config, split, args[split]) for split in counts}
+    first = sources["train"]
+    schema = Schema(
+        classes=tuple(first.class_names),
+        super_categories=tuple(first.super_categories),
+        landmarks=tuple(first.landmark_names),
+        parts=tuple(first.part_names),
+        absence=tuple(first.absence),
+    )
+    options = dataclasses.asdict(config) | {split: args[split] for split in counts}
+    _write_shards(args, name, sources, schema, options, config.seed)
+
+
+def prepare_cub200(arguments: Arguments) -> None:
+    """CUB-200-2011: 200 birds with boxes and 15 landmarks; --raw holds CUB_200_2011.tgz or what it unpacks to."""
+    from pipelines.datasets.cub200 import Cub200
+    from pipelines.datasets.published import splits
+
+    _prepare_published(arguments, "cub200", prepare_cub200, Cub200, splits)
+
+
+def prepare_celeba(arguments: Arguments) -> None:
+    """CelebA, aligned faces and the official partition: 40 attributes and five landmarks."""
+    from pipelines.datasets.celeba import AlignedCelebA
+
+    _prepare_published(arguments, "celeba", prepare_celeba, AlignedCelebA, None)
+
+
+def prepare_celeba_unaligned(arguments: Arguments) -> None:
+    """CelebA as found on the web, with the splits of the landmark protocol: faces on 30 % of the image, MAFL lists."""
+    from pipelines.datasets.celeba import UnalignedCelebA
+
+    _prepare_published(arguments, "celeba_unaligned", prepare_celeba_unaligned, UnalignedCelebA, UnalignedCelebA.splits)
+
+
+def prepare_inat2017(arguments: Arguments) -> None:
+    """iNaturalist 2017: 5,089 species in 13 super-categories; its validation set, which papers report on, is test."""
+    from pipelines.datasets.inat2017 import INat2017
+    from pipelines.datasets.published import splits
+
+    _prepare_published(arguments, "inat2017", prepare_inat2017, INat2017, splits)
+
+
+def _prepare_published(
+    arguments: Arguments,
+    name: str,
+    function: Callable[..., Any],
+    reader: Any,
+    splits: Callable[[float], tuple[str, ...]] | None,
+) -> None:
+    """``splits`` gives the splits for a share of validation images; None where the data set has a split for that."""
+    parser = _shard_parser(f"prepare {name}", function)
+    parser.add_argument("--raw", type=Path, required=True, help="folder of the published files")
+    held_out: dict[str, Any] = {}
+    if splits:
+        share = "share of the training images held out, to watch and to choose settings by; 0: none, as published"
+        parser.add_argument("--val-fraction", type=float, default=0.0, help=share)
+    parser.add_argument("--seed", type=int, default=0, help="decides the order, and what is held out")
+    parser.add_argument("--allow-partial", action="store_true", help="accept fewer images than were published")
+    _add_short_side(parser)
+    args = parser.parse_args(arguments)
+    options: dict[str, Any] = {"allow_partial": args.allow_partial}
+    if splits:
+        held_out = {"seed": args.seed, "val_fraction": args.val_fraction}
+        options["val_fraction"] = args.val_fraction
+    names = splits(args.val_fraction) if splits else reader.SPLITS
+    sources = {split: reader(args.raw, split, allow_partial=args.allow_partial, **held_out) for split in names}
+    _write_resized(args, name, sources, sources["train"].schema, options)
+
+
+def prepare_folder(arguments: Arguments) -> None:
+    """Your own photos: one folder of images per class, with or without train and val folders above."""
+    from pipelines.datasets.folder import Folder, splits
+    from pipelines.shards.manifest import Schema
+
+    parser = _shard_parser("prepare folder", prepare_folder)
+    parser.add_argument("--raw", type=Path, required=True, help="the folder of class folders")
+    parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
+    parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
+    _add_short_side(parser)
+    args = parser.parse_args(arguments)
+    folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
+    schema = Schema(classes=folders["train"].class_names)
+    name = args.raw.resolve().name or "folder"
+    _write_resized(args, name, folders, schema, {"val_fraction": args.val_fraction})
+
+
+def _add_short_side(parser: Parser) -> None:
+    parser.add_argument(
+        "--short-side", type=int, default=0, help="scale larger images down to this short side; 0: keep the files"
+    )
+    parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the images that are scaled down")
+
+
+def _write_resized(args: Any, dataset: str, sources: dict[str, Any], schema: Any, options: dict[str, Any]) -> None:
+    """Writes images from files, scaled down if ``--short-side`` says so."""
+    from pipelines.datasets.resized import Resized
+
+    written: dict[str, Any] = sources
+    if args.short_side:
+        written = {split: Resized(source, args.short_side, args.quality) for split, source in sources.items()}
+        options |= {"short_side": args.short_side, "quality": args.quality}
+    options["files"] = {split: source.digest() for split, source in sources.items()}
+    _write_shards(args, dataset, written, schema, options, args.seed)
+
+
+def verify(arguments: Arguments) -> int:
+    """Check shards: sizes, sums, indexes, annotations, images; --repair mends what can be mended."""
+    from pipelines.shards.storage import is_local
+    from pipelines.shards.verify import repair
+    from pipelines.shards.verify import verify as verify_shards
+
+    parser = make_parser("verify", verify)
+    parser.add_argument("folder", help="local folder of shards")
+    parser.add_argument("--decode", type=bool, default=True, help="decode every image")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="rebuild indexes, and replace damaged shards by new ones without the samples that are lost",
+    )
+    args = parser.parse_args(arguments)
+    if not is_local(args.folder):
+        raise ValueError(f"folder: expected a local folder, got {args.folder}; verify before uploading")
+    if args.repair and not args.decode:
+        raise ValueError("--repair: expected --decode true, or images that do not decode would be kept")
+    with image_progress() as progress:
+        if args.repair:
+            repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
+        else:
+            repairs, problems = (
+                [],
+                verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=progress),
+            )
+    print("\n".join(repairs + (problems or [f"{args.folder}: every shard is good"])))
+    return 1 if problems else 0
+
+
+DATASETS: dict[str, Callable[[Arguments], None]] = {
+    "birds": prepare_birds,
+    "creatures": prepare_creatures,
+    "folder": prepare_folder,
+    "cub200": prepare_cub200,
+    "celeba": prepare_celeba,
+    "celeba_unaligned": prepare_celeba_unaligned,
+    "inat2017": prepare_inat2017,
+}
+
+
+def _shard_parser(name: str, function: Callable[..., Any]) -> Parser:
+    parser = make_parser(name, function)
+    parser.add_argument("--out", type=Path, required=True, help="folder of shards to write")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, help="raw samples of one shard")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    return parser
+
+
+def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: dict[str, Any], seed: int) -> None:
+    from pipelines.shards import writer
+
+    with image_progress() as progress:
+        manifest = writer.write(
+            args.out,
+            dataset,
+            sources,
+            schema=schema,
+            options=options | {"version": __version__},
+            samples_per_shard=args.samples_per_shard,
+            seed=seed,
+            jobs=args.jobs,
+            progress=progress,
+        )
+    for name, split in manifest.splits.items():
+        left_out = f", {len(split.quarantined)} left out (listed in manifest.json)" if split.quarantined else ""
+        print(f"{name}: {split.samples} samples in {len(split.shards)} shards{left_out}")
+    print(f"{manifest.num_classes} classes in {args.out}")

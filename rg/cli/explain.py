@@ -1,0 +1,106 @@
+"""The verbs that show why: of photos, of a run, and beside other methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from rg.cli.parser import Arguments, make_parser
+
+
+def explain(arguments: Arguments) -> None:
+    """Explain images, any number: a line and a picture of each, and a page with all of them."""
+    from rg.explain.files import explain_files
+    from rg.pages import gallery
+
+    parser = make_parser("explain", explain)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("images", type=Path, nargs="+", help="image files and folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    views = "the whole image, or the crop that evaluation takes; auto: whole if the backbone takes any size"
+    parser.add_argument("--view", choices=["auto", "whole", "crop"], default="auto", help=views)
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    kinds = "kind of the pictures; none: neither pictures nor a page, explanations.jsonl only"
+    parser.add_argument("--pictures", choices=["webp", "png", "none"], default="webp", help=kinds)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads that decode, and that draw")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
+    args = parser.parse_args(arguments)
+    options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "jobs", "overwrite")}
+    explain_files(args.run, args.images, args.out, write_page=gallery.write, **options)
+
+
+def compare(arguments: Arguments) -> None:
+    """Show region grouping beside CAM, Grad-CAM, Guided Grad-CAM, Integrated Gradients and DFF on images."""
+    parser = make_parser("compare", compare)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("images", type=Path, nargs="+", help="image files and folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    plain = "run folder of a plain network on the same classes, to show what its own methods say"
+    parser.add_argument("--plain", type=Path | None, default=None, help=plain)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    args = parser.parse_args(arguments)
+    from rg.pages.compare import compare as compare_methods
+
+    print(compare_methods(args.run, args.images, args.out, args.plain, args.device))
+
+
+def faithful(arguments: Arguments) -> None:
+    """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
+    from rg.attribution.faithful import Protocol
+    from rg.attribution.faithful import faithful as measure
+    from rg.tables import faithful as tables
+
+    parser = make_parser("faithful", faithful)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders; of several the mean and deviation is printed")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="shards to measure on; without it, what RUN holds"
+    )
+    parser.add_argument("--plain", type=Path | None, default=None, help="run of a plain network to measure beside RUN")
+    parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
+    parser.add_class_arguments(Protocol, as_group=False)
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--format", choices=list(tables.FORMS), default="text", help="how to print it")
+    args = parser.parse_args(arguments)
+    if args.data is None:
+        given = [
+            name for name, value in vars(parser.get_defaults()).items() if name != "format" and args[name] != value
+        ]
+        if given := [name for name in given if name != "runs"]:
+            raise ValueError(f"--data: expected shards to measure on, as --{given[0].replace('_', '-')} is given")
+        print(tables.render(tables.read(args.runs), args.format))
+        return
+    if args.plain and len(args.runs) > 1:
+        raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
+    protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
+    settings = (args.plain, args.split, protocol, args.batch_size, args.device)
+    print(tables.render([measure(run, args.data, *settings) for run in args.runs], args.format))
+
+
+def report(arguments: Arguments) -> None:
+    """Write one self-contained page about an evaluated run."""
+    parser = make_parser("report", report)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--data", type=str | None, default=None, help="shards, if they have moved since evaluate")
+    parser.add_argument("--out", type=Path | None, default=None, help="page to write; default RUN/report.html")
+    args = parser.parse_args(arguments)
+    from rg.pages.report import report as write_report
+
+    print(write_report(args.run, args.data, args.out))
+
+
+def serve(arguments: Arguments) -> None:
+    """Serve a page on which people ask a run about their photos, and a JSON API."""
+    from rg.server import app
+
+    parser = make_parser("serve", serve)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; the default is this machine only")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any that is free")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--allow-host", nargs="+", default=[], help="names by which browsers may call the server")
+    parser.add_argument("--limits", type=app.Limits, default=app.Limits())
+    args = parser.instantiate(parser.parse_args(arguments))
+    app.serve(args.run, args.host, args.port, args.device, args.allow_host, args.limits)

@@ -1,0 +1,85 @@
+"""The command line: ``python -m rg VERB ...``, also installed as ``region-grouping``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from rg import __version__
+from rg.cli.data import prepare, verify
+from rg.cli.explain import compare, explain, faithful, report, serve
+from rg.cli.parser import Arguments, choose, listing
+from rg.cli.runs import evaluate, export, export_authors, import_authors, list_recipes, tables, train
+from rg.malloc import keep_freed_memory
+
+EXTRAS = {  # top-level module -> what it is, and the extra that brings it
+    "nvidia": ("NVIDIA DALI", "train"),
+    "deepspeed": ("DeepSpeed", "train"),
+    "tensorboard": ("TensorBoard", "train"),
+    "starlette": ("Starlette", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "python_multipart": ("python-multipart", "serve"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        Exit code: 0 on success, 1 if ``verify`` found problems or training diverged, 2 for bad input (one line on
+        standard error), 75 if a signal stopped training after a checkpoint, 76 if another rank was lost, 130 after
+        Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("rg", "pipelines"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if verb == "--version":
+        print(__version__)
+        return 0
+    keep_freed_memory()
+    try:
+        return choose("verb", verb, VERBS)(arguments[1:]) or 0
+    except (ValueError, OSError) as error:
+        print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        missing = EXTRAS.get((error.name or "").partition(".")[0])
+        if missing is None:
+            raise
+        package, extra = missing
+        print(f"rg: error: {package} is not installed; pip install 'region-grouping[{extra}]'", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"rg: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rg: interrupted", file=sys.stderr)
+        return 130
+
+
+VERBS: dict[str, Callable[[Arguments], int | None]] = {
+    "prepare": prepare,
+    "verify": verify,
+    "train": train,
+    "evaluate": evaluate,
+    "explain": explain,
+    "faithful": faithful,
+    "compare": compare,
+    "report": report,
+    "export": export,
+    "serve": serve,
+    "tables": tables,
+    "import": import_authors,
+    "export-authors": export_authors,
+    "recipes": list_recipes,
+}
+
+
+def _overview() -> str:
+    return f"usage: python -m rg VERB ... (VERB --help for its options)\n\n{listing(VERBS)}"

@@ -1,0 +1,169 @@
+"""What the ranks of a run do together: collectives, and checks that either all pass or none.
+
+Tensors travel by NCCL on GPUs and by Gloo on CPUs, everything else by Gloo.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rg.distributed.ranks import Ranks, exported
+
+JOINING = 300.0  # seconds at least that ranks wait for each other when they start
+
+T = TypeVar("T")
+
+
+class GroupError(ValueError):
+    """Raised on all ranks alike."""
+
+
+def connect(ranks: Ranks, timeout: float) -> Group:
+    """Join the other ranks.
+
+    Args:
+        ranks: Place of this process.
+        timeout: Seconds after which a collective fails that nothing else has ended.
+
+    Raises:
+        ConnectionError: they do not come together.
+    """
+    device = ranks.device
+    if device.type == "cuda":
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise ValueError(f"LOCAL_RANK: expected one of {torch.cuda.device_count()} GPUs, got {ranks.local_rank}")
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    wait = timedelta(seconds=max(timeout, JOINING))
+    host_group = None
+    if not dist.is_initialized():
+        try:
+            if ranks.master is None:  # a store in memory takes no port
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
+            else:
+                with exported(ranks):
+                    dist.init_process_group(backend, timeout=wait)
+        except (dist.DistError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConnectionError(f"{ranks.name} of {ranks.world_size} cannot join the others: {reason}") from None
+        atexit.register(_disconnect)
+    if backend == "nccl" and ranks.world_size > 1:
+        host_group = dist.new_group(backend="gloo", timeout=wait)
+    return Group(ranks, host_group)
+
+
+def _disconnect() -> None:
+    """Threads of a process group that outlive the interpreter can abort a process that had done its work."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Group:
+    """All ranks of a run.
+
+    Args:
+        ranks: Place of this process.
+        host_group: Process group for what is not on a GPU; None for the default group.
+    """
+
+    def __init__(self, ranks: Ranks, host_group: Any = None) -> None:
+        self.ranks = ranks
+        self._host_group = host_group
+
+    def gather(self, x: Tensor, flags: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows of all ranks on every rank, in one collective; rows with gradient, flags without.
+
+        The gradient is scaled such that a loss that every rank computes from all rows has, after the engine has
+        averaged the gradients of the ranks, the gradient of a single process.
+
+        Args:
+            x: [n, K], n = sizes[rank].
+            flags: [F] of this rank, small numbers.
+            sizes: Rows of every rank.
+
+        Returns:
+            rows [sum(sizes), K], flags [world, F] (float32).
+        """
+        if self.ranks.world_size == 1:
+            return x, flags.float()[None]
+        return _Gather.apply(x, flags.float(), self.ranks.rank, tuple(sizes))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the ranks, in place."""
+        if self.ranks.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def collect(self, value: T) -> list[T]:
+        """What every rank gives, on every rank, in their order: plain values."""
+        if self.ranks.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(values, value, group=self._host_group)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.collect(None)
+
+    def together(self, check: Callable[[], T]) -> T:
+        """Run a check on every rank; all raise if it fails on any.
+
+        Args:
+            check: Must not wait for other ranks.
+
+        Returns:
+            Its result on this rank.
+
+        Raises:
+            GroupError: the reasons, with the ranks that give them.
+        """
+        result, reason = None, None
+        try:
+            result = check()
+        except (ValueError, OSError) as error:
+            if self.ranks.world_size == 1:
+                raise
+            reason = str(error) or type(error).__name__
+        self._stop_if_any(reason)
+        return result  # type: ignore[return-value]  # of T, as no rank has a reason
+
+    def _stop_if_any(self, reason: str | None) -> None:
+        found = self.collect((self.ranks.name, reason))
+        given = {reason for _, reason in found if reason}
+        if not given:
+            return
+        if all(reason for _, reason in found) and len(given) == 1:
+            raise GroupError(given.pop())
+        raise GroupError("; ".join(f"{name}: {reason}" for name, reason in found if reason))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, flags: Tensor, rank: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        ctx.rank, ctx.sizes = rank, sizes
+        width, rows = x.shape[1], max(sizes)
+        message = torch.zeros(
+            rows * width + len(flags), dtype=torch.promote_types(x.dtype, flags.dtype), device=x.device
+        )
+        message[: x.numel()] = x.flatten()
+        message[rows * width :] = flags
+        messages = [torch.empty_like(message) for _ in sizes]
+        dist.all_gather(messages, message)
+        parts = [one[: size * width].view(size, width) for one, size in zip(messages, sizes, strict=True)]
+        all_flags = torch.stack([one[rows * width :] for one in messages]).float()
+        ctx.mark_non_differentiable(all_flags)
+        return torch.cat(parts).to(x.dtype), all_flags
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        first = sum(ctx.sizes[: ctx.rank])
+        own = grad[first : first + ctx.sizes[ctx.rank]]
+        return own * len(ctx.sizes), None, None, None

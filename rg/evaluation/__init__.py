@@ -1,0 +1,1 @@
+"""A run measured by the protocols of the paper."""

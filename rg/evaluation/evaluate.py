@@ -1,0 +1,248 @@
+"""Evaluation by the protocols of the paper; writes metrics.json, predictions.jsonl and confidence.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.batches.loader import Loader
+from pipelines.files import atomic_write, sha256, write_json
+from pipelines.shards.manifest import Manifest
+from pipelines.shards.storage import Location, resolve
+from rg.config import EvaluationConfig, RunConfig, flatten
+from rg.evaluation import calibration, metrics, rollup
+from rg.evaluation.confidence import fit_confidence, selective_metrics
+from rg.evaluation.plain import evaluate_plain
+from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
+from rg.model.build import Model, class_logits
+from rg.model.device import pick_device
+from rg.model.losses import occurrence_prior_loss
+from rg.model.region_grouping import ModelOutput, RegionGroupingModel
+from rg.runs import inputs
+from rg.runs.confidence import Confidence, write_confidence
+from rg.runs.folder import CONFIDENCE, METRICS, PREDICTIONS, WEIGHTS, Classes, load_model, of_view
+from rg.runs.part_names import Part, read_parts
+
+logger = logging.getLogger(__name__)
+
+DATA_OPTIONS = ("allow_partial", "val_fraction", "short_side", "quality")  # with which data is not as published
+
+
+def evaluate(
+    run: Path,
+    data: Location,
+    split: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    settings: EvaluationConfig | None = None,
+) -> dict[str, Any]:
+    """Measure a run on one split; the landmark regression is fitted on the split ``fit``, or ``train`` without one.
+
+    Another view than that of the run is written to files of its own, such as metrics.whole.json.
+
+    Args:
+        run: Run folder.
+        data: Folder of shards, or its URL, with the classes that the run was trained on.
+        split: Default: test if there is one, else val.
+        batch_size: Images at once.
+        device: cpu, cuda or auto.
+        settings: How; as the run says if None.
+
+    Returns:
+        What metrics.json holds: errors and rates as fractions, None for what the data set cannot tell.
+
+    Raises:
+        ValueError: run, data, split or settings cannot be used.
+    """
+    model, config, classes = load_model(run)
+    how = settings or config.evaluation
+    manifest = Manifest.load(data)
+    if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
+        raise ValueError(
+            f"--data: {data} has {len(manifest.classes)} classes ({', '.join(manifest.classes[:2])}, ...), which are "
+            f"not the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of {run}"
+        )
+    _check(how, classes, manifest)
+    if "whole" in (how.view, how.landmark_view) and not model.backbone.takes_any_size(config.input.test_size[1]):
+        raise ValueError(
+            f"evaluation.view, evaluation.landmark_view: expected input, as {config.model.backbone.name} takes images "
+            "of one size only, got whole"
+        )
+    split = split or ("test" if "test" in manifest.splits else "val")
+    manifest.split(split)
+    model.to(pick_device(device)).to(memory_format=torch.channels_last)
+
+    def load(of: str, view: str) -> Loader:
+        return inputs.evaluation_loader(config.input, data, of, view, batch_size, pick_device(device))
+
+    fit = "fit" if "fit" in manifest.splits else "train"
+    weights = sha256(run / WEIGHTS)
+    answers: Answers
+    if isinstance(model, RegionGroupingModel):
+        parts = read_parts(run, model.background.tolist())
+        answers, found, lines = _measure_parts(model, load, fit, split, how, config, parts)
+    else:
+        answers, found, lines = evaluate_plain(model, load, fit, split, how, config)
+    found["levels"] = _levels(answers)
+    confidence = None
+    if "val" in manifest.splits:
+        validation = answers if split == "val" else _answers(model, load("val", how.view), how)
+        targets = how.target_precision, how.false_alarms
+        confidence = fit_confidence(
+            *validation.arrays(), validation.presence(), *targets, dataset=manifest.dataset, weights=weights
+        )
+    found |= _calibration(answers, None if split == "val" else confidence)
+    chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
+    about = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
+    result = about | found | {"evaluation": flatten(asdict(how)), "weights": weights}
+    view = None if how.view == config.evaluation.view else how.view
+    write_json(run / of_view(METRICS, view), result)
+    if confidence:
+        write_confidence(run / of_view(CONFIDENCE, view), confidence)
+    with atomic_write(run / of_view(PREDICTIONS, view)) as file:
+        for line in lines:
+            file.write((json.dumps(line) + "\n").encode())
+    return result
+
+
+def _measure_parts(
+    model: RegionGroupingModel,
+    load: Callable[[str, str], Loader],
+    fit: str,
+    split: str,
+    how: EvaluationConfig,
+    config: RunConfig,
+    parts: Sequence[Part],
+) -> tuple[Tally, dict[str, Any], Iterator[dict[str, Any]]]:
+    """The answers, and what metrics.json and predictions.jsonl hold of a model with parts."""
+    loader = load(split, how.view)
+    seen = _tally(model, loader, how, answer=True, explain=True)
+    result = {"damaged": loader.damaged} | _measure(seen, config, parts)
+    landmark_errors: dict[str, np.ndarray] = {}
+    if loader.manifest.landmarks:
+        tested = seen if how.landmark_view == how.view else _tally(model, load(split, how.landmark_view), how)
+        fitted = _tally(model, load(fit, how.landmark_view), how)
+        found, landmark_errors = landmark_metrics(fitted, tested, how, loader.manifest.classes)
+        result |= found
+    return seen, result, seen.part_predictions(landmark_errors)
+
+
+def _levels(answers: Answers) -> dict[str, dict[str, float]]:
+    """Accuracy at the levels above the classes; nothing where the names tell of none."""
+    manifest = answers.manifest
+    found = {} if manifest.multi_label else rollup.levels(manifest.classes, manifest.super_categories)
+    return rollup.accuracies(*answers.arrays(), found) if found else {}
+
+
+def _calibration(answers: Answers, confidence: Confidence | None) -> dict[str, Any]:
+    """How far the answers can be trusted, also with a confidence that was fitted on other images."""
+    temperature = confidence.temperature if confidence else None
+    found: dict[str, Any] = {"temperature": temperature, "selective": None}
+    for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
+        found[name] = None
+        if divisor:
+            measured = asdict(calibration.reliability(*calibration.confidences(*answers.arrays(), divisor)))
+            found[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
+    if confidence:
+        found["selective"] = selective_metrics(confidence, *answers.arrays(), answers.presence())
+    return found
+
+
+def _answers(model: Model, loader: Loader, how: EvaluationConfig) -> Answers:
+    """What the model says of the classes of a split, and its presence if it has parts."""
+    if isinstance(model, RegionGroupingModel):
+        return _tally(model, loader, how, answer=True)
+    device = next(model.parameters()).device
+    answers = Answers(loader.manifest, threshold(how))
+    for batch in inputs.progress(loader):
+        images = batch.images.to(device)
+        with torch.inference_mode():
+            logits = class_logits(model, images, how.flip)
+        answers.answer(batch, logits.float().cpu())
+    return answers
+
+
+def _check(how: EvaluationConfig, classes: Classes, manifest: Manifest) -> None:
+    if how.landmark_classes and (classes.multi_label or max(how.landmark_classes) >= len(classes.names)):
+        raise ValueError(
+            f"evaluation.landmark_classes: expected numbers of {len(classes.names)} classes, got {how.landmark_classes}"
+        )
+    if how.landmark_scale != "box" and not all("eye" in name for name in (*manifest.landmarks, "", "")[:2]):
+        raise ValueError(
+            f"evaluation.landmark_scale: {how.landmark_scale} needs two eyes as the first landmarks, got "
+            f"{', '.join(manifest.landmarks[:2]) or 'none'}"
+        )
+
+
+def _tally(
+    model: RegionGroupingModel, loader: Loader, how: EvaluationConfig, answer: bool = False, explain: bool = False
+) -> Tally:
+    """What the model says of a split; of the classes as ``how`` wants it (answer), with contributions (explain)."""
+    device = next(model.parameters()).device
+    tally = Tally(loader.manifest, threshold(how), corner=how.centers == "corner")
+    for batch in inputs.progress(loader):
+        images = batch.images.to(device)
+        contributions = None
+        with torch.inference_mode():
+            output = model(images)
+            logits = output.logits
+            if answer and how.flip:
+                output = output._replace(logits=(logits + model(images.flip(3)).logits) / 2)
+            if explain:
+                explained = output.logits.topk(min(2, logits.shape[1])).indices  # the label and its rival
+                parts, constants = model.contributions(output, explained)
+                error = (parts.sum(2) + constants - logits.gather(1, explained)).abs().max().item()
+                tally.decomposition_error = max(tally.decomposition_error, error)
+                contributions = parts[:, 0].float().cpu()
+        tally.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)), contributions)
+    return tally
+
+
+def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str, Any]:
+    """Everything but the landmark error."""
+    occurrence = torch.cat(seen.occurrence)
+    result: dict[str, Any] = seen.accuracies() | {
+        "landmark_error": None,
+        "mean_shape_error": None,
+        "landmark_errors": None,
+        "pointing_error": None,
+        "nmi": None,
+        "ari": None,
+        "part_map_nmi": None,
+        "part_map_ari": None,
+    }
+    if np.sum(seen.part_map_table) >= 2:
+        result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(np.asarray(seen.part_map_table))
+    pointing = [hit for hit in seen.pointing if hit is not None]
+    if pointing:
+        result["pointing_error"] = 1 - sum(pointing) / len(pointing)
+
+    loss = config.loss
+    names = [part.name for part in parts]
+    states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap), names)
+    result["occurrence"] = occurrence.mean(0).tolist()
+    result["prior_loss"] = occurrence_prior_loss(occurrence, loss.prior_alpha, loss.prior_beta).item()
+    result["decomposition_error"] = seen.decomposition_error
+    result["parts_in_use"] = sum(state == "in use" for state in states)
+    result["parts"] = [
+        {
+            "part": k,
+            "name": names[k],
+            "occurrence": occurrence[:, k].mean().item(),
+            "on": (occurrence[:, k] > 0.5).float().mean().item(),
+            "prior_distance": occurrence_prior_loss(occurrence[:, k : k + 1], loss.prior_alpha, loss.prior_beta).item(),
+            "attention": torch.cat(seen.attention)[:, k].mean().item(),
+            "area": torch.cat(seen.wins)[:, k].mean().item(),
+            "background": parts[k].background,
+            "state": state,
+        }
+        for k, state in enumerate(states)
+    ]
+    return result

@@ -1,0 +1,112 @@
+"""Evaluation of a plain network, and of what others make of one: activation maps, and deep feature factorisation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.batches.loader import Loader
+from rg.attribution.factorization import DeepFeatureFactorization, draw_positions
+from rg.attribution.maps import cam, grad_cam, guided_grad_cam, guides
+from rg.attribution.pointing import pointing_game
+from rg.config import EvaluationConfig, RunConfig
+from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
+from rg.model.build import class_logits
+from rg.model.plain import PlainModel
+from rg.model.region_grouping import ModelOutput
+from rg.runs import inputs
+
+POSITIONS = 50_000  # of feature maps, that the factors are fitted on
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_plain(
+    model: PlainModel,
+    load: Callable[[str, str], Loader],
+    fit: str,
+    split: str,
+    how: EvaluationConfig,
+    config: RunConfig,
+) -> tuple[Answers, dict[str, Any], Iterator[dict[str, Any]]]:
+    """Measures the network, the pointing game of its activation maps, and the landmark error of its feature factors.
+
+    The maps explain the class that the network names. The factors, as many as the configuration has parts, are those of
+    its last feature map; their centres tell landmarks as the centres of parts do.
+
+    Args:
+        model: In evaluation mode.
+        load: Split and view -> loader.
+        fit: The split that factors and landmark regression are fitted on.
+        split: The split that is measured.
+        how: Of the run.
+        config: Of the run.
+
+    Returns:
+        The answers, and what metrics.json and predictions.jsonl hold.
+
+    Raises:
+        ValueError: the data has boxes and Captum is not installed.
+    """
+    loader = load(split, how.view)
+    answers, pointing_errors = _answers(model, loader, how)
+    result: dict[str, Any] = {"damaged": loader.damaged} | answers.accuracies()
+    result["pointing_errors"] = pointing_errors
+    result["dff_landmark_error"] = None
+    if loader.manifest.landmarks:
+        factors = DeepFeatureFactorization(config.model.grouping.num_parts, config.seed)
+        fitting = load(fit, how.landmark_view)
+        maps = (features for batch in inputs.progress(fitting) for features in _features(model, batch.images))
+        factors.fit(draw_positions(maps, -(-POSITIONS // fitting.samples), config.seed))
+        fitted, tested = (_factor_tally(model, factors, load(of, how.landmark_view), how) for of in (fit, split))
+        found, _ = landmark_metrics(fitted, tested, how, loader.manifest.classes)
+        result |= {f"dff_{name}": value for name, value in found.items()}
+    return answers, result, answers.predictions()
+
+
+def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[Answers, dict[str, float | None]]:
+    """Logits, and how often the peak of each activation map misses the boxes; None where there are none."""
+    device = next(model.parameters()).device
+    methods: dict[str, Callable[[PlainModel, Tensor, Tensor], Tensor]] = {"cam": cam, "grad_cam": grad_cam}
+    if guides(model):
+        methods["guided_grad_cam"] = guided_grad_cam
+    else:
+        logger.warning("Guided Grad-CAM is not measured: it is defined for ReLU networks only")
+    hits: dict[str, list[bool]] = {"cam": [], "grad_cam": [], "guided_grad_cam": []}
+    answers = Answers(loader.manifest, threshold(how))
+    for batch in inputs.progress(loader):
+        images = batch.images.to(device)
+        rows, columns = images.shape[2:]
+        with torch.no_grad():
+            logits = class_logits(model, images, how.flip)
+        answers.answer(batch, logits.float().cpu())
+        boxes = {n: boxes for n, boxes in enumerate(batch.boxes or []) if len(boxes)}
+        if not boxes or loader.manifest.multi_label:
+            continue
+        for name, method in methods.items():
+            maps = method(model, images[list(boxes)], logits[list(boxes)].argmax(1))
+            hits[name] += [hit is True for hit in pointing_game(maps, list(boxes.values()), (columns, rows))]
+    return answers, {name: 1 - sum(found) / len(found) if found else None for name, found in hits.items()}
+
+
+def _factor_tally(model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, how: EvaluationConfig) -> Tally:
+    """A tally whose parts are the factors."""
+    tally = Tally(loader.manifest, corner=how.centers == "corner")
+    for batch in inputs.progress(loader):
+        assign = torch.from_numpy(factors.transform(_features(model, batch.images)))
+        occurrence = assign.amax((2, 3))
+        even = torch.full_like(occurrence, 1 / occurrence.shape[1])
+        no_logits = torch.empty(len(assign), 0)
+        tally.add(batch, ModelOutput(no_logits, assign, even, occurrence, regions=torch.empty(0)))
+    return tally
+
+
+@torch.no_grad()
+def _features(model: PlainModel, images: Tensor) -> np.ndarray:
+    """The last feature map, float32 [N, C, h, w]."""
+    return model.features(images.to(next(model.parameters()).device)).float().cpu().numpy()

@@ -1,0 +1,267 @@
+"""What is kept of the images of a split while it is measured: a few numbers each, whatever the size of the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.batches.loader import Batch
+from pipelines.shards.manifest import Manifest
+from rg.attribution.pointing import pointing_game
+from rg.config import EvaluationConfig
+from rg.evaluation import metrics
+from rg.model.maps import part_centers, parts_at
+from rg.model.region_grouping import ModelOutput
+
+
+@dataclass
+class Answers:
+    """What a model says of the classes. Lists grow with every batch.
+
+    Attributes:
+        manifest: Of the data set.
+        threshold: Attributes hold where their logit is above this.
+        keys: Sample keys.
+        labels: int64 [n] or [n, L] of every batch, like the next ones.
+        logits: float32 [n, classes].
+        presences: float32 [n], of a model with parts.
+    """
+
+    manifest: Manifest
+    threshold: float = 0.0
+    keys: list[str] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    presences: list[Tensor] = field(default_factory=list)
+
+    def answer(self, batch: Batch, logits: Tensor) -> None:
+        """Take note of the logits of one batch."""
+        self.keys += batch.keys
+        self.labels.append(batch.labels)
+        self.logits.append(logits)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and labels of all images."""
+        return torch.cat(self.logits).numpy(), torch.cat(self.labels).numpy()
+
+    def presence(self) -> np.ndarray | None:
+        """Presence [N] of all images (see ``ModelOutput``); None of a network without parts."""
+        return torch.cat(self.presences).numpy() if self.presences else None
+
+    def accuracies(self) -> dict[str, Any]:
+        """What metrics.json holds of the classes, as fractions."""
+        labels, logits = torch.cat(self.labels), torch.cat(self.logits)
+        if labels.ndim == 2:
+            correct = ((logits > self.threshold) == labels.bool()).double()
+            mean_class_accuracy = correct.mean(0).mean()
+        else:
+            correct = (logits.argmax(1) == labels).double()
+            mean_class_accuracy = torch.stack([correct[labels == label].mean() for label in labels.unique()]).mean()
+        return {
+            "samples": len(labels),
+            "chance": None if labels.ndim == 2 else 1 / self.manifest.num_classes,
+            "accuracy": correct.mean().item(),
+            "mean_class_accuracy": mean_class_accuracy.item(),
+        }
+
+    def predictions(self) -> Iterator[dict[str, Any]]:
+        """One line of predictions.jsonl per image."""
+        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
+        multi_label = labels.ndim == 2
+        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
+        predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
+        for n, key in enumerate(self.keys):
+            yield {
+                "key": key,
+                "label": labels[n].tolist(),
+                "predicted": predicted[n].tolist(),
+                "probability": float(probabilities[n].max()),
+            }
+
+
+@dataclass
+class Tally(Answers):
+    """Also of the parts; all coordinates are pixels of the images as the model sees them.
+
+    Attributes:
+        occurrence: float32 [n, K].
+        attention: float32 [n, K], the mean over attributes.
+        centers: float32 [n, K, 2], soft centres of the parts.
+        wins: float32 [n, K], share of the positions at which a part is the strongest.
+        contributions: float32 [n, K], to the logit of the class (or attribute) with the largest.
+        decomposition_error: Largest difference of the sum of contributions and constant from their logit, over the two
+            best classes of every image.
+        landmarks: float32 [n, P, 2].
+        visibility: bool [n, P].
+        corner: Whether the centres are counted from the far corners of the cells of the map.
+        sizes: (columns, rows) of every image.
+        boxes: The first box of every image [4], or the image where there is none.
+        pointing: Whether the peak of the attribution lies in a box; None without boxes.
+        overlap: [K, K] inner products of the assignment maps, summed over images.
+        landmark_table: How often each part was the strongest at each landmark.
+        part_map_table: The same at each pixel of the true parts.
+    """
+
+    occurrence: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    centers: list[Tensor] = field(default_factory=list)
+    wins: list[Tensor] = field(default_factory=list)
+    contributions: list[Tensor] = field(default_factory=list)
+    landmarks: list[Tensor] = field(default_factory=list)
+    visibility: list[Tensor] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    pointing: list[bool | None] = field(default_factory=list)
+    overlap: Tensor | None = None
+    landmark_table: np.ndarray | int = 0
+    part_map_table: np.ndarray | int = 0
+    corner: bool = False
+    decomposition_error: float = 0.0
+
+    def add(self, batch: Batch, output: ModelOutput, contributions: Tensor | None = None) -> None:
+        """Take note of one batch; contributions [n, K] only where they are to be written."""
+        K = output.assign.shape[1]
+        rows, columns = batch.images.shape[2:]
+        attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
+        self.answer(batch, output.logits)
+        self.presences.append(output.presence)
+        self.occurrence.append(output.occurrence)
+        self.attention.append(attention)
+        if contributions is not None:
+            self.contributions.append(contributions)
+        centers = part_centers(output.assign)
+        if self.corner:
+            centers = centers + 0.5 / torch.tensor(output.assign.shape[:1:-1])
+        self.centers.append(centers * torch.tensor([columns, rows]))
+        winner = F.one_hot(output.assign.argmax(1), K).float()
+        self.wins.append(winner.mean((1, 2)))
+        maps = output.assign.transpose(0, 1).flatten(1)
+        self.overlap = maps @ maps.T + (0 if self.overlap is None else self.overlap)
+        self.sizes += [(columns, rows)] * len(batch.keys)
+
+        if batch.landmarks is not None and batch.visibility is not None:
+            self.landmarks.append(batch.landmarks)
+            self.visibility.append(batch.visibility)
+            where = batch.visibility.numpy()
+            predicted = parts_at(output.assign, batch.landmarks, (columns, rows)).numpy()
+            truth = np.broadcast_to(np.arange(where.shape[1]), where.shape)
+            self.landmark_table += metrics.contingency(predicted[where], truth[where], K, where.shape[1])
+        whole = np.array([0, 0, columns, rows], dtype=np.float32)
+        boxes_of_all = batch.boxes or [whole[None][:0]] * len(batch.keys)
+        self.boxes += [boxes[0] if len(boxes) else whole for boxes in boxes_of_all]
+        attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
+        self.pointing += pointing_game(attribution, boxes_of_all, (columns, rows))
+        if batch.part_maps is not None:
+            up = F.interpolate(output.assign, (rows, columns), mode="bilinear", align_corners=False)
+            truth_map, predicted_map = batch.part_maps.numpy(), up.argmax(1).numpy()
+            on = truth_map > 0
+            self.part_map_table += metrics.contingency(
+                predicted_map[on], truth_map[on] - 1, K, len(self.manifest.parts)
+            )
+
+    def part_predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """``predictions`` with the parts; landmark errors are those of a sample, nan where not measured."""
+        about_parts = {
+            "occurrence": torch.cat(self.occurrence),
+            "attention": torch.cat(self.attention),
+            "area": torch.cat(self.wins),
+            "contributions": torch.cat(self.contributions),
+        }
+        explained = torch.cat(self.logits).argmax(1).tolist()
+        for n, line in enumerate(self.predictions()):
+            errors = landmark_errors.get(line["key"], np.empty(0))
+            errors = errors[~np.isnan(errors)]
+            line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in about_parts.items()}
+            yield line | {
+                "explained": explained[n],
+                "landmark_error": float(errors.mean()) if len(errors) else None,
+                "pointing": self.pointing[n],
+            }
+
+    def frames(self, scale: str) -> tuple[np.ndarray, np.ndarray]:
+        """What landmark coordinates and errors of an image are fractions of.
+
+        Args:
+            scale: box; interocular: coordinates are fractions of the image, errors of the distance between the first
+                two landmarks; or interocular_units: both of that distance.
+
+        Returns:
+            boxes: [N, 4]; coordinates are relative to them.
+            lengths: [N, 2], what a difference of 1 in x and in y is as an error; nan where that is not known.
+        """
+        if scale == "box":
+            return np.stack(self.boxes), np.ones((len(self.keys), 2))
+        sizes = np.array(self.sizes, dtype=float)
+        landmarks, visible = torch.cat(self.landmarks).numpy(), torch.cat(self.visibility).numpy()
+        distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
+        known = visible[:, :2].all(1) & (distance > 0)
+        distance = np.where(known, distance, np.nan)
+        if scale == "interocular_units":
+            boxes = np.zeros((len(distance), 4))
+            boxes[:, 2:] = np.where(known, distance, 1)[:, None]
+            return boxes, np.where(known, 1, np.nan)[:, None].repeat(2, axis=1)
+        lengths = sizes / distance[:, None]
+        return np.concatenate([np.zeros_like(sizes), sizes], axis=1), lengths
+
+
+def landmark_metrics(
+    fit: Tally, seen: Tally, how: EvaluationConfig, classes: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The landmark error and what belongs to it (Section 4 of the paper).
+
+    Args:
+        fit: Of the images that the regression is fitted on.
+        seen: Of those that it is tested on.
+        how: Scale, and classes to measure alone.
+        classes: Names of all classes.
+
+    Returns:
+        What metrics.json holds of it; and the errors [P] of every image by its key, nan where not measured.
+    """
+    fitted, _ = _landmarks(fit, how.landmark_scale)
+    tested, lengths = _landmarks(seen, how.landmark_scale)
+    errors, mean_shape_errors = metrics.landmark_errors(*fitted, *tested, lengths)
+    names = seen.manifest.landmarks
+    result: dict[str, Any] = {
+        "landmark_error": _mean(errors),
+        "mean_shape_error": _mean(mean_shape_errors),
+        "landmark_errors": {name: _mean(errors[:, p]) for p, name in enumerate(names)},
+    }
+    if np.sum(seen.landmark_table) >= 2:
+        result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
+    if how.landmark_classes:
+        result["landmark_errors_alone"] = {}
+    for label in how.landmark_classes:
+        first, second = (torch.cat(tally.labels).numpy() == label for tally in (fit, seen))
+        (a, b, c), (d, e, f) = fitted, tested
+        alone, _ = metrics.landmark_errors(
+            a[first], b[first], c[first], d[second], e[second], f[second], lengths[second]
+        )
+        result["landmark_errors_alone"][classes[label]] = _mean(alone)
+    return result, dict(zip(seen.keys, errors, strict=True))
+
+
+def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Part centres, landmarks and visibility of all images; and the lengths of a unit."""
+    boxes, lengths = seen.frames(scale)
+    centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
+    visibility = torch.cat(seen.visibility).numpy()
+    if scale == "interocular_units":
+        visibility = visibility & ~np.isnan(lengths[:, :1])
+    return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
+
+
+def _mean(errors: np.ndarray) -> float | None:
+    """Mean over what was measured, None if nothing was."""
+    return None if np.isnan(errors).all() else float(np.nanmean(errors))
+
+
+def threshold(how: EvaluationConfig) -> float:
+    """The logit above which an attribute holds."""
+    return 0.5 if how.attribute_threshold == "logit" else 0.0

@@ -1,0 +1,323 @@
+"""A trained model that explains images: which parts it found, and how much each counted for the label."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.batches.geometry import central_start
+from pipelines.images import open_rgb
+from rg.config import RunConfig, View
+from rg.explain.explanation import Explanation, Explanations
+from rg.explain.facts import PartExplanation, Rival, at_image_size, covering
+from rg.explain.lookahead import in_order
+from rg.model.device import pick_device
+from rg.model.maps import part_centers
+from rg.model.region_grouping import RegionGroupingModel
+from rg.runs import inputs
+from rg.runs.confidence import Confidence, read_confidence
+from rg.runs.folder import Classes, load_region_grouping
+from rg.runs.part_names import Part, read_parts, unnamed
+
+logger = logging.getLogger(__name__)
+
+VIEWS = ("auto", "whole", "crop")
+MAX_ASPECT = 4
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+
+class _Waiting(NamedTuple):
+    """An image that the model is about to see."""
+
+    pixels: np.ndarray
+    seen: Tensor
+    window: tuple[float, float, float, float]
+    source: str | None
+    photo_size: tuple[int, int]
+
+
+class Explainer:
+    """A trained model that explains images. Made by ``rg.load``.
+
+    Args:
+        model: Trained.
+        config: Of the run.
+        classes: Names of the classes.
+        device: Where the model is to run.
+        parts: Their names and kinds; as the model sees them if None.
+        confidence: Calibrates the probabilities and says when to withhold the label; neither if None.
+        confidences: The same where it was fitted in other views than that of the run, by evaluation view.
+
+    Attributes:
+        model: In evaluation mode.
+        config: Of the run.
+        classes: Names of the classes.
+        device: Where the model runs.
+        parts: Name and kind of every part.
+        confidence: What the run was found to deserve on its validation split, None if it is not known.
+        confidences: The same in other views than that of the run, by evaluation view.
+    """
+
+    def __init__(
+        self,
+        model: RegionGroupingModel,
+        config: RunConfig,
+        classes: Classes,
+        device: torch.device,
+        parts: Sequence[Part] | None = None,
+        confidence: Confidence | None = None,
+        confidences: Mapping[str, Confidence | None] | None = None,
+    ) -> None:
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
+        self.config = config
+        self.classes = classes
+        self.device = device
+        self.parts = tuple(parts or unnamed(model.background.tolist()))
+        self.confidence = confidence
+        self.confidences = dict(confidences or {})
+
+    @classmethod
+    def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
+        """Read a run folder; see ``rg.load``."""
+        model, config, classes = load_region_grouping(Path(run))
+        parts = read_parts(Path(run), model.background.tolist())
+        others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
+        return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)), others)
+
+    def explain(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        view: str = "auto",
+        top_k: int = 5,
+        batch_size: int = 16,
+        versus: str | None = None,
+    ) -> Any:
+        """Explain one image or a list of images.
+
+        Args:
+            images: A path, a PIL image (any mode, size and orientation) or a uint8 array [H, W, 3], or a list of them.
+            view: ``whole`` shows the model the whole image (fully convolutional, at the size of testing); ``crop`` the
+                central square that it is tested on; ``auto`` the whole image if the backbone takes images of any size.
+            top_k: Number of best classes to name.
+            batch_size: Images at once, if they have the same shape.
+            versus: The class that the label is compared with; the runner-up if None.
+
+        Returns:
+            An ``Explanation``, or a list of them in the order of the images (``Explanations``).
+
+        Raises:
+            ValueError: an image cannot be decoded, an argument is off, or the whole image is asked for and the backbone
+                takes no other size than that of testing.
+        """
+        single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
+        several: Any = [images] if single else images
+        found = list(self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus))
+        return found[0] if single else Explanations(found)
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        view: str = "auto",
+        top_k: int = 5,
+        batch_size: int = 16,
+        versus: str | None = None,
+        failed: Callable[[ImageLike, str], None] | None = None,
+        longest_side: int | None = None,
+        jobs: int = 1,
+    ) -> Iterator[Explanation]:
+        """Like ``explain``, one explanation after the other, holding one batch of images and two for each job.
+
+        Args:
+            images: As for ``explain``, like everything that is not named here.
+            view: See there.
+            top_k: See there.
+            batch_size: See there.
+            versus: See there.
+            failed: Called with an image that cannot be read, and why in one line; it is then left out. Without it, that
+                is an error.
+            longest_side: In pixels, of the image in the explanation: larger photos are scaled down for it, not for the
+                model.
+            jobs: Threads that decode and resize ahead of the model.
+        """
+        if min(top_k, batch_size, jobs) < 1:
+            raise ValueError(f"top_k, batch_size, jobs: expected at least 1, got {top_k}, {batch_size}, {jobs}")
+        if versus is not None and versus not in self.classes.names:
+            raise ValueError(f"versus: expected one of the {len(self.classes.names)} classes, got {versus!r}")
+        view = self.resolve_view(view)
+
+        def prepare(image: ImageLike) -> tuple[ImageLike, _Waiting | ValueError | OSError]:
+            try:
+                return image, self._prepare(image, view, longest_side)
+            except (ValueError, OSError) as error:
+                return image, error
+
+        def explain(waiting: Sequence[_Waiting]) -> Iterator[Explanation]:
+            for one, explanation in zip(waiting, self._explain(waiting, view, top_k, versus), strict=True):
+                yield replace(explanation, photo_size=one.photo_size)
+
+        waiting: list[_Waiting] = []
+        with ThreadPoolExecutor(jobs) as pool:
+            for image, found in in_order(pool, prepare, images, 2 * jobs):
+                if not isinstance(found, _Waiting):
+                    if failed is None:
+                        raise found
+                    failed(image, str(found))
+                    continue
+                if waiting and (len(waiting) == batch_size or waiting[0].seen.shape != found.seen.shape):
+                    yield from explain(waiting)
+                    waiting = []
+                waiting.append(found)
+            if waiting:
+                yield from explain(waiting)
+
+    def _prepare(self, image: ImageLike, view: str, longest_side: int | None) -> _Waiting:
+        source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        pixels = _open(image)
+        seen, window = self._view(pixels, view)
+        width, height = photo_size = pixels.size
+        if longest_side and max(photo_size) > longest_side:
+            scale = longest_side / max(photo_size)
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            x0, y0, x1, y1 = window
+            scaled = (x0 * size[0] / width, y0 * size[1] / height, x1 * size[0] / width, y1 * size[1] / height)
+            window = covering(scaled, size[::-1])
+            pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return _Waiting(np.asarray(pixels), seen, window, source, photo_size)
+
+    def resolve_view(self, view: str) -> str:
+        """``whole`` or ``crop``, also for ``auto``.
+
+        Raises:
+            ValueError: it is none of these, or the backbone takes images of one size only.
+        """
+        if view not in VIEWS:
+            raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
+        if view == "auto":
+            return self._auto_view
+        if view == "whole" and not self._takes_any_size:
+            name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
+            raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
+        return view
+
+    def confidence_in(self, view: str) -> Confidence | None:
+        """What was fitted on images in this view, ``whole`` or ``crop``; else that of the run."""
+        return self.confidences.get("whole" if view == "whole" else "input") or self.confidence
+
+    @cached_property
+    def _takes_any_size(self) -> bool:
+        """Whether the backbone takes images of other shapes than the square that it is tested on."""
+        return self.model.backbone.takes_any_size(self.config.input.test_size[1])
+
+    @cached_property
+    def _auto_view(self) -> str:
+        if self.config.input.view == "stretch":
+            return "crop"
+        if self._takes_any_size:
+            return "whole"
+        name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
+        logger.warning("%s takes images of %dx%d only: explaining the central square of every image", name, crop, crop)
+        return "crop"
+
+    def _view(self, image: Image.Image, view: str) -> tuple[Tensor, tuple[float, float, float, float]]:
+        """uint8 [3, h, w] for the model, and the box of the image that it shows."""
+        geometry = inputs.evaluation_geometry(self.config.input)
+        width, height = image.size
+        short, stride = min(width, height), self.model.backbone.stride
+        if view == "crop":
+            seen = geometry.central_window(width, height)
+            extent, size = (seen.width, seen.height), (seen.columns, seen.rows)
+        else:
+            # Whole positions of the feature map; a panorama is cut to its middle before it fills the memory.
+            extent = (min(width, MAX_ASPECT * short), min(height, MAX_ASPECT * short))
+            size = tuple(max(1, round(geometry.short_side * length / short / stride)) * stride for length in extent)  # type: ignore[assignment]
+        x0, y0 = central_start(width, extent[0]), central_start(height, extent[1])
+        window = (x0, y0, x0 + extent[0], y0 + extent[1])
+        resized = image.crop(window).resize(size, Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1), window
+
+    @torch.inference_mode()
+    def _explain(self, waiting: Sequence[_Waiting], view: str, top_k: int, versus: str | None) -> Iterator[Explanation]:
+        output = self.model(torch.stack([one.seen for one in waiting]).to(self.device))
+        logits, confidence = output.logits, self.confidence_in(view)
+        scaled = logits / confidence.temperature if confidence and confidence.temperature else logits
+        probabilities = torch.sigmoid(scaled) if self.classes.multi_label else torch.softmax(scaled, 1)
+        best = probabilities.topk(min(max(top_k, 2), logits.shape[1]), dim=1)
+        compared = best.indices[:, :2].clone()  # the label and its rival
+        if versus is not None and compared.shape[1] == 2:
+            asked = self.classes.names.index(versus)
+            compared[:, 1] = torch.where(compared[:, 0] == asked, compared[:, 1], asked)
+        contributions, constants = self.model.contributions(output, compared)
+        attention = output.attention
+        if self.classes.multi_label:
+            attention = attention[torch.arange(len(waiting)), compared[:, 0]]
+        centers = part_centers(output.assign).cpu().numpy()
+        assign, attention = output.assign.float().cpu().numpy(), attention.float().cpu().numpy()
+        presence, names = output.presence.tolist(), self.classes.names
+        # All at once: from here on numbers are read one by one, each of which a GPU would be waited for.
+        top, probable = best.indices.cpu(), best.values.cpu()
+        logits, probabilities, compared = logits.cpu(), probabilities.cpu(), compared.cpu()
+        contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
+        for n, one in enumerate(waiting):
+            strongest, attribution = at_image_size(assign[n], attention[n], one.window, one.pixels.shape[:2])
+            x0, y0, x1, y1 = one.window
+            label, *rest = compared[n].tolist()
+            rival = None
+            if rest:
+                probability, logit = (values[n, rest[0]].item() for values in (probabilities, logits))
+                rival = Rival(names[rest[0]], probability, logit, constants[n, 1].item())
+            yield Explanation(
+                label=names[label],
+                probability=probabilities[n, label].item(),
+                logit=float(logits[n, label]),
+                constant=float(constants[n, 0]),
+                top_k=[
+                    (names[index], value) for index, value in zip(top[n].tolist(), probable[n].tolist(), strict=True)
+                ][:top_k],
+                rival=rival,
+                attribution=attribution,
+                assign=assign[n],
+                parts=[
+                    PartExplanation(
+                        index=k,
+                        name=part.name,
+                        strongest=strongest,
+                        center=(float(x0 + centers[n, k, 0] * (x1 - x0)), float(y0 + centers[n, k, 1] * (y1 - y0))),
+                        occurrence=float(occurrence[n, k]),
+                        attention=float(attention[n, k]),
+                        contribution=float(contributions[n, 0, k]),
+                        rival_contribution=float(contributions[n, 1, k]) if rival else 0.0,
+                        background=part.background,
+                    )
+                    for k, part in enumerate(self.parts)
+                ],
+                image=one.pixels,
+                window=one.window,
+                source=one.source,
+                answer=confidence.answer(probabilities[n, label].item(), presence[n]) if confidence else "label",
+            )
+
+
+def _open(image: ImageLike) -> Image.Image:
+    """Upright RGB."""
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return Image.fromarray(image)
+        got = f"{image.dtype} {list(image.shape)}"
+    elif isinstance(image, ImageLike):
+        return open_rgb(image)
+    else:
+        got = type(image).__name__
+    raise ValueError(f"images: expected a path, a PIL image or a uint8 array [H, W, 3], or a list of them, got {got}")

@@ -1,0 +1,56 @@
+"""An explanation as people use it: facts, their picture, and what is saved of both."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from pipelines.files import atomic_write
+from rg.explain import pictures
+from rg.explain.facts import Facts
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation(Facts):
+    """Why one image got its label; see ``Facts`` for what it holds."""
+
+    def __repr__(self) -> str:
+        return f"Explanation(label={self.label!r}, probability={self.probability:.4g}, parts={len(self.parts)})"
+
+    def _repr_html_(self) -> str:
+        """The picture, for notebooks."""
+        about = html.escape(f"{self.label}, {self.probability:.1%}: the parts and what each adds to the logit")
+        return f'<img src="{pictures.data_uri(self.picture(), "png")}" alt="{about}" style="max-width: 100%">'
+
+    def picture(self) -> Image.Image:
+        """Image, parts, attribution and contributions side by side."""
+        return pictures.panel(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the picture (.png, .webp) or the dictionary (.json), all or nothing.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: there is no such folder, or it cannot be written to.
+        """
+        path = Path(path)
+        if path.suffix not in (".png", ".webp", ".json"):
+            raise ValueError(f"path: expected a name that ends in .png, .webp or .json, got {path.name!r}")
+        with atomic_write(path) as file:
+            if path.suffix == ".json":
+                file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+            else:
+                pictures.write(self.picture(), file, path.suffix[1:])
+
+
+class Explanations(list[Explanation]):
+    """Explanations of several images; in a notebook, their pictures one below the other."""
+
+    def _repr_html_(self) -> str:
+        """The pictures, for notebooks."""
+        return "\n".join(explanation._repr_html_() for explanation in self)

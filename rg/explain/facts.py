@@ -1,0 +1,209 @@
+"""Why one image got its label, as facts that anything can be drawn or written of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from rg.runs.confidence import Answer
+
+
+@dataclass(frozen=True)
+class PartExplanation:
+    """One part in one image.
+
+    Attributes:
+        index: Number of the part, 0 to K - 1.
+        name: What people call it (part_names.json of the run), "part 3" if they do not.
+        strongest: int8 [H, W], the strongest part of every pixel of the image, -1 where the model saw nothing; the same
+            array for all parts.
+        center: x, y of the soft centre in pixels of the image.
+        occurrence: t_k in (0, 1), how surely the part occurs.
+        attention: a_k, the weight of the part; all parts sum to 1.
+        contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
+        rival_contribution: The same for the logit of the rival; 0 without one.
+        background: Whether the part shows surroundings or hardly counts, as seen over the training images or as said in
+            part_names.json.
+    """
+
+    index: int
+    name: str
+    strongest: np.ndarray = field(repr=False)
+    center: tuple[float, float]
+    occurrence: float
+    attention: float
+    contribution: float
+    rival_contribution: float
+    background: bool
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [H, W] at image size: positions where this part has the largest assignment."""
+        return self.strongest == self.index
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The class that the label is compared with: why this and not that.
+
+    Attributes:
+        label: Name of the class.
+        probability: Of the class, 0 to 1.
+        logit: Of the class.
+        constant: Part of that logit that no part accounts for.
+    """
+
+    label: str
+    probability: float
+    logit: float
+    constant: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Why one image got its label, as numbers and maps.
+
+    Attributes:
+        label: Name of the winning class (or of the most probable attribute).
+        probability: Of the label, 0 to 1.
+        logit: Of the label, before the softmax (or sigmoid).
+        constant: Part of the logit that no part accounts for.
+        top_k: Names and probabilities of the best classes, best first.
+        rival: The runner-up, or the class that was asked for; None if there is one class only.
+        attribution: float32 [H, W] at image size: the pixel attribution Q^T a, every pixel's expected attention.
+        assign: float32 [K, h, w]: the assignment Q of the feature map, that of the window.
+        parts: All K parts, by index.
+        image: uint8 [H, W, 3], the upright image; all pixels here are those of it.
+        window: x0, y0, x1, y1 in pixels: what the model saw of the image.
+        source: Path of the image, if it came from a file.
+        answer: Whether the model stands by the label: "label"; "unsure", its probability is below the threshold of the
+            run; "unknown", no known part fits what the image shows.
+        photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
+            they are those of the image.
+    """
+
+    label: str
+    probability: float
+    logit: float
+    constant: float
+    top_k: list[tuple[str, float]]
+    rival: Rival | None
+    attribution: np.ndarray
+    assign: np.ndarray
+    parts: list[PartExplanation]
+    image: np.ndarray
+    window: tuple[float, float, float, float]
+    source: str | None = None
+    answer: Answer = "label"
+    photo_size: tuple[int, int] | None = None
+
+    def contribution_map(self, versus_rival: bool = False) -> np.ndarray:
+        """What every pixel adds to the logit of the label.
+
+        Every part hands out its contribution over its pixels in proportion to its assignment there.
+
+        Args:
+            versus_rival: To the logit of the label minus that of the rival.
+
+        Returns:
+            float32 [H, W]; sums to the logit (or the difference of logits) without the constant, 0 outside the window.
+        """
+        x0, y0, x1, y1 = (round(value) for value in self.window)
+        out = np.zeros(self.image.shape[:2], dtype=np.float32)
+        for part in self.parts:
+            value = part.contribution - (part.rival_contribution if versus_rival else 0)
+            share = up_sampled(self.assign[part.index], (y1 - y0, x1 - x0))
+            total = share.sum(dtype=np.float64)
+            out[y0:y1, x0:x1] += value * (share / total if total > 0 else 1 / share.size)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON values, in pixels of the photo; areas are shares of the window."""
+        x0, y0, x1, y1 = self.window
+        width, height = self.photo_size or self.image.shape[1::-1]
+        scale = (width / self.image.shape[1], height / self.image.shape[0])
+        area = max(1.0, (x1 - x0) * (y1 - y0))
+        strongest = self.parts[0].strongest
+        pixels = np.bincount(strongest[strongest >= 0], minlength=len(self.parts))
+        rival = self.rival
+        return {
+            "source": self.source,
+            "width": width,
+            "height": height,
+            "window": [round(value * factor, 2) for value, factor in zip(self.window, scale * 2, strict=True)],
+            "answer": self.answer,
+            "label": self.label,
+            "probability": self.probability,
+            "logit": self.logit,
+            "constant": self.constant,
+            "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
+            "rival": rival and {name: getattr(rival, name) for name in ("label", "probability", "logit", "constant")},
+            "parts": [
+                {
+                    "part": part.index,
+                    "name": part.name,
+                    "background": part.background,
+                    "center": [round(value * factor, 2) for value, factor in zip(part.center, scale, strict=True)],
+                    "area": float(pixels[part.index] / area),
+                    "occurrence": part.occurrence,
+                    "attention": part.attention,
+                    "contribution": part.contribution,
+                    "rival_contribution": part.rival_contribution,
+                }
+                for part in self.parts
+            ],
+        }
+
+
+def up_sampled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """One map [h, w] bilinearly at H, W: float32."""
+    up = F.interpolate(torch.from_numpy(values)[None, None], size, mode="bilinear", align_corners=False)
+    return up[0, 0].numpy()
+
+
+def covering(window: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The window, wide enough to cover a whole pixel of an image of size H, W when it is rounded."""
+    x0, y0, x1, y1 = window
+    (x0, x1), (y0, y1) = _whole_pixel(x0, x1, size[1]), _whole_pixel(y0, y1, size[0])
+    return x0, y0, x1, y1
+
+
+def _whole_pixel(low: float, high: float, length: int) -> tuple[float, float]:
+    if round(low) < round(high):
+        return low, high
+    first = min(math.floor(low), length - 1)
+    return first, first + 1
+
+
+def at_image_size(
+    assign: np.ndarray, attention: np.ndarray, window: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest part and the attribution of every pixel, after bilinear up-sampling.
+
+    One part at a time, so that a large photograph does not need K maps of its size.
+
+    Args:
+        assign: Of one image, float32 [K, h, w].
+        attention: [K].
+        window: x0, y0, x1, y1: what the maps cover of the image, in whole pixels.
+        size: H, W of the image.
+
+    Returns:
+        strongest: int8 [H, W], -1 outside the window.
+        attribution: Q^T a, float32 [H, W], 0 outside the window.
+    """
+    x0, y0, x1, y1 = (round(value) for value in window)
+    inside = (slice(y0, y1), slice(x0, x1))
+    strongest, attribution = np.full(size, -1, dtype=np.int8), np.zeros(size, dtype=np.float32)
+    largest = np.zeros((y1 - y0, x1 - x0), dtype=np.float32)
+    for k, weight in enumerate(attention.tolist()):
+        values = up_sampled(assign[k], (y1 - y0, x1 - x0))
+        attribution[inside] += weight * values
+        strongest[inside][values > largest] = k
+        np.maximum(largest, values, out=largest)
+    return strongest, attribution

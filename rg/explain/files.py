@@ -1,0 +1,108 @@
+"""Explanations of files and folders of them, any number: batched, in threads, and going on where a run stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.files import sha256
+from rg.explain.explainer import Explainer, ImageLike
+from rg.explain.folder import ExplainedFolder, open_folder
+from rg.explain.image_files import find_images
+from rg.explain.lookahead import in_order
+from rg.runs.folder import WEIGHTS
+from rg.runs.progress import image_progress
+
+LONGEST_SIDE = 640  # pixels of a photo, of which pictures show 480 at most
+FEW = 20  # images whose labels are told one by one
+
+logger = logging.getLogger(__name__)
+
+
+def explain_files(
+    run: Path,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    view: str = "auto",
+    batch_size: int = 16,
+    device: str = "auto",
+    pictures: str = "webp",
+    jobs: int = 1,
+    overwrite: bool = False,
+    write_page: Callable[[Path], object] | None = None,
+) -> None:
+    """Explain files and folders of files into a folder (see ``rg.explain.folder``).
+
+    Images that are explained in it already are not explained again. One that cannot be decoded is named and left out.
+
+    Args:
+        run: Run folder.
+        paths: Files, and folders whose images are taken at any depth.
+        out: Folder to write to.
+        view: See ``Explainer.explain``.
+        batch_size: Images at once, if they have the same shape.
+        device: See ``rg.load``.
+        pictures: png, webp, or none: neither pictures nor a page.
+        jobs: Threads that decode, and as many that draw.
+        overwrite: Begin anew.
+        write_page: Writes a page that shows the folder; called at the end, also of a run that is stopped.
+
+    Raises:
+        ValueError: a path does not exist, ``out`` was explained with other settings, or no image could be explained.
+    """
+    if pictures not in ("png", "webp", "none"):
+        raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
+    files = find_images(paths, out)
+    explainer = Explainer.load(run, device)
+    confidence = explainer.confidence_in(explainer.resolve_view(view))
+    settings = {
+        "run": run.resolve().name,
+        "weights": sha256(run / WEIGHTS),
+        "parts": [asdict(part) for part in explainer.parts],
+        "confidence": asdict(confidence) if confidence else None,
+        "view": view,
+        "pictures": pictures,
+    }
+    class_names = () if explainer.classes.multi_label else set(explainer.classes.names)
+    with open_folder(out, files, settings, class_names, overwrite) as folder:
+        try:
+            left_out = _explain(explainer, folder, len(files), view, batch_size, jobs)
+        except KeyboardInterrupt:
+            logger.info("stopped; the same command goes on where it stopped")
+            raise
+        finally:
+            if write_page and pictures != "none":
+                write_page(out)
+    if left_out == len(files):
+        raise ValueError(f"none of {len(files)} images could be decoded")
+    logger.info("%d images explained in %s, %d left out", len(files) - left_out, out, left_out)
+
+
+def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: str, batch_size: int, jobs: int) -> int:
+    """Explains what is to do; the number of images that could not be decoded."""
+    done, left_out = total - len(folder.to_do), 0
+    if done:
+        logger.info("%d of %d images are explained already", done, total)
+
+    def leave_out(image: ImageLike, reason: str) -> None:
+        nonlocal left_out
+        logger.warning("left out: %s", reason)
+        folder.leave_out(str(image), reason)
+        left_out += 1
+
+    with image_progress() as progress, ThreadPoolExecutor(jobs) as pool:
+        progress(done, total)
+        explanations = explainer.stream(
+            folder.to_do, view=view, batch_size=batch_size, failed=leave_out, longest_side=LONGEST_SIDE, jobs=jobs
+        )
+        for line in in_order(pool, folder.draw, explanations, 2 * jobs):
+            folder.append(line)
+            done += 1
+            progress(done + left_out, total)
+            if total <= FEW:
+                logger.info("%s: %s (%.1f %%)", line["source"], line["label"], 100 * line["probability"])
+    return left_out

@@ -1,0 +1,187 @@
+"""What ``explain`` writes: a folder that grows by one image at a time, and goes on where it stopped.
+
+settings.json           what explained: weights, parts, confidence, view, kind of the pictures
+explanations.jsonl      one line for each image: Explanation.to_dict(), true class, picture, size and time of the file
+left_out.jsonl          what the latest run could not decode, and why
+pictures/NAME.webp      image, parts, attribution and contributions
+thumbnails/NAME.webp    parts
+gallery.html            one page with all of them
+
+A picture is there before its line is, and either is complete; half a line at the end, of a killed run, is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pipelines.files import atomic_write, locked, write_json
+from rg.explain import pictures
+from rg.explain.explanation import Explanation
+from rg.explain.image_files import name_each
+from rg.runs.folder import read_json
+
+SETTINGS, EXPLANATIONS, LEFT_OUT = "settings.json", "explanations.jsonl", "left_out.jsonl"
+PICTURES, THUMBNAILS = "pictures", "thumbnails"
+THUMBNAIL_SIDE = 320  # pixels
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExplainedFolder:
+    """A folder of explanations that is being written; see ``open_folder``.
+
+    Attributes:
+        path: The folder.
+        kind: Of the pictures: png, webp or none.
+        to_do: Images that have no explanation yet.
+        names: Of the pictures, for every image.
+        class_names: A file in a folder of such a name shows that class.
+    """
+
+    path: Path
+    kind: str
+    to_do: Sequence[Path]
+    names: Mapping[str, str]
+    class_names: Collection[str]
+    _explanations: IO[bytes]
+    _left_out: IO[bytes]
+
+    def draw(self, explanation: Explanation) -> Line:
+        """Write the pictures of an explanation and return its line; may be called from several threads."""
+        assert explanation.source is not None
+        file, name = Path(explanation.source), self.names[explanation.source]
+        folder = file.parent.name
+        line = {
+            **explanation.to_dict(),
+            "truth": folder if folder in self.class_names else None,
+            "name": name,
+            "picture": None,
+            **_version(file),
+        }
+        if self.kind != "none":
+            picture, thumbnail = _pictures(self.path, self.kind, name)
+            parts = pictures.parts_overlay(explanation, size=pictures.panel_size(explanation))
+            with atomic_write(picture) as out:
+                pictures.write(pictures.panel(explanation, parts), out, self.kind)
+            parts.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            with atomic_write(thumbnail) as out:
+                pictures.write(parts, out, "webp")
+            line["picture"] = picture.relative_to(self.path).as_posix()
+        return line
+
+    def append(self, line: Line) -> None:
+        """Add a line that ``draw`` returned."""
+        self._explanations.write(_encoded(line))
+        self._explanations.flush()
+
+    def leave_out(self, source: str, reason: str) -> None:
+        """Note an image that cannot be decoded."""
+        self._left_out.write(_encoded({"source": source, "reason": reason}))
+        self._left_out.flush()
+
+
+@contextlib.contextmanager
+def open_folder(
+    path: Path,
+    files: Sequence[Path],
+    settings: Mapping[str, Any],
+    class_names: Collection[str] = (),
+    overwrite: bool = False,
+) -> Iterator[ExplainedFolder]:
+    """Open a folder to write explanations of files; it is made if it is not there.
+
+    What it holds already stays, also of other files, but for images that have changed since.
+
+    Args:
+        path: The folder.
+        files: Images to explain.
+        settings: What decides the explanations, as JSON values; ``pictures`` is png, webp or none.
+        class_names: A file in a folder of such a name shows that class.
+        overwrite: Drop what it holds.
+
+    Raises:
+        ValueError: it was explained with other settings, or another process is writing into it.
+        OSError: it cannot be written to.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    kind = settings["pictures"]
+    with locked(path):
+        if overwrite:
+            _clear(path)
+        elif (path / EXPLANATIONS).is_file():
+            _check(path, settings)
+        write_json(path / SETTINGS, settings)
+        for folder in (path / PICTURES, path / THUMBNAILS):
+            if kind != "none":
+                folder.mkdir(exist_ok=True)
+            for half in folder.glob("*.tmp"):
+                half.unlink()
+        done = _keep(path, files, kind)
+        to_do = [file for file in files if str(file) not in done]
+        with (path / EXPLANATIONS).open("ab") as explanations, (path / LEFT_OUT).open("wb") as left_out:
+            yield ExplainedFolder(path, kind, to_do, name_each(files, done), class_names, explanations, left_out)
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The explanations in a folder, one after the other; half a line at the end is left out."""
+    with (path / EXPLANATIONS).open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
+def _check(path: Path, settings: Mapping[str, Any]) -> None:
+    before = read_json(path / SETTINGS)
+    changed = [name for name in settings if settings[name] != before.get(name)]
+    if changed:
+        raise ValueError(
+            f"--out: {path} was explained with other settings ({', '.join(changed)}); "
+            "take another folder, or --overwrite to begin anew"
+        )
+
+
+def _clear(path: Path) -> None:
+    """Removes what ``explain`` wrote and nothing else."""
+    if (path / EXPLANATIONS).is_file():
+        for line in read_lines(path):
+            if line["picture"]:
+                (path / line["picture"]).unlink(missing_ok=True)
+                (path / THUMBNAILS / f"{line['name']}.webp").unlink(missing_ok=True)
+        (path / EXPLANATIONS).unlink()
+
+
+def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
+    """Drops lines that are half or no longer true; source and name of the others."""
+    done: dict[str, str] = {}
+    if not (path / EXPLANATIONS).is_file():
+        return done
+    wanted = {str(file) for file in files}
+    with atomic_write(path / EXPLANATIONS) as kept:
+        for line in read_lines(path):
+            source, name = line["source"], line["name"]
+            if source in wanted and {key: line[key] for key in ("bytes", "modified")} != _version(Path(source)):
+                continue
+            if kind == "none" or all(picture.is_file() for picture in _pictures(path, kind, name)):
+                done[source] = name
+                kept.write(_encoded(line))
+    return done
+
+
+def _version(file: Path) -> dict[str, int]:
+    """Tells a file from what it was before it was edited."""
+    stat = file.stat()
+    return {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
+
+
+def _pictures(path: Path, kind: str, name: str) -> tuple[Path, Path]:
+    return path / PICTURES / f"{name}.{kind}", path / THUMBNAILS / f"{name}.webp"
+
+
+def _encoded(line: Line) -> bytes:
+    return (json.dumps(line) + "\n").encode()

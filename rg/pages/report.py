@@ -1,0 +1,320 @@
+"""One self-contained HTML page about an evaluated run: ``report.html``, which opens from disk without a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from pipelines.files import atomic_write, sha256
+from pipelines.shards import reader
+from pipelines.shards.manifest import Manifest
+from pipelines.shards.storage import Location
+from rg.config import flatten
+from rg.evaluation.calibration import Reliability
+from rg.evaluation.measured import MEASURED, not_measured
+from rg.evaluation.parts import mostly_background
+from rg.explain import pictures
+from rg.explain.colors import css, ink_on, palette
+from rg.explain.explainer import Explainer
+from rg.explain.explanation import Explanation
+from rg.explain.pictures import data_uri
+from rg.pages import charts, showcase
+from rg.pages.concepts import concepts, prior_path
+from rg.pages.numbers import percent, signed
+from rg.pages.showcase import Prediction
+from rg.pages.templates import template
+from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, WEIGHTS, load_config, read_json
+from rg.runs.part_names import Part
+
+GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
+CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
+NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {pictures.NOTABLE} to or from the logit."
+
+
+@dataclass(frozen=True)
+class Card:
+    """One test image with its explanation.
+
+    Attributes:
+        key: Of the sample.
+        other: The class to compare with, if any: why, its name, its probability.
+        remark: What else there is to say about the image.
+        explanation: Of the image.
+        image: The image as the model saw it, a data URI like the next two.
+        parts: Its parts.
+        attribution: Its attribution.
+        bars: Its contributions.
+        versus: Its contributions to the label less those to the class to compare with; empty without one.
+    """
+
+    key: str
+    other: tuple[str, str, float] | None
+    remark: str
+    explanation: Explanation
+    image: str
+    parts: str
+    attribution: str
+    bars: list[pictures.Bar]
+    versus: list[pictures.Bar]
+
+
+def report(run: Path, data: Location | None = None, out: Path | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        run: Run folder that has been evaluated.
+        data: Folder of the shards that it was evaluated on, if they have moved since.
+        out: Page to write; default ``run/report.html``.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ValueError: the run has not been evaluated, or its data is gone.
+    """
+    config, classes = load_config(run)
+    if config.model.kind == "plain":
+        raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
+    if not (run / METRICS).is_file():
+        raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
+    metrics, record = read_json(run / METRICS), read_json(run / RECORD)
+    if metrics["weights"] != sha256(run / WEIGHTS):
+        raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
+    predictions = _read_lines(run / PREDICTIONS, "evaluate")
+    if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
+        raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
+    if "imported" in record:
+        raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
+    history = _read_lines(run / HISTORY, "train")
+    manifest = _find_data(metrics, data)
+    if manifest.classes != classes.names:
+        raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
+
+    explainer = Explainer.load(run)
+    cards, spots = _pictures(explainer, data or metrics["data"], manifest, metrics, predictions)
+    colors = palette(len(explainer.parts))
+    page_template = template("rg.pages", REPORT, percent=percent, signed=signed)
+    page = page_template.render(
+        run=run.resolve().name,
+        record=record,
+        metrics=metrics,
+        classes=classes,
+        tiles=_tiles(metrics, explainer.parts),
+        rows=_metric_rows(metrics),
+        not_measured=not_measured(metrics),
+        cards=cards,
+        wrong=sum(showcase.errors(prediction) > 0 for prediction in predictions),
+        concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
+        problems=mostly_background([part.background for part in explainer.parts]),
+        spots=spots,
+        prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
+        prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
+        least_span=pictures.NOTABLE,
+        colors=[css(color) for color in colors],
+        inks=[css(ink_on(color)) for color in colors],
+        withheld=_selective_rows(metrics["selective"]),
+        reliability=_reliability(metrics),
+        charts=charts.charts(history),
+        quantile_size=(charts.QUANTILE_WIDTH, charts.QUANTILE_HEIGHT),
+        answers=pictures.ANSWERS,
+        chart_size=(charts.WIDTH, charts.HEIGHT),
+        settings=_plain(flatten(dataclasses.asdict(config))),
+        data=_plain(
+            {"data set": record["data"]["dataset"], "training shards": len(record["data"]["shards"])}
+            | flatten(record["data"]["options"])
+        ),
+    )
+    out = out or run / REPORT
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as file:
+        file.write(page.encode())
+    return out
+
+
+def _pictures(
+    explainer: Explainer,
+    data: Location,
+    manifest: Manifest,
+    metrics: Mapping[str, Any],
+    predictions: Sequence[Prediction],
+) -> tuple[dict[str, list[Card]], list[list[tuple[str, str]]]]:
+    """The cards of both galleries, and for every part pictures of it with their labels.
+
+    Explanations hold maps of whole images, so they are drawn one by one and dropped.
+    """
+    parts = metrics["parts"]
+    cards: dict[str, list[Card]] = {"gallery": [], "mistakes": []}
+    spots: list[list[tuple[str, str]]] = [[] for _ in parts]
+    side = STRIP_SIDE if len(parts) <= MANY_PARTS else STRIP_SIDE_OF_MANY
+    wanted: list[tuple[str | int, Prediction]] = [
+        *(("gallery", prediction) for prediction in showcase.best(predictions, manifest)[:GALLERY]),
+        *(("mistakes", prediction) for prediction in showcase.worst(predictions)[:MISTAKES]),
+        *((k, one) for k, part in enumerate(parts) for one in showcase.showing(predictions, k, part)[:STRIP]),
+    ]
+    explained = _explain(explainer, data, metrics["split"], [prediction for _, prediction in wanted], manifest)
+    for (place, prediction), explanation in zip(wanted, explained, strict=True):
+        if isinstance(place, int):
+            spot = pictures.spotlight(explanation, place, (side, side))
+            spots[place].append((data_uri(spot), _label(prediction, manifest)))
+        elif _confirmed(prediction, explanation, manifest):
+            cards[place].append(_card(prediction, explanation, manifest))
+    return cards, spots
+
+
+def _read_lines(path: Path, verb: str) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected one JSON value per line ({error})") from None
+
+
+def _find_data(metrics: Mapping[str, Any], data: Location | None) -> Manifest:
+    if data is not None:
+        return Manifest.load(data)
+    try:
+        return Manifest.load(metrics["data"])
+    except ValueError:
+        raise ValueError(f"--data: the shards are no longer in {metrics['data']}; say where they are") from None
+
+
+def _explain(
+    explainer: Explainer, data: Location, split: str, predictions: Sequence[Prediction], manifest: Manifest
+) -> Iterator[Explanation]:
+    """Explanations of samples as they are tested, cut to what the model saw, one by one; the truth is their rival."""
+    samples = reader.read(data, split, [prediction["key"] for prediction in predictions])
+    hidden = not sys.stderr.isatty()
+    bar = tqdm(samples, desc="explain", total=len(predictions), unit="image", disable=hidden, leave=False)
+    for sample, prediction in zip(bar, predictions, strict=True):
+        truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
+        image = Image.open(io.BytesIO(sample.jpeg))
+        yield pictures.crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
+
+
+def _confirmed(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> bool:
+    """Whether the label is that of the evaluation, whose decoder may have rounded an undecided image the other way."""
+    return manifest.multi_label or explanation.label == manifest.classes[prediction["predicted"]]
+
+
+def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> Card:
+    size, rival = (CARD_SIDE, CARD_SIDE), explanation.rival
+    other, versus = None, []
+    if isinstance(prediction["label"], list):
+        remark = _attributes(prediction, manifest)
+    elif showcase.errors(prediction):
+        remark = _argument(explanation)
+    else:
+        remark = "" if pictures.stands_out(explanation) else NOTHING_STANDS_OUT
+    if rival and not manifest.multi_label:
+        other = ("In truth" if showcase.errors(prediction) else "Next", rival.label, rival.probability)
+        versus = pictures.bars(explanation, BARS, versus_rival=True)
+    return Card(
+        key=prediction["key"],
+        other=other,
+        remark=remark,
+        explanation=explanation,
+        image=data_uri(pictures.photo(explanation, size)),
+        parts=data_uri(pictures.parts_overlay(explanation, size=size)),
+        attribution=data_uri(pictures.attribution_overlay(explanation, size)),
+        bars=pictures.bars(explanation, BARS),
+        versus=versus,
+    )
+
+
+def _argument(explanation: Explanation) -> str:
+    """The one or two parts that spoke most for the label, in words."""
+    if not pictures.stands_out(explanation):
+        return NOTHING_STANDS_OUT
+    ranked = sorted(explanation.parts, key=lambda part: -part.contribution)[:2]
+    spoke = [f"{part.name} ({signed(part.contribution)})" for part in ranked if part.contribution >= pictures.NOTABLE]
+    return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part clearly spoke for it."
+
+
+def _attributes(prediction: Prediction, manifest: Manifest) -> str:
+    """Which attributes are wrong, in words."""
+    pairs = list(zip(manifest.classes, prediction["label"], prediction["predicted"], strict=True))
+    missed = [name for name, truth, predicted in pairs if truth > predicted]
+    added = [name for name, truth, predicted in pairs if truth < predicted]
+    text = f"{len(pairs) - showcase.errors(prediction)} of {len(pairs)} attributes are right."
+    for word, names in (("Missed", missed), ("Wrongly seen", added)):
+        if names:
+            text += f" {word}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
+    return text
+
+
+def _label(prediction: Prediction, manifest: Manifest) -> str:
+    return "" if isinstance(prediction["label"], list) else manifest.classes[prediction["label"]]
+
+
+def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:
+    """Name, value and remark of the numbers that matter most, of those that were measured."""
+    chance = metrics["chance"]
+    objects = sum(not part.background for part in parts)
+    about = "of all attributes of all images"
+    if chance is not None:
+        right = round(metrics["accuracy"] * metrics["samples"])
+        about = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
+    unit = "the box" if metrics["evaluation"]["landmark_scale"] == "box" else "the distance between the eyes"
+    tiles = [
+        ("Accuracy", "accuracy", about),
+        ("Mean class accuracy", "mean_class_accuracy", "every class counted once"),
+        ("Landmark error", "landmark_error", f"of {unit}; one mean shape has {percent(metrics['mean_shape_error'])}"),
+        ("Pointing-game error", "pointing_error", "of the attribution peaks miss the object"),
+    ]
+    return [
+        *((name, percent(metrics[key]), about) for name, key, about in tiles if metrics[key] is not None),
+        (
+            "Parts in use",
+            f"{metrics['parts_in_use']} of {len(parts)}",
+            f"{objects} of the object, {len(parts) - objects} of the surroundings or hardly counting",
+        ),
+    ]
+
+
+def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of every metric that was measured."""
+    return [
+        *((name, percent(metrics[key], 2), about) for name, key, about, _ in MEASURED if metrics[key] is not None),
+        *(
+            (f"Accuracy by {level.replace('_', '-')}", percent(of["accuracy"], 2), "Classes of a group count as one.")
+            for level, of in metrics["levels"].items()
+        ),
+        ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
+    ]
+
+
+def _selective_rows(of: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of what becomes of the answers if some are withheld."""
+    if of is None:
+        return []
+    target = percent(of["target_precision"])
+    rows = [
+        ("Answers given", "coverage", "Share of the answers that are sure enough, about images with known parts."),
+        ("Right among those", "precision", f"The threshold was chosen on validation images for {target}."),
+        ("Unsure", "unsure", "Share of the answers that are withheld, being below the threshold."),
+        ("No known part fits", "unknown", "Of these images, which show what the model knows, so false alarms."),
+        ("Area under risk and coverage", "aurc", "Mean error of the n surest answers, over all n; 0 is best."),
+    ]
+    return [(name, percent(of[key], 2), about) for name, key, about in rows]
+
+
+def _reliability(metrics: Mapping[str, Any]) -> charts.ReliabilityChart:
+    """How far confidence can be trusted, as measured and with the temperature that was fitted."""
+    measured = {"as measured": metrics["reliability"]}
+    if metrics["temperature"] is not None:
+        measured[f"at temperature {metrics['temperature']:.2f}"] = metrics["calibrated_reliability"]
+    return charts.reliability_chart({name: Reliability(**values) for name, values in measured.items()})
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}

@@ -1,0 +1,27 @@
+"""The templates that pages and cards are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+
+def template(package: str, name: str, **filters: Callable[..., Any]) -> Template:
+    """A template of a package; everything that is put into it is escaped, and nothing may be missing.
+
+    Args:
+        package: Dotted name of the package that it lies in.
+        name: File name.
+        filters: By the names that the template calls them.
+    """
+    environment = Environment(
+        loader=PackageLoader(package, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)

@@ -1,0 +1,44 @@
+"""Where this code is, and the versions of everything that decides what a run computes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]  # of the packages
+PACKAGES = (
+    "region-grouping",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "deepspeed",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+)
+
+
+def environment() -> dict[str, str]:
+    """Versions of everything that decides what a run computes."""
+    found = {"python": platform.python_version(), "platform": platform.platform()} | _commit()
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> dict[str, str]:
+    """The commit of this code, if it runs out of a git checkout; ``-dirty`` if files differ from it."""
+    if not (ROOT / ".git").exists():
+        return {}
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    try:
+        found = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or it does not trust the owner of the folder
+        return {}
+    return {"commit": found}

@@ -1,0 +1,138 @@
+"""What a finished run is: files that load without DeepSpeed, and the record of how they came to be.
+
+config.json          the ``RunConfig``; also a valid ``--config`` file
+classes.json         names of the classes, and whether they are attributes
+model.safetensors    weights and buffers
+run.json             command, data set, versions: enough to repeat the run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pipelines.files import atomic_write, write_json
+from rg.config import RunConfig
+from rg.model.build import Model, build_model
+from rg.model.region_grouping import RegionGroupingModel
+
+# Every name of a file in a run folder, by what writes it.
+CONFIG, CLASSES, WEIGHTS, RECORD = "config.json", "classes.json", "model.safetensors", "run.json"
+CHECKPOINTS, HISTORY, TENSORBOARD, LOG = "checkpoints", "metrics.jsonl", "tensorboard", "train.log"
+METRICS, PREDICTIONS, CONFIDENCE = "metrics.json", "predictions.jsonl", "confidence.json"
+FAITHFUL, REPORT, PART_NAMES = "faithful.json", "report.html", "part_names.json"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the outputs of the model mean.
+
+    Attributes:
+        names: Name of every class or attribute.
+        multi_label: Attributes (one sigmoid each) instead of classes (one softmax).
+    """
+
+    names: tuple[str, ...]
+    multi_label: bool = False
+
+
+def of_view(name: str, view: str | None) -> str:
+    """Name of a file of ``evaluate`` for another view than that of the run: metrics.json -> metrics.whole.json."""
+    path = Path(name)
+    return f"{path.stem}.{view}{path.suffix}" if view else name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: not a run folder (no {path.name})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from None
+
+
+def save_config(run: Path, config: RunConfig, classes: Classes) -> None:
+    """Write config.json and classes.json."""
+    write_json(run / CONFIG, dataclasses.asdict(config))
+    write_json(run / CLASSES, dataclasses.asdict(classes))
+
+
+def load_config(run: Path) -> tuple[RunConfig, Classes]:
+    """Read config.json and classes.json.
+
+    Raises:
+        ValueError: a file is missing or holds something else.
+    """
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run folder")
+    content = read_json(run / CLASSES)
+    try:
+        classes = Classes(tuple(content["names"]), bool(content["multi_label"]))
+        return RunConfig.from_dict(read_json(run / CONFIG)), classes
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run}: {CONFIG} or {CLASSES} is no file of this program ({error!r})") from None
+
+
+def save_weights(run: Path, model: Model) -> None:
+    """Write model.safetensors, all or nothing."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(run / WEIGHTS) as file:
+        file.write(save(state))
+
+
+def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
+    """The trained model of a run, on the CPU and in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no run, no weights yet, or weights that do not fit its configuration.
+    """
+    config, classes = load_config(run)
+    model = build_model(config.model, len(classes.names), classes.multi_label, pretrained=False)
+    if not (run / WEIGHTS).is_file():
+        raise ValueError(f"{run}: holds no {WEIGHTS}; the run has not reached its first checkpoint")
+    try:
+        weights = load_file(run / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{run / WEIGHTS}: no safetensors file ({error})") from None
+    misfit = _misfit(model.state_dict(), weights)
+    if misfit:
+        raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({misfit})")
+    model.load_state_dict(weights)
+    return model.eval(), config, classes
+
+
+def load_region_grouping(run: Path) -> tuple[RegionGroupingModel, RunConfig, Classes]:
+    """``load_model`` where parts are needed.
+
+    Raises:
+        ValueError: see there; or the run holds a plain network.
+    """
+    model, config, classes = load_model(run)
+    if not isinstance(model, RegionGroupingModel):
+        raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
+    return model, config, classes
+
+
+def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that is not as expected, None if all are."""
+    for name in [*expected, *found]:
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not expected"
+        if expected[name].shape != found[name].shape:
+            return f"{name}: expected shape {list(expected[name].shape)}, got {list(found[name].shape)}"
+    return None

@@ -1,0 +1,75 @@
+"""What the settings of a run say about its images, in the terms of ``pipelines``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+
+from pipelines.batches.decoders import pick_decoder
+from pipelines.batches.decoding import Decoding
+from pipelines.batches.geometry import Geometry
+from pipelines.batches.loader import Batch, Loader
+from pipelines.shards.storage import Location
+from rg.config import InputConfig
+
+
+def training_geometry(config: InputConfig) -> Geometry:
+    """Random windows, flips and brightness."""
+    return Geometry(
+        config.short_side, config.crop, config.view, training=True, flip=config.flip, brightness=config.brightness
+    )
+
+
+def evaluation_geometry(config: InputConfig, view: str = "input") -> Geometry:
+    """What training looks at without randomness, or (view = whole) whole images of the short side for testing."""
+    short_side, crop = config.test_size
+    return Geometry(short_side, crop, "whole" if view == "whole" else config.view)
+
+
+def decoding(config: InputConfig, device: torch.device, local_world_size: int = 1) -> Decoding:
+    """How a rank decodes for a model on a device.
+
+    Raises:
+        ValueError: the decoder needs a GPU, and there is none.
+    """
+    return Decoding(
+        decoder=pick_decoder(config.decoder, device),
+        threads=config.threads,
+        prefetch=config.prefetch,
+        hardware_load=config.hardware_load,
+        largest_width=config.largest_width,
+        largest_height=config.largest_height,
+        gpu=device.index or 0,
+        ranks=local_world_size,
+        pinned=device.type == "cuda",
+    )
+
+
+def evaluation_loader(
+    config: InputConfig, data: Location, split: str, view: str, batch_size: int, device: torch.device
+) -> Loader:
+    """One pass over a split with its annotations; ``view`` is that of ``evaluation_geometry``."""
+    if config.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
+        config = replace(config, decoder="auto")
+    return Loader(
+        data,
+        split,
+        evaluation_geometry(config, view),
+        batch_size,
+        annotations=True,
+        decoding=decoding(config, device),
+        max_damaged=config.max_damaged,
+    )
+
+
+def progress(loader: Loader) -> Iterator[Batch]:
+    """The batches of one pass, with a bar on a terminal."""
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=loader.samples, desc=loader.split, unit="image", disable=hidden, leave=False) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch.keys))

@@ -1,0 +1,1 @@
+"""The page and JSON API of ``python -m rg serve``."""

@@ -1,0 +1,76 @@
+"""What ``evaluate`` measured, for people: percentages, and a line for every part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rg.evaluation.measured import MEASURED, not_measured
+from rg.evaluation.parts import problems
+
+
+def table(result: dict[str, Any]) -> str:
+    """The metrics for people: percentages, and a line per part."""
+
+    found = {key: f"{100 * result[key]:.2f} %" for _, key, _, _ in MEASURED if result.get(key) is not None}
+    if result["chance"] is not None:
+        right = round(result["accuracy"] * result["samples"])
+        found["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
+    rows = [(name, found[key]) for name, key, _, _ in MEASURED if key in found]
+    for name, of in result["levels"].items():
+        rows.append((f"Accuracy by {name.replace('_', '-')}", f"{100 * of['accuracy']:.2f} %"))
+    rows.append(("Calibration error", f"{100 * result['reliability']['ece']:.2f} %"))
+    if result["temperature"] is not None:
+        error, temperature = result["calibrated_reliability"]["ece"], result["temperature"]
+        rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {100 * error:.2f} % at temperature {temperature:.2f}")
+    rows += _selective_rows(result)
+    lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
+    if result["damaged"]:
+        lines[0] += f", {result['damaged']} more are damaged and left out"
+    about_parts = []
+    if "parts" in result:
+        about_parts = _part_lines(result)
+        rows.append(("Occurrence prior loss", f"{result['prior_loss']:.4f}"))
+        rows.append(("Contributions less their logit", f"{result['decomposition_error']:.1e} at most"))
+        rows.append(("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"))
+    else:
+        rows += _baseline_rows(result)
+    return "\n".join([*lines, *(f"  {name:<32}{value}" for name, value in rows), *about_parts])
+
+
+def _selective_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What becomes of the answers if some are withheld."""
+    of = result["selective"]
+    if of is None:
+        return []
+    shares = {name: f"{100 * of[name]:.2f} %" for name in ("coverage", "unsure", "unknown", "aurc")}
+    given = "none" if of["precision"] is None else f"{shares['coverage']}, {100 * of['precision']:.2f} % of them right"
+    return [
+        ("Answers given", f"{given} (target {100 * of['target_precision']:g} %)"),
+        ("Unsure, no known part fits", f"{shares['unsure']}, {shares['unknown']}"),
+        ("Area under risk and coverage", shares["aurc"]),
+    ]
+
+
+def _baseline_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What others make of a plain network."""
+    names = {"cam": "CAM", "grad_cam": "Grad-CAM", "guided_grad_cam": "Guided Grad-CAM"}
+    errors = {f"Pointing error, {names[key]}": error for key, error in result["pointing_errors"].items()}
+    errors["Landmark error, DFF"] = result["dff_landmark_error"]
+    return [(name, "not measured" if error is None else f"{100 * error:.2f} %") for name, error in errors.items()]
+
+
+def _part_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"  {line}" for line in not_measured(result)]
+    names = [part["name"] if part["name"] != f"part {part['part']}" else "" for part in result["parts"]]
+    width = max(len(part["state"]) for part in result["parts"])
+    header = f"{'state':<{width}}  {'name' if any(names) else ''}".rstrip()
+    lines.append("  part  occurrence  present  prior distance  attention  area    kind        " + header)
+    for part, name in zip(result["parts"], names, strict=True):
+        lines.append(
+            f"  {part['part']:>4}  {part['occurrence']:>10.3f}  {part['on']:>7.1%}  {part['prior_distance']:>14.3f}  "
+            f"{part['attention']:>9.3f}  {part['area']:>6.1%}  {'background' if part['background'] else 'object':<10}  "
+            f"{part['state']:<{width}}  {name}".rstrip()
+        )
+    if any(part["background"] for part in result["parts"]):
+        lines.append("  background: surroundings, or parts that hardly count")
+    return lines + [f"  {problem} {advice}" for problem, advice in problems(result["parts"])]

@@ -1,0 +1,1 @@
+"""From shards to a run folder: the loop, DeepSpeed, checkpoints, history."""

@@ -1,0 +1,359 @@
+"""The training engine: the only file that knows DeepSpeed.
+
+It turns a model and a ``RunConfig`` into optimiser steps. The occurrence prior sees the images of all ranks
+(``rg.distributed.group``), and so does batch norm if ``train.batch_norm`` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines import plan
+from rg.config import OptimizerConfig, RunConfig
+from rg.distributed import batch_norm
+from rg.distributed.group import Group
+from rg.distributed.ranks import exported
+from rg.model.build import Model
+from rg.model.plain import PlainOutput
+from rg.model.region_grouping import ModelOutput
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_LOG_LEVEL", "error")
+# DeepSpeed compiles its collectives for CPUs with the first ninja on the path. Another one (another Python's, the
+# system's) would not know what this one has built and take a minute to build it again, whichever comes next.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+import deepspeed
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+
+MOMENTUM = "momentum_buffer"
+LARGEST_STAGE = 2
+MEMORY_FORMAT = torch.channels_last
+COMPILERS: Mapping[str, Mapping[str, str]] = {
+    "inductor": {"backend": "inductor"},
+    "cuda_graphs": {"backend": "cudagraphs"},
+    "aot_eager": {"backend": "aot_eager"},
+}
+
+
+class SGD(torch.optim.SGD):
+    """SGD that can leave out a step, whatever the gradients are.
+
+    Attributes:
+        skip: Leave out the next steps.
+    """
+
+    skip = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step, unless it is to be left out."""
+        if not self.skip:
+            super().step(closure)
+
+
+class Engine:
+    """Forward, backward and step of one rank.
+
+    Args:
+        model: On the CPU; moves to the device of the rank.
+        config: Of the run.
+        group: All ranks.
+        steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
+        how: DeepSpeed settings of how the ranks share the work, see ``read_settings``.
+        momentum: Of the optimiser by the names of the parameters, zero if None.
+
+    Attributes:
+        model: The model.
+        lr: Learning rate of the backbone in the last step.
+        sizes: Images of a micro batch for every rank.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: RunConfig,
+        group: Group,
+        steps_per_epoch: int,
+        how: Mapping[str, Any] | None = None,
+        momentum: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        ranks = group.ranks
+        self.group, self.model = group, model
+        self.sizes = micro_batches(config, ranks.world_size)
+        self.lr = config.optimizer.lr
+        self._frozen = config.train.batch_norm == "frozen"
+        if config.train.batch_norm == "sync":
+            batch_norm.synchronize(model, ranks.device)
+        if config.train.compile != "no":
+            model.compile(**COMPILERS[config.train.compile], dynamic=False)
+        backbone, new = model.parameter_groups()
+        self._sgd = SGD(
+            [
+                {"params": backbone, "lr": config.optimizer.lr},
+                {"params": new, "lr": config.optimizer.lr * config.optimizer.new_layer_lr_scale},
+            ],
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+        self._base_lrs = [group["lr"] for group in self._sgd.param_groups]
+        self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        with exported(ranks):
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+            self._engine, *_ = deepspeed.initialize(
+                model=model.to(ranks.device),
+                optimizer=self._sgd,
+                dist_init_required=False,
+                config=_settings(config, max(self.sizes), ranks.world_size) | dict(how or {}),
+            )
+        self._sharded = self._engine.zero_optimization()
+        if not self._sharded:
+            # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
+            # from 1 on keep parameters as views of one flat tensor.
+            model.to(memory_format=MEMORY_FORMAT)
+            self._shorten_reduction()
+        if config.optimizer.momentum:
+            self._start_momentum(momentum or {})
+        # After the model has moved, which replaces buffers by new tensors (parameters stay).
+        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._kept = self.statistics()
+        self._let_learn()
+
+    def train_mode(self) -> None:
+        """Let the model learn if it has been in evaluation mode."""
+        if not self.model.training:
+            self._let_learn()
+
+    def _let_learn(self) -> None:
+        self.model.train()
+        if self._frozen:
+            batch_norm.freeze(self.model)
+
+    def __call__(self, images: Tensor) -> ModelOutput | PlainOutput:
+        """Images [N, 3, H, W] on any device -> output of the model."""
+        return self._engine(images.to(self.group.ranks.device, non_blocking=True))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro batch; the loss is that of this rank's share, and is averaged over the ranks."""
+        self._engine.backward(loss)
+
+    def step(self, number: int, last: bool, skip: bool = False) -> None:
+        """Call after every micro batch; the last one ends optimiser step ``number`` (from 0), which may be left out."""
+        if last:
+            scale = self._lr_scale(number)
+            for parameters, lr in zip(self._sgd.param_groups, self._base_lrs, strict=True):
+                parameters["lr"] = lr * scale
+            self.lr = self._sgd.param_groups[0]["lr"]
+        self._sgd.skip = skip
+        self._engine.step()
+
+    @property
+    def share(self) -> float:
+        """What this rank's mean over its images counts in the mean over all."""
+        return self.sizes[self.group.ranks.rank] / sum(self.sizes)
+
+    def statistics(self) -> list[Tensor]:
+        """A copy of what the model learns without gradients: running means and variances of this rank."""
+        return [buffer.clone() for buffer in self._statistics]
+
+    def set_statistics(self, values: list[Tensor]) -> None:
+        """Go back to a copy."""
+        torch._foreach_copy_(self._statistics, values)
+
+    def keep_statistics(self) -> None:
+        """Remember them in case a step has to be taken back."""
+        torch._foreach_copy_(self._kept, self._statistics)  # one kernel on a GPU
+
+    def take_back_statistics(self) -> None:
+        """Go back to those that were kept."""
+        self.set_statistics(self._kept)
+
+    @contextmanager
+    def averaged_statistics(self) -> Iterator[None]:
+        """Inside, running means and variances are averages over the images of all ranks, which else keep their own."""
+        if self.group.ranks.world_size == 1:
+            yield
+            return
+        own = self.statistics()
+        flat = self.group.sum(self.share * torch.cat([value.flatten() for value in own]))
+        pieces = flat.split([value.numel() for value in own])
+        self.set_statistics([piece.view_as(value) for piece, value in zip(pieces, own, strict=True)])
+        yield
+        self.set_statistics(own)
+
+    def check_weights(self) -> None:
+        """Raise a FloatingPointError if the weights are not finite: they are not to be saved."""
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            raise FloatingPointError("the weights are not finite any more; the checkpoints before are kept")
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, copied to the CPU."""
+        return {name: _copy(value) for name, value in self.model.state_dict().items()}
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Momentum by the names of the parameters, copied to the CPU; all ranks call this."""
+        if not self._sgd.defaults["momentum"]:
+            return {}
+        if self._sharded:
+            named = self.model.named_parameters()
+            return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
+        return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self.model.named_parameters()}
+
+    def _shorten_reduction(self) -> None:
+        """Let DeepSpeed average gradients with fewer copies, and those of a single rank not at all.
+
+        At stage 0 it makes every gradient contiguous, one tensor of all, and copies its pieces back one by one, for a
+        single rank as well: of ResNet-101 that is more than half of the operations of a backward pass.
+        """
+        if self.group.ranks.world_size == 1:
+            self._engine.enable_backward_allreduce = False
+            return
+        reduce = self._engine.allreduce_bucket
+
+        def reduce_and_copy(gradients: list[Tensor], *how: Any) -> None:
+            # As runs of numbers: autograd gives gradients the strides of their parameters, the same on all ranks.
+            runs = [gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients]
+            torch._foreach_copy_(runs, self._engine.unflatten(reduce(runs, *how), runs))
+
+        self._engine.allreduce_and_copy = reduce_and_copy
+
+    def _start_momentum(self, values: Mapping[str, Tensor]) -> None:
+        """Momentum from the start, because DeepSpeed can only tell and change what is there."""
+        if not self._sharded:
+            for name, parameter in self.model.named_parameters():
+                # In the layout of the parameter: the fused step takes all tensors of one for runs of numbers.
+                buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                self._sgd.state[parameter][MOMENTUM] = buffer.copy_(values.get(name, buffer))
+            return
+        for flat in self._engine.optimizer.single_partition_of_fp32_groups:
+            self._sgd.state[flat][MOMENTUM] = torch.zeros_like(flat)
+        # DeepSpeed itself links the states after the first step, when only those of the first parameters exist.
+        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.model.named_parameters():
+            if name in values:
+                safe_set_full_optimizer_state(parameter, values[name].to(parameter.device), MOMENTUM)
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _settings(config: RunConfig, micro_batch: int, world_size: int) -> dict[str, Any]:
+    """What DeepSpeed is told of the run. It uses the batch sizes for its own log only."""
+    return {
+        "train_batch_size": micro_batch * config.train.accumulation * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": config.train.accumulation,
+        "gradient_clipping": config.optimizer.clip_norm,
+        "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 2**31 - 1,
+    }
+
+
+def check_compiler(config: RunConfig, device: torch.device) -> None:
+    """Look for what ``train.compile`` needs before anything is computed.
+
+    Raises:
+        ValueError: there is no compiler: of C++ for a CPU, whose kernels inductor writes in it, of C for a GPU, where
+            Triton makes what starts them. Or there is no GPU for CUDA graphs.
+    """
+    if config.train.compile == "cuda_graphs" and device.type == "cpu":
+        raise ValueError("train.compile: expected no, inductor or aot_eager on a CPU, got cuda_graphs")
+    if config.train.compile != "inductor":
+        return
+    usual = ("clang++" if sys.platform == "darwin" else "g++",) if device.type == "cpu" else ("gcc", "clang")
+    name, language = ("CXX", "C++") if device.type == "cpu" else ("CC", "C")
+    compilers = (os.environ[name],) if name in os.environ else usual
+    if not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"train.compile: inductor needs a {language} compiler on a {device.type.upper().replace('CUDA', 'GPU')}, "
+            f"expected {' or '.join(compilers)}, found none"
+        )
+
+
+WHAT = {
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "torch_autocast": "train.precision",
+    "amp": "train.precision",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer",
+    "gradient_clipping": "optimizer.clip_norm",
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.global_batch",
+    "gradient_accumulation_steps": "train.accumulation",
+    "elasticity": "train.global_batch, which any number of ranks shares out",
+    "steps_per_print": "train.log_steps",
+    "checkpoint": "train.checkpoint_steps",
+}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """DeepSpeed settings of how the ranks share the work: stage, buckets, communication.
+
+    Raises:
+        ValueError: no JSON, a setting that says what is trained (a recipe does), or a stage that does not apply.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"--deepspeed: {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"--deepspeed: {path} is no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--deepspeed: {path}: expected an object of settings, got {type(content).__name__}")
+    for name in content:
+        if name in WHAT:
+            raise ValueError(f"--deepspeed: {path} sets {name}, which is set by {WHAT[name]}; it may only say how")
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if stage not in range(LARGEST_STAGE + 1):
+        raise ValueError(
+            f"--deepspeed: {path}: expected zero_optimization.stage 0 to {LARGEST_STAGE}, got {stage}; a model of this "
+            "size fits every GPU, and its parameters are needed whole"
+        )
+    return content
+
+
+def micro_batches(config: RunConfig, world_size: int) -> list[int]:
+    """Images of a micro batch for every rank: equal, or different by one.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    images = config.train.global_batch // config.train.accumulation
+    shares = [plan.shard_range(images, rank, world_size) for rank in range(world_size)] if images >= world_size else []
+    sizes = [end - first for first, end in shares] or [0]
+    if min(sizes) < 1 or (min(sizes) < 2 and config.train.batch_norm == "local"):
+        raise ValueError(
+            f"train.global_batch: {config.train.global_batch} images leave {min(sizes)} for each of {world_size} ranks "
+            f"x {config.train.accumulation} micro batches; batch norm needs at least 2"
+        )
+    return sizes
+
+
+def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
+    """step -> factor of the learning rate: linear warm-up, then a cosine to zero or steps."""
+    warmup, total = config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+
+    def scale(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if config.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        return config.gamma ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
+
+    return scale

@@ -1,0 +1,92 @@
+"""What happened in a run: metrics.jsonl, TensorBoard, and the means that go into them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from pipelines.files import atomic_write
+from rg.runs.folder import HISTORY, TENSORBOARD
+from rg.training.engine import Engine
+
+MEANS = ("loss", "classification_loss", "prior_loss", "accuracy")
+
+
+class Meter:
+    """Means over images since the last reading, kept on the device until they are read.
+
+    Args:
+        sums: What ``values()`` was when the run was stopped, None at the start.
+    """
+
+    def __init__(self, sums: Sequence[float] | None = None) -> None:
+        self._sums = torch.tensor(sums or [0.0] * (len(MEANS) + 1), dtype=torch.float64)
+        self.start_clock()
+
+    def add(self, values: Tensor, count: int, waited: float) -> None:
+        """``MEANS`` of the images of one micro batch, how many they are, and the seconds waited for them."""
+        weighted = torch.cat([values.double(), values.new_ones(1, dtype=torch.float64)]) * count
+        self._sums = self._sums.to(values.device) + weighted
+        self._waited += waited
+        self._images += count
+
+    def values(self) -> list[float]:
+        """Sums of ``MEANS`` over images, and the number of images, of this rank."""
+        return self._sums.tolist()
+
+    def read(self, engine: Engine) -> dict[str, float]:
+        """Means over the images of all ranks, none if all steps were left out; starts anew."""
+        seconds = time.perf_counter() - self._began
+        told = torch.cat([self._sums, self._sums.new_tensor([self._images])])
+        *sums, count, images = engine.group.sum(told.to(engine.group.ranks.device)).tolist()
+        record = {name: total / count for name, total in zip(MEANS, sums, strict=True) if count}
+        record |= {"lr": engine.lr, "images_per_second": images / seconds, "data_wait": self._waited / seconds}
+        self._sums = torch.zeros_like(self._sums)
+        self.start_clock()
+        return record
+
+    def start_clock(self) -> None:
+        """Count images, and the seconds that they take and that are waited for them, from now on."""
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+
+
+class History:
+    """metrics.jsonl and TensorBoard; after a resume, records later than the checkpoint are dropped.
+
+    Args:
+        out: Run folder.
+        step: Step at which the run begins, 0 or that of the checkpoint.
+        enabled: False on all ranks but the first, which alone writes.
+    """
+
+    def __init__(self, out: Path, step: int, enabled: bool) -> None:
+        self.path, self.step, self.enabled = out / HISTORY, step, enabled
+
+    def __enter__(self) -> History:
+        if self.enabled:
+            lines = self.path.read_text().splitlines(True) if self.step and self.path.exists() else []
+            # A killed run can leave half a line at the end.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            with atomic_write(self.path) as file:
+                file.write("".join(kept).encode())
+            self.board = SummaryWriter(str(self.path.parent / TENSORBOARD), purge_step=self.step + 1)
+        return self
+
+    def write(self, kind: str, step: int, epoch: float, record: dict[str, float]) -> None:
+        """One line of metrics.jsonl: the kind (train, validation), where in the run, and the values."""
+        if not self.enabled:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **record}) + "\n")
+        for name, value in record.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.board.close()

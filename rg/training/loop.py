@@ -1,0 +1,338 @@
+"""The loop of training: steps, validation, checkpoints and their record, until the end or a signal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from pipelines.batches.loader import Batch, Loader
+from rg.config import RunConfig
+from rg.distributed.group import GroupError
+from rg.distributed.heartbeat import Heartbeat
+from rg.distributed.host_copy import HostCopy
+from rg.model.losses import classification_loss, occurrence_prior_loss
+from rg.model.region_grouping import ModelOutput
+from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
+from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoints, Found
+from rg.training.engine import Engine
+from rg.training.history import History, Meter
+
+logger = logging.getLogger(__name__)
+
+STOPPED = 75  # exit code of a run that saved a checkpoint because a signal asked it to stop: start it again
+
+
+class Loop:
+    """The steps of a run, and what it keeps of them.
+
+    Args:
+        config: The run.
+        out: Run folder.
+        engine: Takes the steps.
+        loader: Of training images.
+        val_loader: Of validation images, or None.
+        steps_per_epoch: Optimiser steps.
+        checkpoints: Where to write them.
+        heartbeat: Is told what this rank is doing.
+
+    Attributes:
+        received: Numbers of the signals that came; if there are any, the current step is the last one.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        engine: Engine,
+        loader: Loader,
+        val_loader: Loader | None,
+        steps_per_epoch: int,
+        checkpoints: Checkpoints,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self.config, self.out, self.engine = config, out, engine
+        self.loader, self.val_loader = loader, val_loader
+        self.steps_per_epoch, self.step = steps_per_epoch, 0
+        self.total = config.train.epochs * steps_per_epoch
+        self.checkpoints, self.heartbeat = checkpoints, heartbeat
+        self.received: list[int] = []
+        self.group, self.ranks = engine.group, engine.group.ranks
+        self.is_main = self.ranks.rank == 0
+        self.meter = Meter()
+        self.skipped = self.skipped_in_a_row = 0
+        self.accuracy: float | None = None  # of the last validation
+
+    def resume(self, found: Found) -> None:
+        """Go on behind a checkpoint; with another number of ranks, all but their own random states goes on exactly."""
+        state = found.manifest
+        self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
+        self.accuracy = state["score"]
+        own = found.own()
+        counters = json.loads(bytes(own["counters"].tolist())) if own else state["counters"]
+        if not own and not self.is_main:
+            counters = dict.fromkeys(counters, 0) | {"meter": None}
+        self.loader.resume(state["loader"] | {name: counters[name] for name in ("read", "damaged")})
+        self.meter = Meter(counters["meter"])
+        if not own:
+            torch.manual_seed(_stream_seed(self.config.seed, self.step, self.ranks.rank))
+            return
+        self.engine.set_statistics([own[name] for name in sorted(own) if name.startswith("statistic-")])
+        torch.set_rng_state(own["random"])
+        if "cuda-random" in own:
+            torch.cuda.set_rng_state(own["cuda-random"])
+
+    def run(self) -> int:
+        """Train to the end or to a signal; returns the exit code."""
+        config = self.config.train
+        stream = iter(self.loader)
+        with self._log(), History(self.out, self.step, self.is_main) as history:
+            logger.info(
+                "%s %d of %d steps (%d epochs of %d) on %s, global batch %d over %d ranks",
+                "continue at" if self.step else "train",
+                self.step or self.total,
+                self.total,
+                config.epochs,
+                self.steps_per_epoch,
+                self.ranks.device,
+                config.global_batch,
+                self.ranks.world_size,
+            )
+            stop = 0
+            with logging_redirect_tqdm(), self._bar() as bar:
+                while self.step < self.total and not stop:
+                    epoch, rest = divmod(self.step, self.steps_per_epoch)
+                    if rest == 0:
+                        torch.manual_seed(_stream_seed(self.config.seed, epoch, self.ranks.rank))
+                    stop, writing = self._train_step(stream)
+                    self.step += 1
+                    bar.update()
+                    epoch, rest = divmod(self.step, self.steps_per_epoch)
+                    if self.step % config.log_steps == 0 or rest == 0:
+                        self._record(bar, history)
+                    if self.checkpoints.pending and not writing:
+                        self.checkpoints.settle()
+                    ends = self.step == self.total
+                    due = ends or (rest == 0 and epoch % max(1, config.validate_epochs) == 0)
+                    if self.val_loader and due:
+                        self._validate(self.val_loader, history)
+                    steps_due = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
+                    if stop or ends or steps_due or (rest == 0 and epoch % config.checkpoint_epochs == 0):
+                        self._save(wait=bool(stop or ends))
+                    if rest == 0:
+                        self.meter.start_clock()  # anew: the meter was read before validating and saving
+            self.checkpoints.close()
+            if stop and self.step < self.total:
+                logger.info(
+                    "stopped by %s at step %d of %d; continue with --resume",
+                    signal.Signals(stop).name,
+                    self.step,
+                    self.total,
+                )
+                return STOPPED
+            logger.info("trained %d steps; the model is %s", self.step, self.out / WEIGHTS)
+            return 0
+
+    def _train_step(self, stream: Iterator[Batch]) -> tuple[int, bool]:
+        """One optimiser step; returns the signal that any rank has received, or 0, and whether any writes files."""
+        self.engine.keep_statistics()
+        self.engine.train_mode()
+        skip, told = False, []
+        flags = torch.zeros(1, 3)
+        for micro in range(self.config.train.accumulation):
+            self._at("reading data")
+            began = time.perf_counter()
+            batch = next(stream)
+            waited = time.perf_counter() - began
+            self._at("training")
+            values, arriving = self._micro_step(batch)
+            flags = arriving.wait()  # sent to all ranks before backward, which goes on meanwhile
+            bad = bool(flags[:, 0].any())
+            if flags[self.ranks.rank, 0]:
+                self._name(batch, values)
+            skip |= bad
+            told.append((values, len(batch.labels), waited))
+            self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
+        if skip:
+            self._skip()
+        else:
+            self.skipped_in_a_row = 0
+            for values, count, waited in told:
+                self.meter.add(values, count, waited)
+        return int(flags[:, 1].max()), bool(flags[:, 2].any())
+
+    def _micro_step(self, batch: Batch) -> tuple[Tensor, HostCopy]:
+        """Forward and backward; returns loss, both its parts and accuracy of this rank [4], and the flags of all ranks.
+
+        The flags are: the loss is not finite; a signal was received; files are being written.
+        """
+        config, sizes = self.config.loss, self.engine.sizes
+        output = self.engine(batch.images)
+        labels = batch.labels.to(output.logits.device, non_blocking=True)
+        classification = classification_loss(output.logits, labels)
+        occurrence = output.logits.new_zeros(len(labels), 0)
+        if isinstance(output, ModelOutput):
+            occurrence = output.occurrence
+        finite = torch.isfinite(classification) & torch.isfinite(occurrence).all()
+        news = torch.tensor([0.0, float(max(self.received, default=0)), float(self.checkpoints.busy)])
+        flags = news.to(labels.device, non_blocking=True)
+        flags[0] = (~finite).float()
+        occurrence, all_flags = self.group.gather(occurrence, flags, sizes)
+        arriving = HostCopy(all_flags)
+        prior = torch.zeros_like(classification)
+        if occurrence.shape[1]:
+            prior = occurrence_prior_loss(occurrence, config.prior_alpha, config.prior_beta)
+        share = self.engine.share * len(sizes)  # the engine takes the plain mean over the ranks
+        self.engine.backward(config.classification_weight * share * classification + config.prior_weight * prior)
+        with torch.no_grad():
+            loss = config.classification_weight * classification + config.prior_weight * prior
+            values = torch.stack([loss, classification, prior, _correct(output.logits, labels)])
+        return values.detach(), arriving
+
+    def _name(self, batch: Batch, values: Tensor) -> None:
+        """Say which batch has a loss that is not finite."""
+        logger.warning(
+            "step %d: the loss is %g on %s, for %s; the step is left out on all ranks",
+            self.step,
+            values[0].item(),
+            self.ranks.name,
+            ", ".join(batch.keys),
+        )
+
+    def _skip(self) -> None:
+        """Take back what a forward pass that was not finite left behind."""
+        self.engine.take_back_statistics()
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.config.train.max_skipped:
+            raise FloatingPointError(
+                f"step {self.step}: the loss was not finite in {self.skipped_in_a_row} steps in a row "
+                "(train.max_skipped); the checkpoints before are kept"
+            )
+
+    def _record(self, bar: tqdm, history: History) -> None:
+        record = self.meter.read(self.engine)
+        counts = torch.tensor([self.loader.damaged], dtype=torch.float64, device=self.ranks.device)
+        record["damaged"], record["skipped"] = int(self.group.sum(counts).item()), self.skipped
+        history.write("train", self.step, self.step / self.steps_per_epoch, record)
+        if "loss" in record:
+            self._show(bar, record)
+
+    @torch.no_grad()
+    def _validate(self, loader: Loader, history: History) -> None:
+        """Accuracy and losses over the validation split, every sample counted once over all ranks."""
+        model = self.engine.model
+        model.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
+        # Images of other shapes in another mode: compiling for them takes longer than it saves.
+        with self.engine.averaged_statistics(), torch.compiler.set_stance("force_eager"):
+            for batch in loader:
+                self._at("validating")
+                output = model(batch.images.to(self.ranks.device))
+                labels = batch.labels.to(self.ranks.device)
+                correct, loss = _correct(output.logits, labels), classification_loss(output.logits, labels)
+                sums += len(labels) * torch.stack([correct, loss, torch.ones_like(loss)]).double()
+        accuracy, loss, count = self.group.sum(sums).tolist()
+        self.accuracy = accuracy / count
+        record = {"accuracy": self.accuracy, "classification_loss": loss / count}
+        history.write("validation", self.step, self.step / self.steps_per_epoch, record)
+        logger.info("epoch %d: validation accuracy %.4f", self.step // self.steps_per_epoch, record["accuracy"])
+
+    def _save(self, wait: bool) -> None:
+        """Begin to write a checkpoint, and stay until it is published where nothing comes after it.
+
+        Raises:
+            GroupError: it is the last one, and cannot be written.
+        """
+        self._at("saving")
+        if self.checkpoints.pending:
+            self.checkpoints.settle()
+        self.engine.check_weights()
+        state = self.loader.state()
+        counters = {"read": state.pop("read"), "damaged": state.pop("damaged"), "meter": self.meter.values()}
+        own = {f"statistic-{number:04d}": value for number, value in enumerate(self.engine.statistics())}
+        own = {name: value.cpu() for name, value in own.items()} | {
+            "random": torch.get_rng_state(),
+            "counters": torch.tensor(list(json.dumps(counters).encode()), dtype=torch.uint8),
+        }
+        if torch.cuda.is_available():
+            own["cuda-random"] = torch.cuda.get_rng_state()
+        about = {
+            "score": self.accuracy if self.step % self.steps_per_epoch == 0 else None,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "loader": state,
+            "counters": _total(self.group.collect(counters)),
+        }
+        momentum = self.engine.momentum()
+        with self.engine.averaged_statistics():
+            shared = {MODEL: self.engine.weights(), MOMENTUM: momentum} if self.checkpoints.leads else {}
+        self.checkpoints.start(self.step, shared, own, about)
+        if wait and not self.checkpoints.settle():
+            folder = self.out / CHECKPOINTS
+            raise GroupError(f"{folder}: the last checkpoint cannot be written, is the disk full?")
+
+    def _at(self, doing: str) -> None:
+        self.heartbeat.at(f"at step {self.step} ({doing})")
+
+    def _show(self, bar: tqdm, record: dict[str, float]) -> None:
+        shown = {
+            "loss": f"{record['loss']:.3f}",
+            "prior": f"{record['prior_loss']:.3f}",
+            "acc": f"{record['accuracy']:.3f}",
+            "img/s": f"{record['images_per_second']:.0f}",
+            "wait": f"{record['data_wait']:.0%}",
+        }
+        bar.set_postfix(shown)
+        if bar.disable and self.is_main:
+            left = (self.total - self.step) * self.config.train.global_batch / record["images_per_second"]
+            text = " ".join(f"{name} {value}" for name, value in shown.items())
+            logger.info("step %d/%d %s eta %s", self.step, self.total, text, tqdm.format_interval(left))
+
+    def _bar(self) -> tqdm:
+        hidden = not (self.is_main and sys.stderr.isatty())
+        return tqdm(total=self.total, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+
+    @contextmanager
+    def _log(self) -> Iterator[None]:
+        """Log lines also go to the run folder."""
+        if not self.is_main:
+            yield
+            return
+        handler = logging.FileHandler(self.out / LOG)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("rg").addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger("rg").removeHandler(handler)
+            handler.close()
+
+
+def _correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers, a scalar: the class, or the mean over attributes at probability 0.5."""
+    predicted = logits.argmax(1) if labels.ndim == 1 else (logits > 0).to(labels.dtype)
+    return (predicted == labels).float().mean()
+
+
+def _stream_seed(seed: int, epoch: int, rank: int) -> int:
+    """Seed of the random numbers that a model draws in an epoch, such as those of drop-out."""
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _total(counters: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over the ranks."""
+    sums = {name: sum(each[name] for each in counters) for name in ("read", "damaged")}
+    return sums | {"meter": [sum(values) for values in zip(*(each["meter"] for each in counters), strict=True)]}

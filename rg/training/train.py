@@ -1,0 +1,320 @@
+"""Training: shards in, a run folder out.
+
+config.json classes.json run.json     what runs (rg.runs.folder)
+checkpoints/                          to resume from (rg.training.checkpoints)
+model.safetensors                     weights of the newest checkpoint
+metrics.jsonl tensorboard/ train.log  what happened
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines import plan
+from pipelines.batches.geometry import Geometry
+from pipelines.batches.loader import Loader
+from pipelines.files import write_json
+from pipelines.shards.manifest import Manifest
+from pipelines.shards.storage import Location, resolve
+from rg.config import BOOKKEEPING, RunConfig, differences, flatten
+from rg.distributed import ranks
+from rg.distributed.agreement import agree
+from rg.distributed.group import Group, GroupError, connect
+from rg.distributed.heartbeat import Heartbeat
+from rg.model.build import Model, build_model
+from rg.model.region_grouping import RegionGroupingModel
+from rg.runs import inputs
+from rg.runs.environment import environment
+from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, read_json, save_config, save_weights
+from rg.training.activation_checkpointing import checkpoint_blocks
+from rg.training.checkpoints import Checkpoints, Found, find
+from rg.training.engine import Engine, check_compiler, micro_batches, read_settings
+from rg.training.loop import Loop
+
+logger = logging.getLogger(__name__)
+
+DICTIONARY_IMAGES = 256
+DIVERGED, BAD_INPUT = 1, 2  # exit codes, as those of the command line
+RESUMED = ("command", "ranks", "hosts", "device", "deepspeed", "environment")  # of run.json, told anew by a resumed run
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+Resume = Literal["no", "yes", "auto"]
+
+
+def train(
+    config: RunConfig,
+    data: Location,
+    out: Path,
+    resume: Resume = "no",
+    deepspeed: Path | None = None,
+    command: str | None = None,
+    recipe: str | None = None,
+) -> int:
+    """Train one model, together with the other processes of the launch.
+
+    Args:
+        config: The run.
+        data: Folder of shards, or its URL, with a ``train`` split, and a ``val`` split if validation is on.
+        out: Run folder; must not hold another run. Hosts may share it or have one each.
+        resume: Continue the run in ``out`` from its newest checkpoint, exactly as if it had not stopped: no, yes, or
+            auto if there is one.
+        deepspeed: JSON file of how DeepSpeed shares out the work.
+        command: What started the run, for the record.
+        recipe: The recipe that the settings started from, for the record.
+
+    Returns:
+        Exit code: 0 when trained to the end, 75 when a signal stopped the run after a checkpoint.
+
+    Raises:
+        ValueError: data, configuration or run folder cannot be used.
+        FloatingPointError: the loss is not finite any more.
+    """
+    group = connect(ranks.discover(), 2 * config.train.peer_timeout)
+    if group.ranks.rank:
+        logging.getLogger("rg").setLevel(logging.WARNING)
+    heartbeat = Heartbeat(group, config.train.peer_timeout)
+    try:
+        loop = _set_up(config, data, out, resume, deepspeed, command, recipe, group, heartbeat)
+        # To the very end: a launcher signals the ranks one by one, and the last may have stopped because of the first.
+        with _signals(loop.received):
+            code = loop.run()
+            group.barrier()
+            heartbeat.stop()
+        return code
+    except (GroupError, FloatingPointError) as error:
+        heartbeat.stop()
+        if group.ranks.local_rank == 0:  # once for every host
+            raise
+        raise SystemExit(DIVERGED if isinstance(error, FloatingPointError) else BAD_INPUT) from None
+    except (dist.DistError, RuntimeError) as error:
+        if _is_broken_connection(error):
+            heartbeat.cut_off()
+        heartbeat.fail(_reason(error))
+        raise
+    except BaseException as error:
+        heartbeat.fail(_reason(error))
+        raise
+
+
+def _is_broken_connection(error: Exception) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower()
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _set_up(
+    config: RunConfig,
+    data: Location,
+    out: Path,
+    resume: Resume,
+    deepspeed: Path | None,
+    command: str | None,
+    recipe: str | None,
+    group: Group,
+    heartbeat: Heartbeat,
+) -> Loop:
+    ranks = group.ranks
+    manifest = group.together(lambda: Manifest.load(data))
+    classes = Classes(manifest.classes, manifest.multi_label)
+    how = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
+    group.together(lambda: micro_batches(config, ranks.world_size))
+    group.together(lambda: check_compiler(config, ranks.device))
+    agree(group, _facts(config, manifest, how, resume))
+    found = find(out / CHECKPOINTS, group) if resume != "no" else None
+    goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, found, ranks.rank))
+    validates = "val" in manifest.splits and config.train.validate_epochs > 0
+    training, testing = inputs.training_geometry(config.input), inputs.evaluation_geometry(config.input)
+    loader = group.together(lambda: _loader(config, data, "train", training, group))
+    val_loader = group.together(lambda: _loader(config, data, "val", testing, group)) if validates else None
+    steps = plan.steps_per_epoch(manifest.split("train").samples, config.train.global_batch)
+
+    torch.manual_seed(config.seed)
+    model = group.together(lambda: _build(config, data, manifest, found))
+    engine = Engine(model, config, group, steps, how, found.momentum() if found else None)
+    checkpoints = Checkpoints(
+        out / CHECKPOINTS,
+        group,
+        config.train.keep_checkpoints,
+        found.manifest["run"] if found else None,
+        out / WEIGHTS,
+    )
+    record = {"recipe": recipe, "command": command, "run": checkpoints.run} | _record(data, manifest, group, how)
+    if ranks.rank == 0:
+        _write_record(out, config, classes, record, found if goes_on else None)
+        if found:
+            save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
+    loop = Loop(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat)
+    if found:
+        loop.resume(found)
+    return loop
+
+
+def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, group: Group) -> Loader:
+    ranks = group.ranks
+    batch = config.train.global_batch // config.train.accumulation
+    return Loader(
+        data,
+        split,
+        geometry,
+        batch if geometry.training else max(micro_batches(config, ranks.world_size)),
+        decoding=inputs.decoding(config.input, ranks.device, ranks.local_world_size),
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        max_damaged=config.input.max_damaged,
+    )
+
+
+def _build(config: RunConfig, data: Location, manifest: Manifest, found: Found | None) -> Model:
+    """The model at its start, or as the checkpoint has it; the same on all ranks."""
+    model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained=not found)
+    _check_map(config, model)
+    if found:
+        model.load_state_dict(dict(found.model()))
+    elif isinstance(model, RegionGroupingModel) and config.model.grouping.init == "kmeans":
+        model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
+    if config.train.activation_checkpointing and not checkpoint_blocks(model.backbone):
+        name = config.model.backbone.name
+        raise ValueError(f"train.activation_checkpointing: expected a backbone that is made of blocks, got {name}")
+    return model
+
+
+def _facts(config: RunConfig, manifest: Manifest, how: dict[str, Any], resume: Resume) -> dict[str, Any]:
+    """What the ranks must have in common beside code and versions."""
+    settings = flatten(dataclasses.asdict(config))
+    return settings | {"--deepspeed": how, "--resume": resume, "shards": _shard_sums(manifest)}
+
+
+def _check_run_folder(
+    out: Path,
+    config: RunConfig,
+    classes: Classes,
+    manifest: Manifest,
+    resume: Resume,
+    found: Found | None,
+    rank: int,
+) -> bool:
+    """Whether the folder holds a run to go on with; rank 0 looks closely, as other hosts may have checkpoints only."""
+    if found is None:
+        if resume == "yes":
+            if rank == 0:
+                load_config(out)
+            raise ValueError(f"--resume: {out} has no checkpoints to resume from")
+        held = [*sorted((out / CHECKPOINTS).glob("step-*"))[:1], *out.glob(WEIGHTS)]
+        if held:
+            raise ValueError(
+                f"--out: {out} holds a run already ({held[0].relative_to(out)}); continue it with --resume or choose "
+                "another folder"
+            )
+        return False
+    if rank:
+        return True
+    started, trained_classes = load_config(out)
+    changed = {name: pair for name, pair in differences(started, config).items() if name not in BOOKKEEPING}
+    if changed:
+        name, (before, after) = next(iter(changed.items()))
+        raise ValueError(
+            f"--resume: {out} was started with {name} = {before!r}, now it is {after!r}"
+            + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
+        )
+    if trained_classes != classes:
+        raise ValueError(
+            f"--data: the {len(classes.names)} classes of the data are not the {len(trained_classes.names)} classes "
+            f"that {out} was started with"
+        )
+    before = read_json(out / RECORD)["data"]["shards"]
+    if before != _shard_sums(manifest):
+        raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
+    return True
+
+
+def _check_map(config: RunConfig, model: Model) -> None:
+    """Refuse crops that the backbone does not take, or whose map the smoothing window does not fit into."""
+    grouping = config.model.grouping
+    window = 2 * grouping.smoothing_radius + 1
+    model.eval()
+    for name, crop in (("input.crop", config.input.crop), ("input.test_crop", config.input.test_size[1])):
+        try:
+            with torch.no_grad():
+                height, width = model.backbone(torch.zeros(1, 3, crop, crop)).shape[2:]
+        except (AssertionError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{name}: {config.model.backbone.name} takes no {crop}x{crop} images ({reason})") from None
+        windowed = config.model.kind == "region_grouping" and grouping.smoothing_padding == "valid"
+        if windowed and min(height, width) < window:
+            raise ValueError(
+                f"{name}: {crop} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
+                "window; use a larger crop or model.grouping.smoothing_padding = same"
+            )
+    model.train()
+
+
+def _shard_sums(manifest: Manifest) -> list[str]:
+    return [shard.sha256 for shard in manifest.split("train").shards]
+
+
+def _record(data: Location, manifest: Manifest, group: Group, how: dict[str, Any]) -> dict[str, Any]:
+    ranks = group.ranks
+    return {
+        "data": {
+            "folder": resolve(data),
+            "dataset": manifest.dataset,
+            "options": manifest.options,
+            "shards": _shard_sums(manifest),
+        },
+        "ranks": ranks.world_size,
+        "hosts": list(dict.fromkeys(group.collect(socket.gethostname()))),
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+        "deepspeed": how,
+        "environment": environment(),
+    }
+
+
+def _write_record(out: Path, config: RunConfig, classes: Classes, record: dict[str, Any], found: Found | None) -> None:
+    """config.json, classes.json and run.json; a resumed run adds what is new to the record of its beginning."""
+    save_config(out, config, classes)
+    if found:
+        before = read_json(out / RECORD)
+        session = {"step": found.manifest["step"]} | {name: record[name] for name in RESUMED}
+        record = before | {"resumed": [*before.get("resumed", []), session]}
+    write_json(out / RECORD, record)
+
+
+def _first_images(config: RunConfig, data: Location, manifest: Manifest) -> Tensor:
+    """The same first training images on every rank, uint8 [N, 3, C, C] on the CPU."""
+    count = min(DICTIONARY_IMAGES, manifest.split("train").samples)
+    geometry = Geometry(config.input.short_side, config.input.crop, config.input.view)
+    decoding = inputs.decoding(config.input, torch.device("cpu"))
+    return next(iter(Loader(data, "train", geometry, count, decoding=decoding))).images
+
+
+@contextmanager
+def _signals(received: list[int]) -> Iterator[None]:
+    """Collects signals instead of dying of them; a second SIGINT interrupts at once."""
+
+    def note(number: int, _: FrameType | None) -> None:
+        if number in received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        logger.info("%s: saving a checkpoint after this step", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,219 @@
+"""Whether explanations are faithful, end to end: what is written, printed and refused."""
+
+import dataclasses
+import json
+import shutil
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.drawn.birds import Birds, BirdsConfig
+from pipelines.files import write_json
+from pipelines.shards import writer
+from pipelines.shards.manifest import Manifest
+from rg.attribution.faithful import Protocol, faithful
+from rg.cli.main import main
+from rg.config import (
+    BackboneConfig,
+    EvaluationConfig,
+    GroupingConfig,
+    HeadConfig,
+    InputConfig,
+    ModelConfig,
+    RunConfig,
+)
+from rg.evaluation.evaluate import evaluate
+from rg.model.build import build_model
+from rg.runs.folder import RECORD, Classes, save_config, save_weights
+from rg.tables.faithful import read, render
+from tests.conftest import schema
+
+FLOORS = {"random", "centre"}
+BOTH = {"grad_cam", "guided_grad_cam", "integrated_gradients", "dff"}
+SHORT = Protocol(images=2, steps=2, integration=2)
+REMOVAL = {"single_deletion", "preservation", "deletion_check", "distractibility", "outside"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Shards that can be drawn again."""
+    config = BirdsConfig(species=4, size=64)
+    birds = {split: Birds(config, split, 2) for split in ("train", "test")}
+    folder = tmp_path_factory.mktemp("data")
+    options = dataclasses.asdict(config) | dict.fromkeys(birds, 2)
+    writer.write(folder, "birds", birds, schema=schema(birds["test"]), options=options)
+    return folder
+
+
+def make_run(folder, data, kind="region_grouping", seed=0):
+    torch.manual_seed(seed)
+    config = RunConfig(
+        model=ModelConfig(
+            BackboneConfig(name="resnet18", weights="none"),
+            GroupingConfig(num_parts=3, standardize=True, init="kmeans", smoothing_padding="same"),
+            HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
+            kind=kind,
+        ),
+        input=InputConfig(short_side=64, crop=64, decoder="pillow"),
+    )
+    manifest = Manifest.load(data)
+    classes = Classes(tuple(manifest.classes), manifest.multi_label)
+    model = build_model(config.model, len(classes.names), classes.multi_label)
+    if kind == "region_grouping":
+        model.initialize_dictionary(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8), 0)
+    folder.mkdir()
+    save_config(folder, config, classes)
+    save_weights(folder, model)
+    write_json(folder / RECORD, {"recipe": f"tiny_{kind}"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        make_run(folder / "a", data),
+        make_run(folder / "b", data, seed=1),
+        make_run(folder / "plain", data, "plain"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def measured(runs, data):
+    return faithful(runs[0], data, runs[2], protocol=SHORT)
+
+
+def test_both_models_are_measured_by_the_same_numbers(measured, runs):
+    assert json.loads((runs[0] / "faithful.json").read_text()) == measured
+    assert (measured["samples"], measured["split"], measured["removal"]) == (2, "test", "measured")
+    parts, plain = measured["models"]
+    assert set(parts["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
+    assert set(plain["methods"]) == BOTH | FLOORS | {"cam"}
+    assert set(parts["undefined"]) == {"cam"}
+    assert set(plain["undefined"]) == {"attribution", "contribution"}
+    columns = {frozenset(values) for model in (parts, plain) for values in model["methods"].values()}
+    assert len(columns) == 1
+    assert columns.pop() > REMOVAL
+    assert parts["covering"]["pairs"] > 5
+    assert plain["covering"] is None
+    for model in (parts, plain):
+        for values in model["methods"].values():
+            for name in ("pointing_error", "deletion", "insertion", *(REMOVAL - {"single_deletion"})):
+                assert values[name] is None or 0 <= values[name] <= 1
+        assert model["methods"]["centre"]["noise_stability"] == pytest.approx(1)
+
+
+def test_the_same_command_gives_the_same_numbers_and_another_seed_others(measured, runs, data, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "copy")
+    again = faithful(run, data, protocol=SHORT)["models"][0]
+    assert again["methods"] == measured["models"][0]["methods"]
+    other = faithful(run, data, protocol=dataclasses.replace(SHORT, seed=1))["models"][0]
+    assert other["methods"]["random"] != again["methods"]["random"]
+
+
+def test_the_command_prints_mean_and_deviation_of_runs_of_one_recipe(runs, data, tmp_path, capsys):
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs[:2]]
+    options = ["--data", str(data), "--images", "2", "--steps", "2", "--integration", "2"]
+    assert main(["faithful", *map(str, copies), *options]) == 0
+    printed = capsys.readouterr().out
+    found = [json.loads((run / "faithful.json").read_text())["models"][0] for run in copies]
+    assert found[0]["weights"] != found[1]["weights"]
+    deletion = [model["methods"]["grad_cam"]["deletion"] for model in found]
+    (line,) = (line for line in printed.splitlines() if line.strip().startswith("Grad-CAM"))
+    assert f"{statistics.mean(deletion):.3f} ± {statistics.stdev(deletion):.3f}" in line
+    assert "tiny_region_grouping, 2 runs" in printed
+    assert main(["faithful", *map(str, copies)]) == 0  # without data, what the runs hold
+    assert capsys.readouterr().out == printed
+
+
+def test_data_that_are_not_drawn_have_no_rows_of_removal(small_birds, tmp_path):
+    """The manifest of these shards does not say how their images were drawn."""
+    run = make_run(tmp_path / "run", small_birds)
+    result = faithful(run, small_birds, protocol=SHORT)
+    assert "does not say how it was drawn" in result["removal"]
+    assert not REMOVAL & set(result["models"][0]["methods"]["attribution"])
+    for form in ("text", "markdown"):
+        printed = render([result], form)
+        assert "not measured" in printed
+        assert "does not say how it was drawn" in printed
+        assert "distractibility" not in printed
+
+
+def test_images_that_are_drawn_differently_now_are_refused(runs, data, tmp_path):
+    other = shutil.copytree(data, tmp_path / "data")
+    manifest = Manifest.load(other)
+    dataclasses.replace(manifest, options=manifest.options | {"clutter": 2.0}).save(other)
+    run = shutil.copytree(runs[1], tmp_path / "run", ignore=shutil.ignore_patterns("faithful.json"))
+    with pytest.raises(ValueError, match=r"test-\d+: is drawn differently now"):
+        faithful(run, other, protocol=SHORT)
+    assert not (run / "faithful.json").exists()
+
+
+def test_what_does_not_go_together_is_refused(runs, data, tmp_path, capsys):
+    with pytest.raises(ValueError, match="--plain: expected the run of a plain network"):
+        faithful(runs[0], data, runs[1], protocol=SHORT)
+    renamed = shutil.copytree(data, tmp_path / "data")
+    manifest = Manifest.load(renamed)
+    dataclasses.replace(manifest, classes=("a", "b", "c", "d")).save(renamed)
+    with pytest.raises(ValueError, match=r"--data: .* has not the 4 classes"):
+        faithful(runs[0], renamed, protocol=SHORT)
+    assert main(["faithful", str(make_run(tmp_path / "new", data))]) == 2
+    assert "has no faithful.json" in capsys.readouterr().err
+    for name in ("images", "steps", "integration", "blur", "noise"):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            Protocol(**{name: 0})
+
+
+def test_runs_that_were_measured_in_different_ways_share_no_table(measured, runs, data, tmp_path):
+    run = shutil.copytree(runs[1], tmp_path / "run")
+    faithful(run, data, protocol=dataclasses.replace(SHORT, images=1))
+    with pytest.raises(ValueError, match="expected samples as in"):
+        read([runs[0], run])
+    assert read([runs[0]]) == [measured]
+    assert np.isfinite(measured["models"][0]["accuracy"])
+
+
+@pytest.mark.parametrize("kind", ["region_grouping", "plain"])
+def test_the_pointing_game_is_that_of_evaluate(kind, data, tmp_path):
+    """On all images, decoded by Pillow in both, so that no pixel differs."""
+    run = make_run(tmp_path / "run", data, kind)
+    metrics = evaluate(run, data, "test", settings=EvaluationConfig())
+    (model,) = faithful(run, data, protocol=Protocol(images=99, steps=1, integration=1))["models"]
+    errors = {key: values["pointing_error"] for key, values in model["methods"].items()}
+    expected = {"attribution": metrics.get("pointing_error"), **metrics.get("pointing_errors", {})}
+    compared = {"attribution"} if kind == "region_grouping" else {"cam", "grad_cam", "guided_grad_cam"}
+    assert {key: errors[key] for key in compared} == pytest.approx({key: expected[key] for key in compared})
+    assert model["accuracy"] == pytest.approx(metrics["accuracy"])
+
+
+class Attributes:
+    """Birds whose species is told in two attributes instead of a class."""
+
+    def __init__(self, birds):
+        self.birds = birds
+
+    def __len__(self):
+        return len(self.birds)
+
+    def source(self, index):
+        return self.birds.source(index)
+
+    def __getitem__(self, index):
+        sample = self.birds[index]
+        return dataclasses.replace(sample, label=(sample.label % 2, sample.label // 2), super_category=None)
+
+
+def test_attributes_are_explained_by_the_most_probable_one(tmp_path):
+    birds = Birds(BirdsConfig(species=4, size=64), "test", 1)
+    names = ("odd", "high")
+    kind = dataclasses.replace(schema(birds), classes=names, super_categories=(), multi_label=True)
+    writer.write(tmp_path / "data", "attributes", {"test": Attributes(birds)}, schema=kind, options={})
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    result = faithful(run, tmp_path / "data", protocol=SHORT)
+    (model,) = result["models"]
+    assert model["accuracy"] is None
+    assert model["probability"]["image"] >= 0.1
+    assert set(model["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
+    assert "attributes is not drawn" in render([result], "text")

@@ -1,0 +1,63 @@
+"""What the benchmarks count of a process and its children."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.tools import process
+
+pytestmark = pytest.mark.skipif(not process.PROC.exists(), reason="no /proc")
+
+
+def test_living_children_count():
+    """A child that holds 200 MB and has computed for half a second, while it waits."""
+    code = (
+        "import time; held = bytearray(b'x') * 200_000_000\n"
+        "while time.process_time() < 0.5: pass\n"
+        "print('ready', flush=True); input()"
+    )
+    before = process.processor_seconds(os.getpid()), process.memory(os.getpid())
+    own = time.process_time()
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    held = process.memory(os.getpid()) - before[1]
+    spent = process.processor_seconds(os.getpid()) - before[0]
+    own = time.process_time() - own
+    child.communicate("\n")
+    # The interpreter takes some 10 MB on top.
+    assert 195e6 < held < 250e6
+    # Clock ticks are 10 ms; a process's user and system time are each cut to whole ones.
+    assert 0.5 - 0.05 <= spent - own <= 1.0
+
+
+def test_the_result_of_a_function_in_another_process():
+    pid, _ = process.alone(os.getpid)
+    assert pid != os.getpid()
+    assert process.alone(divmod, 17, 5)[0] == (3, 2)
+
+
+def test_the_peak_counts_what_was_freed(monkeypatch):
+    monkeypatch.setattr(process, "POLL", 0.01)
+    code = (
+        "import time; held = bytearray(b'x') * 200_000_000\n"
+        "start = time.process_time()\n"
+        "while time.process_time() < start + 0.3: pass\n"
+        "del held"
+    )
+    _, peak = process.alone(exec, code)
+    # The interpreter and what the tests' own main module imports come on top.
+    assert 195e6 < peak < 350e6
+
+
+def test_a_process_that_dies_is_an_error():
+    with pytest.raises(RuntimeError, match=r"_exit\(3,\): the process ended with code 3"):
+        process.alone(os._exit, 3)
+
+
+def test_systems_without_proc_are_told(monkeypatch, tmp_path):
+    assert process.missing() == ""
+    monkeypatch.setattr(process, "PROC", tmp_path / "proc")
+    assert process.missing().startswith(f"CPU time and memory are read from {tmp_path / 'proc'}")

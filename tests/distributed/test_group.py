@@ -1,0 +1,223 @@
+"""Collectives of three ranks with unequal shares, against one process that has everything."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rg.distributed import group as module
+from rg.distributed.group import Group, GroupError, connect
+from rg.distributed.ranks import Ranks
+from rg.model.losses import occurrence_prior_loss
+from tests.support.world import CONTEXT, World
+
+SIZES = (3, 1, 2)
+PRIOR = (2e-3, 1e-3)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Iterator[World]:
+    with World(len(SIZES), tmp_path_factory.mktemp("world") / "store") as world:
+        yield world
+
+
+def share(group: Group, whole: Tensor) -> Tensor:
+    """The rows of this rank."""
+    return whole.split(SIZES)[group.ranks.rank]
+
+
+def gather(group: Group, whole: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
+    rank = group.ranks.rank
+    return group.gather(share(group, whole), flags[rank], SIZES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("width", [4, 1, 0])
+def test_every_rank_gets_the_rows_and_flags_of_all(world, dtype, width):
+    whole = torch.randn(sum(SIZES), width, dtype=dtype)
+    flags = torch.tensor([[0, 15, 1], [1, 0, 0], [0, 0, 1]])
+    for rows, all_flags in world(gather, whole, flags):
+        torch.testing.assert_close(rows, whole, rtol=0, atol=0)
+        torch.testing.assert_close(all_flags, flags.float(), rtol=0, atol=0)
+
+
+def test_a_flag_arrives_beside_rows_that_are_not_finite(world):
+    whole = torch.tensor([[1.0], [torch.nan], [2.0], [torch.inf], [3.0], [4.0]])
+    flags = torch.tensor([[1.0], [1.0], [0.0]])
+    for rows, all_flags in world(gather, whole, flags):
+        assert torch.equal(rows.nan_to_num(), whole.nan_to_num())
+        assert torch.equal(all_flags, flags)
+
+
+def gradient(group: Group, whole: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The prior's loss, and the gradient of a weight, averaged over the ranks as the engine does."""
+    weight.requires_grad_()
+    rows, _ = group.gather(share(group, whole) * weight, torch.zeros(2), SIZES)
+    loss = occurrence_prior_loss(rows, *PRIOR)
+    loss.backward()
+    assert weight.grad is not None
+    return loss.detach(), group.sum(weight.grad) / group.ranks.world_size
+
+
+def test_the_prior_over_the_ranks_is_that_of_one(world):
+    """Equation 2 sorts the whole batch, so neither loss nor gradient is a mean of those of the shares."""
+    whole = torch.rand(sum(SIZES), 5, dtype=torch.float64)
+    weight = torch.rand(5, dtype=torch.float64) + 0.5
+    single = weight.clone().requires_grad_()
+    expected = occurrence_prior_loss(whole * single, *PRIOR)
+    expected.backward()
+    for loss, grad in world(gradient, whole, weight):
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(grad, single.grad)
+    parts = torch.stack([occurrence_prior_loss(part * weight, *PRIOR) for part in whole.split(SIZES)])
+    assert not torch.isclose((parts * torch.tensor(SIZES)).sum() / sum(SIZES), expected.detach(), rtol=1e-3)
+
+
+def gradient_of_rows(group: Group, whole: Tensor, factors: Tensor) -> Tensor:
+    own = share(group, whole).clone().requires_grad_()
+    rows, _ = group.gather(own, torch.zeros(1), SIZES)
+    (rows * factors).sum().backward()
+    assert own.grad is not None
+    return own.grad
+
+
+def test_the_gradient_of_own_rows_is_scaled_by_the_number_of_ranks(world):
+    """The engine divides by it; the gradients of the rows of others are theirs to compute."""
+    whole, factors = torch.randn(2, sum(SIZES), 3)
+    torch.testing.assert_close(torch.cat(world(gradient_of_rows, whole, factors)), len(SIZES) * factors)
+
+
+def test_one_rank_alone_gathers_nothing():
+    rows = torch.rand(4, 2, requires_grad=True)
+    gathered, flags = Group(Ranks()).gather(rows, torch.tensor([0, 9]), [4])
+    assert gathered is rows
+    assert flags.tolist() == [[0, 9]]
+
+
+def reduce(group: Group) -> tuple:
+    rank = group.ranks.rank
+    values = torch.tensor([1.0 + rank, 10.0 * rank], dtype=torch.float64)
+    group.barrier()
+    return (
+        group.sum(values.clone()).tolist(),
+        group.collect({"rank": rank, "name": None}),
+    )
+
+
+def test_sums_and_values_of_all_ranks(world):
+    everyone = [{"rank": rank, "name": None} for rank in range(3)]
+    expected = ([6.0, 30.0], everyone)
+    assert world(reduce) == [expected] * 3
+
+
+def test_sums_and_values_of_one_rank():
+    assert reduce(Group(Ranks())) == ([1.0, 0.0], [{"rank": 0, "name": None}])
+
+
+def check(group: Group, reasons: list[Exception | None]) -> object:
+    """What ``together`` returns, or the error that it raises, as text."""
+    reason = reasons[group.ranks.rank]
+
+    def fail() -> int:
+        if reason:
+            raise reason
+        return 10 * group.ranks.rank
+
+    try:
+        return group.together(fail)
+    except GroupError as error:
+        return str(error)
+
+
+def test_a_check_that_passes_on_all_ranks_gives_each_its_own(world):
+    assert world(check, [None] * 3) == [0, 10, 20]
+
+
+def test_a_check_that_fails_on_one_rank_stops_all_with_its_reason(world):
+    host = socket.gethostname()
+    message = f"rank 1 ({host}): --data: x is missing"
+    assert world(check, [None, ValueError("--data: x is missing"), None]) == [message] * 3
+    (denied,) = set(world(check, [None, None, PermissionError(13, "Permission denied", "/data")]))
+    assert denied == f"rank 2 ({host}): [Errno 13] Permission denied: '/data'"
+
+
+def test_reasons_that_differ_are_all_told(world):
+    (message,) = set(world(check, [ValueError("one"), None, ValueError("two")]))
+    host = socket.gethostname()
+    assert message == f"rank 0 ({host}): one; rank 2 ({host}): two"
+
+
+def test_a_reason_that_all_ranks_share_is_told_once(world):
+    assert world(check, [ValueError("--out: exists")] * 3) == ["--out: exists"] * 3
+
+
+def test_an_error_without_words_stops_all_ranks_too(world):
+    host = socket.gethostname()
+    (message,) = set(world(check, [None, OSError(), None]))
+    assert str(message).startswith(f"rank 1 ({host}): ")
+
+
+def test_a_failed_check_of_one_rank_alone_is_raised_as_it_is():
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        Group(Ranks()).together(lambda: Path("nothing").read_text())
+
+
+JOIN = """
+import json, os, sys
+import torch
+from rg.distributed.group import connect
+from rg.distributed.ranks import discover
+group = connect(discover(), 60)
+found = {"total": group.sum(torch.ones(1)).item(), "ranks": group.collect(group.ranks.rank)}
+if group.ranks.rank == 0:
+    print(json.dumps(found))
+"""
+
+
+def test_processes_of_torchrun_join(tmp_path):
+    script = tmp_path / "join.py"
+    script.write_text(JOIN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout == '{"total": 2.0, "ranks": [0, 1]}\n'
+
+
+def connect_to_nobody(rank: int, port: int) -> str:
+    module.JOINING = 1.0
+    try:
+        connect(Ranks(rank, 2, 0, 1, ("127.0.0.1", port)), 1)
+    except ConnectionError as error:
+        return str(error)
+    return "connected"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_peers_do_not_come_says_so(rank):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # without listening, so that rank 1 is refused
+        port = taken.getsockname()[1] if rank else 0
+        with CONTEXT.Pool(1) as pool:
+            message = pool.apply(connect_to_nobody, (rank, port))
+    assert message.startswith(f"rank {rank} ({socket.gethostname()}) of 2 cannot join the others: ")
+    assert "\n" not in message
+
+
+def connect_alone() -> tuple[bool, float]:
+    group = connect(Ranks(), 60)
+    return dist.get_world_size() == 1, group.sum(torch.ones(1)).item()
+
+
+def test_one_process_alone_needs_no_port():
+    with CONTEXT.Pool(1) as pool:
+        assert pool.apply(connect_alone) == (True, 1)

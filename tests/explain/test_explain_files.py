@@ -1,0 +1,276 @@
+"""Explaining many files: each once, whatever interrupts it, and nothing half is ever seen."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import rg
+from pipelines.files import locked
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
+from rg.explain.explainer import Explainer
+from rg.explain.files import explain_files
+from rg.explain.image_files import name_each
+from rg.model.region_grouping import RegionGroupingModel
+from rg.pages import gallery
+from rg.runs.folder import Classes, save_config, save_weights
+
+CONFIG = RunConfig(
+    model=ModelConfig(
+        BackboneConfig(name="resnet18", weights="none"),
+        GroupingConfig(num_parts=4, smoothing_padding="same"),
+        HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
+    ),
+    input=InputConfig(short_side=64, crop=64),
+)
+OF_THE_FILE = ("truth", "name", "picture", "bytes", "modified")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    save_config(folder, CONFIG, Classes(("wren", "robin")))
+    save_weights(folder, RegionGroupingModel(CONFIG.model, 2))
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two birds of one name in two class folders, one that nobody knows, one that is broken."""
+    folder = tmp_path / "photos"
+    for number, place in enumerate(("wren", "robin", "other")):
+        (folder / place).mkdir(parents=True)
+        paint(folder / place / "bird.jpg", number)
+    (folder / "other" / "broken.png").write_text("no image")
+    (folder / "other" / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def paint(path, seed, size=(96, 72)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+def lines(folder, name="explanations.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Every image that the model is shown."""
+    found = []
+    explain = Explainer._explain
+
+    def watched(self, waiting, *arguments):
+        found.extend(Path(one.source) for one in waiting)
+        return explain(self, waiting, *arguments)
+
+    monkeypatch.setattr(Explainer, "_explain", watched)
+    return found
+
+
+def test_what_is_written(run, photos, tmp_path, caplog):
+    out = tmp_path / "out"
+    with caplog.at_level("INFO"):
+        explain_files(run, [photos], out, jobs=2, device="cpu", write_page=gallery.write)
+    found = {Path(line["source"]).parent.name: line for line in lines(out)}
+    assert [line["name"] for line in found.values()] == ["bird", "robin-bird", "wren-bird"]
+    assert {place: line["truth"] for place, line in found.items()} == {"wren": "wren", "robin": "robin", "other": None}
+    explainer = rg.load(run, "cpu")
+    for line in found.values():
+        expected = json.loads(json.dumps(explainer.explain(line["source"]).to_dict()))
+        told = {name: value for name, value in line.items() if name not in OF_THE_FILE}
+        assert told.keys() == expected.keys()
+        assert told["logit"] == pytest.approx(expected["logit"], abs=1e-4)  # batches round otherwise
+        assert line["picture"] == f"pictures/{line['name']}.webp"
+        with (
+            Image.open(out / line["picture"]) as picture,
+            Image.open(out / "thumbnails" / f"{line['name']}.webp") as small,
+        ):
+            assert (picture.format, small.format, small.size) == ("WEBP", "WEBP", (320, 240))
+    (left_out,) = lines(out, "left_out.jsonl")
+    assert left_out["source"] == str(photos / "other" / "broken.png")
+    assert "not an image" in left_out["reason"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "explanations.jsonl",
+        "gallery.html",
+        "left_out.jsonl",
+        "pictures",
+        "settings.json",
+        "thumbnails",
+    ]
+    assert "3 images explained" in caplog.text
+    assert "1 left out" in caplog.text
+    assert f"{photos / 'wren' / 'bird.jpg'}: " in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["png", "none"])
+def test_other_pictures_or_none(run, photos, tmp_path, kind):
+    out = tmp_path / "out"
+    explain_files(run, [photos / "wren"], out, pictures=kind, device="cpu")
+    (line,) = lines(out)
+    if kind == "png":
+        assert line["picture"] == "pictures/bird.png"
+        assert Image.open(out / line["picture"]).format == "PNG"
+    else:
+        assert line["picture"] is None
+        names = ["explanations.jsonl", "left_out.jsonl", "settings.json"]
+        assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_only_what_is_not_done_is_explained(run, photos, tmp_path, seen):
+    out = tmp_path / "out"
+    wren, robin, other = (photos / place / "bird.jpg" for place in ("wren", "robin", "other"))
+
+    def again(*paths):
+        seen.clear()
+        explain_files(run, paths, out, device="cpu")
+        found = {Path(line["source"]): line for line in lines(out)}
+        assert len(found) == len(lines(out))
+        assert all((out / line["picture"]).is_file() for line in found.values())
+        return found
+
+    first = again(photos / "other", photos / "robin")
+    assert seen == [other, robin]
+    assert again(photos) == first | {wren: again(photos)[wren]}  # other files join
+    assert seen == []
+    assert [line["source"] for line in lines(out, "left_out.jsonl")] == [str(photos / "other" / "broken.png")]
+    paint(wren, 7)
+    assert again(photos)[wren]["logit"] != first[robin]["logit"]
+    assert seen == [wren]
+    (out / "pictures" / "robin-bird.webp").unlink()
+    again(photos)
+    assert seen == [robin]
+    with (out / "explanations.jsonl").open("r+b") as file:  # half a line
+        file.truncate(file.seek(0, os.SEEK_END) - 20)
+    (out / "pictures" / "bird.webp.tmp").write_text("half a picture")
+    again(photos)
+    assert len(seen) == 1
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_other_settings_are_refused(run, photos, tmp_path, seen):
+    out = tmp_path / "out"
+    explain_files(run, [photos / "wren"], out, device="cpu")
+    before = (out / "explanations.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"^--out: .* explained with other settings \(view, pictures\); .*--over"):
+        explain_files(run, [photos / "wren"], out, view="crop", pictures="png", device="cpu")
+    assert (out / "explanations.jsonl").read_bytes() == before
+    (out / "pictures" / "mine.webp").write_text("not of explain")
+    seen.clear()
+    explain_files(run, [photos / "robin"], out, view="crop", pictures="png", overwrite=True, device="cpu")
+    assert [line["truth"] for line in lines(out)] == ["robin"]
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["bird.png", "mine.webp"]
+    other = tmp_path / "other"
+    torch.manual_seed(1)
+    save_config(other.mkdir() or other, CONFIG, Classes(("wren", "robin")))
+    save_weights(other, RegionGroupingModel(CONFIG.model, 2))
+    with pytest.raises(ValueError, match="weights"):
+        explain_files(other, [photos / "robin"], out, view="crop", pictures="png", device="cpu")
+
+
+def test_its_own_pictures_are_not_explained(run, photos, seen):
+    out = photos / "explained"
+    for _ in range(2):
+        explain_files(run, [photos / "wren", photos], out, device="cpu")
+    assert len(seen) == 3
+
+
+def test_files_that_lie_where_pictures_are_written_are_refused(run, photos, seen):
+    """compare would write the picture of a photo over the photo."""
+    named = sorted(path for path in photos.rglob("*") if path.is_file())
+    for out in (photos, named[0].parent):
+        with pytest.raises(ValueError, match=rf"^{named[0]}: lies in --out {out}, where pictures are written"):
+            explain_files(run, named, out, device="cpu")
+    assert not seen
+
+
+def test_two_at_once_are_refused(run, photos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out), pytest.raises(ValueError, match="another process is writing into this folder"):
+        explain_files(run, [photos], out, device="cpu")
+
+
+def test_nothing_to_explain_is_told(run, photos, tmp_path):
+    out = tmp_path / "out"
+    for path, message in (
+        (tmp_path / "c", "no such file or folder"),
+        (photos / "*.tif", r"\*\.tif: no file matches this pattern$"),
+        (photos / "other" / "broken.png", "none of 1 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            explain_files(run, [path], out, device="cpu")
+
+
+def test_a_run_that_is_killed_goes_on(run, tmp_path):
+    """SIGKILL, then Ctrl-C, then to the end: as if nothing had happened, and every picture is whole all the time."""
+    count = 40
+    photos, out, whole = (tmp_path / name for name in ("photos", "out", "whole"))
+    photos.mkdir()
+    for number in range(count):
+        paint(photos / f"{number}.jpg", number)
+    command = [sys.executable, "-m", "rg", "explain", run, photos, "--out", out, "--batch-size", "2", "--jobs", "2"]
+    command += ["--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def stop(more, number):
+        at = len(done()) + more
+        # Where the tests run in the background, SIGINT may be ignored, which processes inherit.
+        heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=environment, stderr=pipe, text=True, preexec_fn=heeding) as process:
+            while process.poll() is None and len(done()) < at:
+                time.sleep(0.005)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        assert at <= len(done()) < count
+        for line in done():
+            for picture in (out / line["picture"], out / "thumbnails" / f"{line['name']}.webp"):
+                Image.open(picture).load()
+        for path in out.rglob("*.webp"):
+            Image.open(path).load()
+        return process.returncode, said
+
+    def done():
+        path = out / "explanations.jsonl"
+        text = path.read_text() if path.is_file() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    assert stop(5, signal.SIGKILL)[0] == -signal.SIGKILL
+    code, said = stop(5, signal.SIGINT)
+    assert (code, said.splitlines()[-1]) == (130, "rg: interrupted")
+    assert f"of {count} images are explained already" in said
+    assert "the same command goes on where it stopped" in said
+    assert (out / "gallery.html").is_file()
+    explain_files(run, [photos], out, batch_size=2, jobs=2, device="cpu")
+    explain_files(run, [photos], whole, batch_size=2, jobs=2, device="cpu")
+    assert [line["name"] for line in lines(out)] == [line["name"] for line in lines(whole)]
+    for one, other in zip(lines(out), lines(whole), strict=True):
+        assert one["logit"] == pytest.approx(other["logit"], abs=1e-4)
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == sorted(f"{n}.webp" for n in range(count))
+
+
+@given(st.lists(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=3), max_size=12))
+def test_names_are_apart_and_harmless(paths):
+    files = list(dict.fromkeys(Path(*(word.replace("/", "_").replace("\0", "_") for word in words)) for words in paths))
+    names = name_each(files, {})
+    assert len({name.casefold() for name in names.values()}) == len(files)
+    for name in names.values():
+        assert len(f"{name}.webp.tmp".encode()) <= 255
+        assert not set(name) & set("/\\?#%\"'<>:|*&\0\n ")
+        assert not name.startswith(".")
+    half = {str(file): names[str(file)] for file in files[1::2]}
+    assert name_each(files, half) == names

@@ -1,0 +1,223 @@
+"""The model: published parameter counts, exact contributions, ablations, initialisation."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from rg import recipes
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
+from rg.model.layers import GroupedLinear, MultiLabelAttention, MultiLabelClassifier, PartDictionary
+from rg.model.region_grouping import RegionGroupingModel
+
+SMALL = ModelConfig(
+    backbone=BackboneConfig(name="resnet18", weights="none"),
+    grouping=GroupingConfig(num_parts=4, smoothing_padding="same"),
+    head=HeadConfig(region_channels=24, region_width=8, region_blocks=2, attention_width=8),
+)
+
+
+def build(config=SMALL, classes=5, **options):
+    torch.manual_seed(0)
+    model = RegionGroupingModel(config, classes, **options)
+    for module in model.modules():  # running statistics and affine terms as after some training
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            if module.affine:
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+def images(count=3, size=96):
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "recipe,classes,parameters", [("cub200_resnet101", 200, 40_179_984), ("inat2017_resnet101", 5089, 50_200_620)]
+)
+def test_parameter_count_is_that_of_the_authors(recipe, classes, parameters):
+    with torch.device("meta"):
+        model = RegionGroupingModel(recipes.get(recipe).model, classes, pretrained=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_output_is_consistent():
+    output = build()(images())
+    assert [list(tensor.shape) for tensor in output] == [[3, 5], [3, 4, 6, 6], [3, 4], [3, 4], [3, 4, 256]]
+    torch.testing.assert_close(output.assign.sum(1), torch.ones(3, 6, 6))
+    torch.testing.assert_close(output.attention.sum(1), torch.ones(3))
+    torch.testing.assert_close(output.regions.norm(dim=2), torch.ones(3, 4))
+
+
+def test_images_may_be_bytes_or_floats():
+    model = build()
+    torch.testing.assert_close(model(images()).logits, model(images().float()).logits)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_gradient_of_an_image_is_the_same_alone(standardize):
+    """In float64, where no ReLU opens or closes by rounding. Batch norm misreads the layout of some gradients."""
+    grouping = dataclasses.replace(SMALL.grouping, standardize=standardize)
+    model = build(dataclasses.replace(SMALL, grouping=grouping)).double()
+
+    def gradient(pixels):
+        pixels = pixels.double().requires_grad_()
+        return torch.autograd.grad(model(pixels).logits[:, 1].sum(), pixels)[0]
+
+    torch.testing.assert_close(gradient(images()[2:])[0], gradient(images())[2])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("attention", [False, True])
+def test_contributions_and_constant_are_the_logit(multi_label, attention):
+    config = dataclasses.replace(SMALL, head=dataclasses.replace(SMALL.head, attention=attention))
+    model = build(config, multi_label=multi_label)
+    output = model(images())
+    classes = torch.tensor([[0, 3], [1, 4], [2, 2]])
+    parts, constant = model.contributions(output, classes)
+    assert parts.shape == (3, 2, 4)
+    torch.testing.assert_close(parts.sum(2) + constant, output.logits.gather(1, classes), rtol=1e-5, atol=1e-5)
+
+
+def test_without_attention_every_region_counts_the_same():
+    config = dataclasses.replace(SMALL, head=dataclasses.replace(SMALL.head, attention=False))
+    assert torch.equal(build(config)(images()).attention, torch.full((3, 4), 0.25))
+    assert torch.equal(build(config, multi_label=True)(images()).attention, torch.full((3, 5, 4), 0.25))
+
+
+def test_shapley_values_are_the_mean_over_all_orders():
+    torch.manual_seed(0)
+    K, D, L = 3, 6, 2
+    head = MultiLabelClassifier(HeadConfig(region_width=4), D, L).double().eval()
+    torch.nn.init.ones_(head.norms[-1].weight)
+    features, attention = torch.randn(1, K, D).double(), torch.rand(1, L, K).double()
+
+    def logit(parts, label):
+        kept = torch.zeros(K, dtype=torch.float64)
+        kept[list(parts)] = 1
+        return head(features, attention * kept)[0, label]
+
+    shares, constant = head.contributions(features, attention, torch.tensor([[1]]))
+    for part in range(K):
+        gains = []
+        for order in itertools.permutations(range(K)):
+            before = order[: order.index(part)]
+            gains.append(logit((*before, part), 1) - logit(before, 1))
+        assert shares[0, 0, part].item() == pytest.approx((sum(gains) / math.factorial(K)).item())
+    assert constant.item() == pytest.approx(logit((), 1).item())
+
+
+def test_grouped_linear_is_a_loop_over_linear_layers():
+    layer = GroupedLinear(3, 5, 2)
+    x = torch.randn(4, 3, 5)
+    expected = torch.stack([x[:, group] @ layer.weight[group] for group in range(3)], dim=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_attributes_in_batched_products_are_a_loop_over_one_head_each():
+    """As the authors compute them: forty attentions, and behind a batch norm of all forty bottlenecks and layers."""
+    torch.manual_seed(0)
+    N, K, C, L, width = 6, 4, 16, 40, 8
+    config = HeadConfig(attention_width=16, region_width=width, region_channels=C)
+    attention, head = MultiLabelAttention(config, C, L).double(), MultiLabelClassifier(config, C, L).double()
+    for norm in (*attention.norms, *head.norms, head.norm):
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+    regions, features = torch.randn(N, K, C).double(), torch.randn(N, K, C).double()
+
+    def part(norm, label):
+        """The batch norm of one attribute."""
+        width = norm.num_features // L
+        alone = torch.nn.BatchNorm1d(width).double()
+        alone.weight.data, alone.bias.data = (
+            values.data[label * width : (label + 1) * width] for values in (norm.weight, norm.bias)
+        )
+        return alone
+
+    weights, attended = [], []
+    for label in range(L):
+        out = regions.flatten(0, 1)
+        for layer, norm in zip(attention.layers, attention.norms, strict=True):
+            out = torch.relu(part(norm, label)(out @ layer.weight[label]))
+        weights.append(torch.softmax(out.view(N, K), 1))
+        attended.append((weights[-1][:, :, None] * features).sum(1))
+    shared = torch.nn.BatchNorm1d(C).double()
+    shared.load_state_dict(head.norm.state_dict())
+    normed = shared(torch.stack(attended, 1).flatten(0, 1)).view(N, L, C)
+    logits = []
+    for label in range(L):
+        out = normed[:, label]
+        for index, (layer, norm) in enumerate(zip(head.layers, head.norms, strict=True)):
+            out = part(norm, label)(out @ layer.weight[label])
+            out = torch.relu(out + normed[:, label] if index == 2 else out)
+        logits.append(out @ head.weight[label] + head.bias[label])
+
+    torch.testing.assert_close(attention(regions), torch.stack(weights, 1))
+    torch.testing.assert_close(head(features, torch.stack(weights, 1)), torch.stack(logits, 1))
+
+
+def test_dictionary_starts_at_clusters_of_the_features():
+    model = build(dataclasses.replace(SMALL, grouping=GroupingConfig(num_parts=4, standardize=True))).train()
+    model.initialize_dictionary(images(8), seed=0)
+    assert model.training
+    model.eval()
+    x = model.standardization(model.backbone(images(8)))
+    # Standardised: mean 0 and expected squared length 4.
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(256), atol=1e-5, rtol=0)
+    assert x.square().sum(1).mean().item() == pytest.approx(4, rel=0.02)
+    positions = x.permute(0, 2, 3, 1).flatten(0, 2).detach()
+    inertia = torch.cdist(positions, model.dictionary.centers).min(1).values.square().sum().item()
+    assert inertia < 1.1 * KMeans(4, n_init=10, random_state=0).fit(positions.numpy()).inertia_
+
+
+def test_kmeans_needs_as_many_positions_as_parts():
+    model = build()
+    with pytest.raises(ValueError, match="num_parts"):
+        model.initialize_dictionary(images(1, 16), seed=0)
+
+
+def test_the_border_of_the_map_is_tracked_in_training_alone():
+    dictionary = PartDictionary(GroupingConfig(num_parts=2, smoothing_padding="same"), 2).train()
+    with torch.no_grad():
+        dictionary.centers.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    x = torch.zeros(1, 2, 6, 6)
+    x[:, 0] = 1
+    x[:, :, 2:4, 2:4] = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
+    for _ in range(400):
+        dictionary(x)
+    # Both parts get sigmoid(+-4) where they are, (|x - d_1|^2 - |x - d_2|^2) / (2 sigma^2) = 2 / 0.5.
+    near, far = torch.tensor([4.0, -4.0]).sigmoid()
+    inside = torch.stack([4 * far + 12 * near, 4 * near + 12 * far]) / 16
+    torch.testing.assert_close(dictionary.border, torch.stack([torch.stack([near, far]), inside]), rtol=1e-3, atol=1e-3)
+    frozen = dictionary.eval().border.clone()
+    dictionary(x.flip(1))
+    assert torch.equal(dictionary.border, frozen)
+
+
+def test_background_gathers_at_the_border_or_is_not_looked_at():
+    model = build()
+    model.dictionary.border.copy_(torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.2, 0.3, 0.3, 0.2]]))
+    model.attention_share.copy_(torch.tensor([0.3, 0.12, 0.4, 0.18]))
+    assert model.background.tolist() == [True, True, False, False]
+
+
+def test_the_share_of_attention_is_tracked_in_training_alone():
+    model = build().train()
+    for _ in range(300):
+        output = model(images())
+    torch.testing.assert_close(model.attention_share, output.attention.mean(0), atol=1e-3, rtol=0)
+    frozen = model.eval().attention_share.clone()
+    model(images())
+    assert torch.equal(model.attention_share, frozen)
+
+
+def test_parameter_groups_are_disjoint_and_complete():
+    model = build()
+    backbone, new = model.parameter_groups()
+    assert len({*map(id, backbone), *map(id, new)}) == len(backbone) + len(new) == len(list(model.parameters()))
+    assert {id(parameter) for parameter in model.backbone.parameters()} == set(map(id, backbone))

@@ -1,0 +1,195 @@
+"""The gallery: 10,000 images on one page that opens from disk, and no file name or label acts in it."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.files import write_json
+from rg.pages import gallery
+from rg.runs.part_names import Part
+
+SCRIPT = "</script><script>console.log('acted')</script><!--"
+LABELS = ("wren", SCRIPT, 'robin "redbreast" & <b>', "鷦鷯")
+K = 5
+
+
+def line(number, rng, count):
+    adds = rng.normal(size=K).round(3).tolist()
+    label, truth = LABELS[number % 4], LABELS[number % 3]
+    probability = (number + 0.5) / count
+    part = {"background": False, "center": [1, 2], "area": 0.2, "attention": 1 / K, "rival_contribution": 0.0}
+    return {
+        "source": f"photos/{truth}/{number}-\udc80'{SCRIPT}.jpg",
+        "width": 64,
+        "height": 48,
+        "window": [0, 0, 64, 48],
+        "answer": ("label", "unsure", "unknown")[number % 5 % 3],
+        "label": label,
+        "probability": probability,
+        "logit": sum(adds),
+        "constant": 0.5,
+        "top_k": [{"label": label, "probability": probability}],
+        "rival": {"label": "wren", "probability": 0.1, "logit": 0.0, "constant": 0.0} if number % 2 else None,
+        "parts": [
+            {
+                "part": k,
+                "name": f"part {k}",
+                "occurrence": rng.uniform(),
+                "attention": 1 / K,
+                "contribution": value,
+                **part,
+            }
+            for k, value in enumerate(adds)
+        ],
+        "truth": None if number % 10 == 0 else truth,
+        "name": f"bird-{number}",
+        "picture": f"pictures/bird-{number}.webp",
+        "bytes": 1,
+        "modified": 1,
+    }
+
+
+def make(folder, count):
+    """A folder as ``explain`` leaves it; its pictures are links to one."""
+    rng = np.random.default_rng(0)
+    lines = [line(number, rng, count) for number in range(count)]
+    parts = [Part(k, ("part 0", SCRIPT, "crown", "part 3", "part 4")[k], k == 4, k in (1, 2)) for k in range(K)]
+    settings = {"run": SCRIPT, "weights": "0" * 64, "parts": [asdict(part) for part in parts], "view": "whole"}
+    write_json(folder / "settings.json", settings | {"pictures": "webp"})
+    (folder / "explanations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (folder / "left_out.jsonl").write_text('{"source": "x.jpg", "reason": "empty"}\n' * 3)
+    Image.new("RGB", (64, 48), "teal").save(folder / "one.webp")
+    for place in ("pictures", "thumbnails"):
+        (folder / place).mkdir()
+        for one in lines:
+            os.link(folder / "one.webp", folder / place / f"{one['name']}.webp")
+    gallery.write(folder)
+    return lines
+
+
+class Scripts(html.parser.HTMLParser):
+    """What a parser takes for scripts, and for elements."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.scripts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(tag)
+        if tag == "script":
+            self.scripts.append([dict(attrs), ""])
+
+    def handle_endtag(self, tag):
+        self.elements.append(f"/{tag}")
+
+    def handle_data(self, data):
+        if self.elements and self.elements[-1] == "script":
+            self.scripts[-1][1] += data
+
+
+def test_the_page_holds_what_was_explained_and_nothing_acts(tmp_path):
+    lines = make(tmp_path, 40)
+    page = (tmp_path / "gallery.html").read_text()
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?!data:)\w", page.split("<script>")[0])
+    (kind, data), (_, script) = Scripts(page).scripts
+    assert kind == {"type": "application/json", "id": "data"}
+    policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{policy}'\"" in page
+    content = json.loads(data)
+    labels = content["about"]["labels"]
+    assert len(content["rows"]) == 40
+    for row, one in zip(content["rows"], lines, strict=True):
+        assert (row[0], labels[row[2]]) == (one["source"].replace("\udc80", "\ufffd"), one["label"])
+        assert (labels[row[5]] if row[5] >= 0 else None) == one["truth"]
+        assert row[3] == pytest.approx(one["probability"], abs=1e-4)
+        assert sum(row[9]) + row[8] == pytest.approx(one["logit"] + one["constant"], abs=1e-6)
+    assert [part["name"] for part in content["about"]["parts"]] == ["part 0", SCRIPT, "crown", "part 3", "part 4"]
+
+
+def test_a_folder_without_images_has_a_page(tmp_path):
+    make(tmp_path, 0)
+    assert '"rows":[\n]}' in (tmp_path / "gallery.html").read_text()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no settings\.json"):
+        gallery.write(tmp_path)
+
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --enable-logging=stderr --window-size=1280,900 --virtual-time-budget=20000"
+)
+VISIT = (Path(__file__).parent / "visit_gallery.js").read_text()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_shows_ten_thousand(tmp_path):
+    count = 10_000
+    folder = tmp_path / "a #1 100% folder"
+    folder.mkdir()
+    lines = make(folder, count)
+    digest = base64.b64encode(hashlib.sha256(VISIT.encode()).digest()).decode()
+    page = (folder / "gallery.html").read_text()
+    visited = folder / "visited.html"
+    visited.write_text(
+        page.replace("script-src '", f"script-src 'sha256-{digest}' '").replace("</body>", f"<script>{VISIT}</script>")
+    )
+    command = [BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", visited.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (said,) = [one for one in done.stderr.splitlines() if "CONSOLE" in one]
+    found = json.loads(base64.b64decode(re.search(r"FOUND([\w+/=]+)", said)[1]))
+    print(f"opened in {found['opened']:.0f} ms")
+
+    def of(*conditions):
+        return f"{sum(all(condition(one) for condition in conditions) for one in lines):,} of {count:,}"
+
+    def occurrence(one):
+        return round(100 * one["parts"][2]["occurrence"])
+
+    assert found["count"] == of()
+    assert 60 <= found["cards"] <= 600
+    assert 60 <= found["middle"] <= 600
+    assert found["painted"] == 64
+    assert found["same"]
+    assert found["filters"] == {
+        "label=0": of(lambda one: one["label"] == LABELS[0]),
+        "part=2": of(lambda one: max(one["parts"], key=lambda part: part["contribution"])["part"] == 2),
+        "role=occurs": of(lambda one: occurrence(one) >= 50),
+        "role=lacks": of(lambda one: occurrence(one) < 50),
+        "least=25": of(lambda one: round(one["probability"], 4) >= 0.25),
+        "most=75": of(lambda one: round(one["probability"], 4) <= 0.75),
+        "answer=1": of(lambda one: one["answer"] == "unsure"),
+        "correct=wrong": of(lambda one: one["truth"] not in (None, one["label"])),
+        "correct=open": of(lambda one: one["truth"] is None),
+        "find=77 WREN": of(lambda one: all(word in f"{one['source']} {one['label']}" for word in ("77", "wren"))),
+    }
+    last, second = lines[-1], lines[-2]
+    assert found["first"] == f"{lines[0]['label']}\n{lines[0]['source']}".replace("\udc80", "\ufffd")
+    assert found["title"] == f"{last['label']} 100.0 %"
+    assert found["source"] == last["source"].replace("\udc80", "\ufffd")
+    assert found["second"] == second["source"].replace("\udc80", "\ufffd")
+    assert found["picture"] == 64
+    parts = sorted(last["parts"], key=lambda part: -part["contribution"])
+    names = {1: SCRIPT, 2: "crown"}
+    shown = [(f"{part['part']}{names.get(part['part'], '')}", part["contribution"]) for part in parts]
+    expected = [f"{name}{value:+.2f}".replace("+-", "-") for name, value in [*shown, ("constant", 0.5)]]
+    assert [row.replace("\N{MINUS SIGN}", "-") for row in found["rows"]] == expected
+    assert found["closed"]
+    assert found["nothing"] == "No image fits these filters."
+    assert found["fetched"] == []

