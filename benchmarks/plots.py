@@ -1,6 +1,6 @@
 """Pictures of the newest rows of ``results/``: a bar for every provider and mode, medians with p20 and p80.
 
-python -m benchmarks.plots                  # draws benchmarks/plots/*.svg anew
+python -m benchmarks.plots                  # draws docs/plots/*.svg anew
 
 Each picture holds the sum of the rows that it was drawn from, so that a test finds the one that is older than its rows.
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from benchmarks import report, step_parts
 from pipelines.files import atomic_write
 
-FOLDER = Path(__file__).parent / "plots"
+FOLDER = report.ROOT / "docs" / "plots"
 BAR = 0.34  # inches
 _SUM = re.compile(r"rows ([0-9a-f]{64})")
 
