@@ -2,6 +2,7 @@
 # make demo       draw birds, train, evaluate, report: runs/demo/report.html (SEED=0)
 # make test       lint, types, import contracts, tests and the kernels' gate
 # make lint       lint, types and import contracts only
+# make docs       these pages and the API reference as a site: site/index.html
 # make gate       what the kernels compile to, for three architectures; make gate-triton-3.6 with that version
 # make bench-gpu  what a GPU is measured for, in parts that can be resumed (ARGS="--dry-run", --smoke on a CPU)
 # make clean      remove the demo's files and the virtual environment
@@ -11,7 +12,7 @@ SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint gate gate-triton-3.6 bench-gpu clean
+.PHONY: help demo test lint docs gate gate-triton-3.6 bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +41,9 @@ test: lint
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m gpu
 	$(MAKE) gate
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 gate: $(READY)
 	$(BIN)/python -m benchmarks.kernel_resources
 
@@ -54,4 +58,4 @@ bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 clean:
-	rm -rf .venv .triton-3.6 data/birds runs/demo
+	rm -rf .venv .triton-3.6 data/birds runs/demo site
