@@ -2,7 +2,7 @@
 
 python -m benchmarks.bench_kernels --dry-run             bytes, operations and floor of every case, on any machine
 python -m benchmarks.bench_kernels [--record]            the table, on a GPU; --record appends to results/kernels.csv
-python -m benchmarks.bench_kernels --table               the README's table from the recorded rows
+python -m benchmarks.bench_kernels --table               the recorded rows as a Markdown table
 
 Providers take turns in every round, so that clocks and temperature favour no one. Cold means that 256 MB are written
 between two calls, more than any L2 cache; warm means that the same call came just before. ``graph`` calls are replayed
