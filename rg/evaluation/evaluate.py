@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from pipelines.batches.loader import Loader
-from pipelines.files import atomic_write, sha256, write_json
+from pipelines.files import atomic_write, json_line, sha256, write_json
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location, resolve
 from rg.config import EvaluationConfig, RunConfig, flatten
@@ -107,8 +106,7 @@ def evaluate(
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
     with atomic_write(run / of_view(PREDICTIONS, view)) as file:
-        for line in lines:
-            file.write((json.dumps(line) + "\n").encode())
+        file.writelines(map(json_line, lines))
     return result
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from pipelines.files import atomic_write, sha256
+from pipelines.files import atomic_write, read_json_lines, sha256
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location
@@ -94,7 +94,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     if "imported" in record:
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
-    history = _read_lines(run / HISTORY, "train")
+    history = _read_lines(run / HISTORY, "train", drop_half_line=True)
     manifest = _find_data(metrics, data)
     if manifest.classes != classes.names:
         raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
@@ -170,13 +170,11 @@ def _pictures(
     return cards, spots
 
 
-def _read_lines(path: Path, verb: str) -> list[dict[str, Any]]:
+def _read_lines(path: Path, verb: str, drop_half_line: bool = False) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
+        return list(read_json_lines(path, drop_half_line))
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected one JSON value per line ({error})") from None
 
 
 def _find_data(metrics: Mapping[str, Any], data: Location | None) -> Manifest:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pipelines.files import sha256
+from pipelines.files import read_json_lines, sha256
 from rg import recipes
 from rg.config import RunConfig, View, differences
 from rg.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, load_config, of_view, read_json
@@ -314,7 +314,8 @@ def _circumstances(folder: Path, config: RunConfig, metrics: Mapping[str, Any], 
     """What is not as published, beside settings: weights from elsewhere, an unfinished run, other data."""
     found = ["weights imported"] * imported
     if not imported and (folder / HISTORY).is_file():
-        epoch = max((json.loads(line)["epoch"] for line in (folder / HISTORY).read_text().splitlines()), default=0)
+        history = read_json_lines(folder / HISTORY, drop_half_line=True)
+        epoch = max((record["epoch"] for record in history), default=0)
         if epoch < config.train.epochs:
             found.append(f"trained {epoch:g} of {config.train.epochs} epochs")
     found += [f"data prepared with {name} {json.dumps(value)}" for name, value in metrics.get("options", {}).items()]

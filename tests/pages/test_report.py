@@ -435,6 +435,13 @@ def test_it_refuses_what_it_cannot_report(copy, tmp_path):
         report(copy)
 
 
+def test_half_a_line_of_a_killed_run_is_no_record(copy, page):
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    curve = r'class="curve" d="[^"]+"'
+    assert re.findall(curve, report(copy).read_text()) == re.findall(curve, page)
+
+
 def test_data_may_move(run, copy, page):
     data = json.loads((run / "metrics.json").read_text())["data"]
     edit(copy / "metrics.json", data="/nowhere")
