@@ -6,7 +6,6 @@ and stability (``stability``), each of the class that the model names.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
@@ -38,6 +36,7 @@ from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
 from rg.runs.folder import FAITHFUL, RECORD, WEIGHTS, load_model, read_json
+from rg.runs.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,7 @@ def _measure(
     factors = factorize(model, images(), len(samples), config.model.grouping.num_parts, how.seed)
     account = _Account(model, methods(model, factors, how.integration, how.seed), how)
     removal = Removal(model, batch_size)
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=len(samples), desc=KINDS[config.model.kind], unit="image", disable=hidden, leave=False) as bar:
+    with progress_bar(total=len(samples), desc=KINDS[config.model.kind]) as bar:
         for batch in _batches(model, config, samples, batch_size):
             classes, maps = account.add(batch)
             if drawn is not None:

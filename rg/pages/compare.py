@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
@@ -32,6 +30,7 @@ from rg.pages.numbers import percent
 from rg.pages.templates import template
 from rg.runs import inputs
 from rg.runs.folder import WEIGHTS, Classes, load_model
+from rg.runs.progress import progress_bar
 
 PAGE, RECORD = "compare.html", "compare.json"
 STEPS = 32  # of Integrated Gradients
@@ -191,8 +190,7 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
     factors = factorize(side.model, pixels, len(pixels), parts, side.config.seed)
     found = methods(side.model, factors, STEPS, side.config.seed)
     shown = {key: one for key, one in found.items() if key not in side.left_out}
-    hidden = not sys.stderr.isatty()
-    for one, image in zip(tqdm(seen, side.title, unit="image", disable=hidden, leave=False), pixels, strict=True):
+    for one, image in zip(progress_bar(seen, desc=side.title), pixels, strict=True):
         with torch.no_grad():
             logits = side.model(image).logits.float()
         probabilities = torch.sigmoid(logits) if side.classes.multi_label else torch.softmax(logits, 1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from pipelines.files import atomic_write, read_json_lines, sha256
 from pipelines.shards import reader
@@ -34,6 +32,7 @@ from rg.pages.showcase import Prediction
 from rg.pages.templates import template
 from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, WEIGHTS, load_config, read_json
 from rg.runs.part_names import Part
+from rg.runs.progress import progress_bar
 
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
@@ -191,8 +190,7 @@ def _explain(
 ) -> Iterator[Explanation]:
     """Explanations of samples as they are tested, cut to what the model saw, one by one; the truth is their rival."""
     samples = reader.read(data, split, [prediction["key"] for prediction in predictions])
-    hidden = not sys.stderr.isatty()
-    bar = tqdm(samples, desc="explain", total=len(predictions), unit="image", disable=hidden, leave=False)
+    bar = progress_bar(samples, desc="explain", total=len(predictions))
     for sample, prediction in zip(bar, predictions, strict=True):
         truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
         image = Image.open(io.BytesIO(sample.jpeg))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from rg.distributed.host_copy import HostCopy
 from rg.model.losses import classification_loss, occurrence_prior_loss
 from rg.model.region_grouping import ModelOutput
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
+from rg.runs.progress import progress_bar
 from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoints, Found
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
@@ -302,8 +302,9 @@ class Loop:
             logger.info("step %d/%d %s eta %s", self.step, self.total, text, tqdm.format_interval(left))
 
     def _bar(self) -> tqdm:
-        hidden = not (self.is_main and sys.stderr.isatty())
-        return tqdm(total=self.total, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+        return progress_bar(
+            total=self.total, initial=self.step, unit="step", leave=True, shown=self.is_main, dynamic_ncols=True
+        )
 
     @contextmanager
     def _log(self) -> Iterator[None]:
