@@ -126,7 +126,7 @@ def import_authors(arguments: Arguments) -> None:
     dataset = DATASETS.get(args.recipe.removesuffix("_authors"), manifest.dataset)
     if manifest.dataset != dataset:
         raise ValueError(f"--data: {args.recipe} is for {dataset}, got shards of {manifest.dataset}")
-    classes = Classes(manifest.classes, manifest.multi_label)
+    classes = Classes.of(manifest)
     command = shlex.join(["python", "-m", "rg", "import", *arguments])
     import_checkpoint(args.checkpoint, config, classes, args.out, command, args.recipe)
     print(args.out)

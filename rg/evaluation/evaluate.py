@@ -63,11 +63,7 @@ def evaluate(
     model, config, classes = load_model(run)
     how = settings or config.evaluation
     manifest = Manifest.load(data)
-    if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
-        raise ValueError(
-            f"--data: {data} has {len(manifest.classes)} classes ({', '.join(manifest.classes[:2])}, ...), which are "
-            f"not the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of {run}"
-        )
+    classes.check(Classes.of(manifest), "--data", run)
     _check(how, classes, manifest)
     if "whole" in (how.view, how.landmark_view) and not model.backbone.takes_any_size(config.input.test_size[1]):
         raise ValueError(

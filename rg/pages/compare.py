@@ -125,7 +125,7 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
     files = find_images(paths, out)
     sides = [Side(run, *load_model(run))]
     if plain:
-        sides.append(_plain_side(plain, sides[0].classes))
+        sides.append(_plain_side(plain, sides[0]))
     for side in sides:
         side.model.to(pick_device(device))
     seen: list[list[_Seen]] = [[] for _ in sides]
@@ -162,16 +162,12 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
     return out / PAGE
 
 
-def _plain_side(run: Path, classes: Classes) -> Side:
-    model, config, found = load_model(run)
+def _plain_side(run: Path, main: Side) -> Side:
+    model, config, classes = load_model(run)
     if isinstance(model, RegionGroupingModel):
         raise ValueError(f"--plain: expected the run of a plain network (model.kind), got one with parts: {run}")
-    if found != classes:
-        raise ValueError(
-            f"--plain: expected the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of RUN, "
-            f"got {len(found.names)} ({', '.join(found.names[:2])}, ...) in {run}"
-        )
-    return Side(run, model, config, found, frozenset(BASELINES) | PARTS_NEEDED)
+    main.classes.check(classes, "--plain", main.run)
+    return Side(run, model, config, classes, frozenset(BASELINES) | PARTS_NEEDED)
 
 
 def _see(image: Image.Image, window: Window) -> _Seen:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.files import atomic_write, read_json_lines, sha256
+from pipelines.files import atomic_write, read_json_lines
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location
@@ -30,7 +30,7 @@ from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
 from rg.pages.showcase import Prediction
 from rg.pages.templates import template
-from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, WEIGHTS, load_config, read_json
+from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, Classes, check_weights, load_config, read_json
 from rg.runs.part_names import Part
 from rg.runs.progress import progress_bar
 
@@ -86,8 +86,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = read_json(run / METRICS), read_json(run / RECORD)
-    if metrics["weights"] != sha256(run / WEIGHTS):
-        raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
+    check_weights(run, metrics["weights"], "evaluate")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
     if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
@@ -95,8 +94,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
     history = _read_lines(run / HISTORY, "train", drop_half_line=True)
     manifest = _find_data(metrics, data)
-    if manifest.classes != classes.names:
-        raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
+    classes.check(Classes.of(manifest), "--data", run)
 
     explainer = Explainer.load(run)
     cards, spots = _pictures(explainer, data or metrics["data"], manifest, metrics, predictions)

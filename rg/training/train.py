@@ -129,7 +129,7 @@ def _set_up(
 ) -> Loop:
     ranks = group.ranks
     manifest = group.together(lambda: Manifest.load(data))
-    classes = Classes(manifest.classes, manifest.multi_label)
+    classes = Classes.of(manifest)
     how = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
     group.together(lambda: micro_batches(config, ranks.world_size))
     group.together(lambda: check_compiler(config, ranks.device))
@@ -231,11 +231,7 @@ def _check_run_folder(
             f"--resume: {out} was started with {name} = {before!r}, now it is {after!r}"
             + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
         )
-    if trained_classes != classes:
-        raise ValueError(
-            f"--data: the {len(classes.names)} classes of the data are not the {len(trained_classes.names)} classes "
-            f"that {out} was started with"
-        )
+    trained_classes.check(classes, "--data", out)
     before = read_json(out / RECORD)["data"]["shards"]
     if before != _shard_sums(manifest):
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")

@@ -1,5 +1,6 @@
 """Training through the command line: what it writes, that it resumes exactly, and what it refuses."""
 
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines.shards import writer
-from pipelines.shards.manifest import Schema
+from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
 from rg.config import OptimizerConfig
 from rg.evaluation.evaluate import evaluate
@@ -167,6 +168,22 @@ def test_a_run_folder_is_not_overwritten(small_birds, finished, more, changed, m
     assert (result.returncode, result.stdout) == (2, "")
     assert message in result.stderr
     assert (finished / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changed,message",
+    [
+        ({"classes": ("wren", "robin", "jay", "owl")}, "got 4 classes, but number "),
+        ({"classes": ("wren", "robin"), "super_categories": ()}, "got 2 classes\n"),
+        ({"multi_label": True}, "got 4 attributes\n"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_classes(small_birds, finished, tmp_path, changed, message):
+    data = shutil.copytree(small_birds, tmp_path / "data")
+    dataclasses.replace(Manifest.load(data), **changed).save(data)
+    result = run(data, finished, "--resume")
+    assert result.returncode == 2
+    assert f"--data: expected the 4 classes of {finished}, {message}" in result.stderr
 
 
 def test_a_run_without_its_checkpoints_is_not_overwritten(small_birds, finished, tmp_path):
