@@ -136,13 +136,13 @@ class Group:
         return result  # type: ignore[return-value]  # of T, as no rank has a reason
 
     def _stop_if_any(self, reason: str | None) -> None:
-        found = self.collect((self.ranks.name, reason))
-        given = {reason for _, reason in found if reason}
-        if not given:
+        by_rank = self.collect((self.ranks.name, reason))
+        reasons = {reason for _, reason in by_rank if reason}
+        if not reasons:
             return
-        if all(reason for _, reason in found) and len(given) == 1:
-            raise GroupError(given.pop())
-        raise GroupError("; ".join(f"{name}: {reason}" for name, reason in found if reason))
+        if all(reason for _, reason in by_rank) and len(reasons) == 1:
+            raise GroupError(reasons.pop())
+        raise GroupError("; ".join(f"{name}: {reason}" for name, reason in by_rank if reason))
 
 
 class _Gather(torch.autograd.Function):
@@ -157,8 +157,8 @@ class _Gather(torch.autograd.Function):
         message[rows * width :] = flags
         messages = [torch.empty_like(message) for _ in sizes]
         dist.all_gather(messages, message)
-        parts = [one[: size * width].view(size, width) for one, size in zip(messages, sizes, strict=True)]
-        all_flags = torch.stack([one[rows * width :] for one in messages]).float()
+        parts = [received[: size * width].view(size, width) for received, size in zip(messages, sizes, strict=True)]
+        all_flags = torch.stack([received[rows * width :] for received in messages]).float()
         ctx.mark_non_differentiable(all_flags)
         return torch.cat(parts).to(x.dtype), all_flags
 

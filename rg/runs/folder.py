@@ -175,13 +175,13 @@ def load_region_grouping(run: Path) -> tuple[RegionGroupingModel, RunConfig, Cla
     return model, config, classes
 
 
-def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+def _misfit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
     """The first tensor that is not as expected, None if all are."""
-    for name in [*expected, *found]:
-        if name not in found:
+    for name in [*expected, *weights]:
+        if name not in weights:
             return f"{name} is missing"
         if name not in expected:
             return f"{name} is not expected"
-        if expected[name].shape != found[name].shape:
-            return f"{name}: expected shape {list(expected[name].shape)}, got {list(found[name].shape)}"
+        if expected[name].shape != weights[name].shape:
+            return f"{name}: expected shape {list(expected[name].shape)}, got {list(weights[name].shape)}"
     return None

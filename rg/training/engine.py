@@ -72,7 +72,7 @@ class Engine:
         config: Of the run.
         group: All ranks.
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
-        how: DeepSpeed settings of how the ranks share the work, see ``read_settings``.
+        deepspeed_settings: How the ranks share the work, see ``read_settings``.
         momentum: Of the optimiser by the names of the parameters, zero if None.
 
     Attributes:
@@ -87,7 +87,7 @@ class Engine:
         config: RunConfig,
         group: Group,
         steps_per_epoch: int,
-        how: Mapping[str, Any] | None = None,
+        deepspeed_settings: Mapping[str, Any] | None = None,
         momentum: Mapping[str, Tensor] | None = None,
     ) -> None:
         ranks = group.ranks
@@ -118,7 +118,7 @@ class Engine:
                 model=model.to(ranks.device),
                 optimizer=self._sgd,
                 dist_init_required=False,
-                config=_settings(config, max(self.sizes), ranks.world_size) | dict(how or {}),
+                config=_settings(config, max(self.sizes), ranks.world_size) | dict(deepspeed_settings or {}),
             )
         self._sharded = self._engine.zero_optimization()
         if not self._sharded:
@@ -224,10 +224,10 @@ class Engine:
             return
         reduce = self._engine.allreduce_bucket
 
-        def reduce_and_copy(gradients: list[Tensor], *how: Any) -> None:
+        def reduce_and_copy(gradients: list[Tensor], *options: Any) -> None:
             # As runs of numbers: autograd gives gradients the strides of their parameters, the same on all ranks.
             runs = [gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients]
-            torch._foreach_copy_(runs, self._engine.unflatten(reduce(runs, *how), runs))
+            torch._foreach_copy_(runs, self._engine.unflatten(reduce(runs, *options), runs))
 
         self._engine.allreduce_and_copy = reduce_and_copy
 
@@ -285,7 +285,7 @@ def check_compiler(config: RunConfig, device: torch.device) -> None:
         )
 
 
-WHAT = {
+SET_BY = {  # settings of DeepSpeed that say what is trained, and the settings of a run that decide them
     "fp16": "train.precision",
     "bf16": "train.precision",
     "torch_autocast": "train.precision",
@@ -317,8 +317,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"--deepspeed: {path}: expected an object of settings, got {type(content).__name__}")
     for name in content:
-        if name in WHAT:
-            raise ValueError(f"--deepspeed: {path} sets {name}, which is set by {WHAT[name]}; it may only say how")
+        if name in SET_BY:
+            raise ValueError(f"--deepspeed: {path} sets {name}, which is set by {SET_BY[name]}; it may only say how")
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in range(LARGEST_STAGE + 1):
         raise ValueError(

@@ -42,8 +42,8 @@ class Meter:
     def read(self, engine: Engine) -> dict[str, float]:
         """Means over the images of all ranks, none if all steps were left out; starts anew."""
         seconds = time.perf_counter() - self._began
-        told = torch.cat([self._sums, self._sums.new_tensor([self._images])])
-        *sums, count, images = engine.group.sum(told.to(engine.group.ranks.device)).tolist()
+        own = torch.cat([self._sums, self._sums.new_tensor([self._images])])
+        *sums, count, images = engine.group.sum(own.to(engine.group.ranks.device)).tolist()
         record = {name: total / count for name, total in zip(MEANS, sums, strict=True) if count}
         record |= {"lr": engine.lr, "images_per_second": images / seconds, "data_wait": self._waited / seconds}
         self._sums = torch.zeros_like(self._sums)

@@ -26,7 +26,7 @@ from rg.model.losses import classification_loss, occurrence_prior_loss
 from rg.model.region_grouping import ModelOutput
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
-from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoints, Found
+from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoint, Checkpoints
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
 
@@ -75,12 +75,12 @@ class Loop:
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
 
-    def resume(self, found: Found) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Go on behind a checkpoint; with another number of ranks, all but their own random states goes on exactly."""
-        state = found.manifest
+        state = checkpoint.manifest
         self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
         self.accuracy = state["score"]
-        own = found.own()
+        own = checkpoint.own()
         counters = json.loads(bytes(own["counters"].tolist())) if own else state["counters"]
         if not own and not self.is_main:
             counters = dict.fromkeys(counters, 0) | {"meter": None}
