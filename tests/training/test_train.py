@@ -117,6 +117,11 @@ assert abs(total - explanation.logit) < 1e-4 and explanation.attribution.shape =
 """
 
 
+def test_a_run_says_what_it_is_about_to_do(finished):
+    first = (finished / "train.log").read_text().splitlines()[0]
+    assert re.search(r"train 12 steps \(3 epochs of 4\) on (cpu|cuda:0), global batch 8 over 1 rank$", first)
+
+
 def test_the_model_explains_without_dali_and_deepspeed(finished):
     result = subprocess.run([sys.executable, "-c", WITHOUT, finished], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -140,7 +145,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(small_birds, finished, tmp_path,
         assert (out / "model.safetensors").exists()
     result = run(small_birds, out, "--auto-resume", train__peer_timeout=99)
     assert result.returncode == 0, result.stderr
-    assert "continue at" in result.stderr
+    assert re.search(r"continue at step \d+ of 12 \(3 epochs of 4\) on ", result.stderr)
     record = json.loads((out / "run.json").read_text())
     (session,) = record["resumed"]
     # Checkpoints are written in the background: that of step 8 need not be whole when the run is killed.
@@ -358,6 +363,7 @@ def test_a_signal_that_comes_late_changes_nothing(small_birds, tmp_path):
     result = subprocess.run([sys.executable, "-c", LATE, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "SIGTERM" in result.stderr
+    assert "train 4 steps (1 epoch of 4) on " in result.stderr
 
 
 @pytest.mark.parametrize(
