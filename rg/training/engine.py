@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines import plan
 from rg.config import OptimizerConfig, RunConfig
 from rg.distributed import batch_norm
-from rg.distributed.group import Group
+from rg.distributed.group import Group, collectives
 from rg.distributed.ranks import exported
 from rg.model.build import Model
 from rg.model.plain import PlainOutput
@@ -65,7 +65,7 @@ class SGD(torch.optim.SGD):
 
 
 class Engine:
-    """Forward, backward and step of one rank.
+    """Forward, backward and step of one rank; all raise a ``PeerLostError`` if another one is lost.
 
     Args:
         model: On the CPU; moves to the device of the rank.
@@ -112,7 +112,7 @@ class Engine:
         self._base_lrs = [group["lr"] for group in self._sgd.param_groups]
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-        with exported(ranks):
+        with exported(ranks), collectives():
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device),
@@ -145,11 +145,13 @@ class Engine:
 
     def __call__(self, images: Tensor) -> ModelOutput | PlainOutput:
         """Images [N, 3, H, W] on any device -> output of the model."""
-        return self._engine(images.to(self.group.ranks.device, non_blocking=True))
+        with collectives():  # of batch norm
+            return self._engine(images.to(self.group.ranks.device, non_blocking=True))
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro batch; the loss is that of this rank's share, and is averaged over the ranks."""
-        self._engine.backward(loss)
+        with collectives():
+            self._engine.backward(loss)
 
     def step(self, number: int, last: bool, skip: bool = False) -> None:
         """Call after every micro batch; the last one ends optimiser step ``number`` (from 0), which may be left out."""
@@ -159,7 +161,8 @@ class Engine:
                 parameters["lr"] = lr * scale
             self.lr = self._sgd.param_groups[0]["lr"]
         self._sgd.skip = skip
-        self._engine.step()
+        with collectives():
+            self._engine.step()
 
     @property
     def share(self) -> float:
@@ -210,7 +213,8 @@ class Engine:
             return {}
         if self._sharded:
             named = self.model.named_parameters()
-            return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
+            with collectives():
+                return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
         return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self.model.named_parameters()}
 
     def _shorten_reduction(self) -> None:

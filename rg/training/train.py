@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pipelines import plan
@@ -31,7 +30,7 @@ from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten
 from rg.distributed import ranks
 from rg.distributed.agreement import agree
-from rg.distributed.group import Group, GroupError, connect
+from rg.distributed.group import Group, GroupError, PeerLostError, connect
 from rg.distributed.heartbeat import Heartbeat
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
@@ -98,18 +97,11 @@ def train(
         if group.ranks.local_rank == 0:  # once for every host
             raise
         raise SystemExit(DIVERGED if isinstance(error, FloatingPointError) else BAD_INPUT) from None
-    except (dist.DistError, RuntimeError) as error:
-        if _is_broken_connection(error):
+    except BaseException as error:
+        if isinstance(error, PeerLostError):
             heartbeat.cut_off()
         heartbeat.fail(_reason(error))
         raise
-    except BaseException as error:
-        heartbeat.fail(_reason(error))
-        raise
-
-
-def _is_broken_connection(error: Exception) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower()
 
 
 def _reason(error: BaseException) -> str:

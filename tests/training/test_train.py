@@ -21,7 +21,10 @@ from safetensors.torch import load_file, save_file
 from pipelines.shards import writer
 from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
-from rg.config import OptimizerConfig
+from rg.config import OptimizerConfig, RunConfig
+from rg.distributed.group import Group, PeerLostError
+from rg.distributed.heartbeat import Heartbeat
+from rg.distributed.ranks import Ranks
 from rg.evaluation.evaluate import evaluate
 from rg.runs.folder import load_model
 
@@ -364,6 +367,33 @@ def test_a_signal_that_comes_late_changes_nothing(small_birds, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "SIGTERM" in result.stderr
     assert "train 4 steps (1 epoch of 4) on " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error,expected",
+    [
+        (PeerLostError("Connection closed by peer"), ["cut off", "Connection closed by peer"]),
+        (RuntimeError("the connection to the database was closed"), ["the connection to the database was closed"]),
+        (RuntimeError("gloo: broken"), ["gloo: broken"]),
+        (ConnectionError("Connection reset by peer"), ["Connection reset by peer"]),
+    ],
+)
+def test_only_a_lost_rank_is_waited_for(monkeypatch, tmp_path, error, expected):
+    """The heartbeat judges what happened; any other error is this rank's own, and ends the others at once."""
+    from rg.training.train import train
+
+    def fail(*_: object) -> None:
+        raise error
+
+    calls = []
+    monkeypatch.setattr("rg.training.train.connect", lambda *_: Group(Ranks()))
+    monkeypatch.setattr("rg.training.train._set_up", fail)
+    monkeypatch.setattr(Heartbeat, "cut_off", lambda _: calls.append("cut off"))
+    monkeypatch.setattr(Heartbeat, "fail", lambda _, reason: calls.append(reason))
+    with pytest.raises(type(error)) as caught:
+        train(RunConfig(), tmp_path, tmp_path / "run")
+    assert caught.value is error
+    assert calls == expected
 
 
 @pytest.mark.parametrize(
