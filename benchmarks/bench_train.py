@@ -30,6 +30,7 @@ from benchmarks.tools.options import at_least
 from pipelines.batches.loader import Batch
 from rg import recipes
 from rg.config import RunConfig
+from rg.training.step_flags import StepFlags
 
 RESULTS = ledger.RESULTS / "train.csv"
 WARM_UP = 3  # steps
@@ -85,7 +86,7 @@ def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str
     stream = _Stream(cached, VARIANTS[variant].memory_format)
     spent: dict[str, list[float]] = {"step": [], "wait": []}
 
-    def timed(loop: Loop, source: Iterator[Batch]) -> tuple[int, bool]:
+    def timed(loop: Loop, source: Iterator[Batch]) -> StepFlags:
         stream.source = source
         stream.prepare()
         began = time.perf_counter()

@@ -31,6 +31,7 @@ from benchmarks.tools.options import at_least
 from pipelines.batches.loader import Batch
 from rg import recipes
 from rg.config import RunConfig
+from rg.training.step_flags import StepFlags
 
 RESULTS = ledger.RESULTS / "step_parts.csv"
 WARM_UP = bench_train.WARM_UP
@@ -118,7 +119,7 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
     batches: list[Batch] = []
     profiler = torch.profiler.profile() if operators else None
 
-    def timed_step(loop: Loop, stream: Iterator[Batch]) -> tuple[int, bool]:
+    def timed_step(loop: Loop, stream: Iterator[Batch]) -> StepFlags:
         if not batches:
             batch, layout = next(stream), bench_train.VARIANTS[variant].memory_format
             batches.append(dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout)))

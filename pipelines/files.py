@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, their sums, and folders that one process at a time writes into."""
+"""Files that are written whole or not at all, their sums, lines of JSON, and folders that one process writes into."""
 
 from __future__ import annotations
 
@@ -42,6 +42,33 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, all or nothing."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def json_line(content: Mapping[str, Any]) -> bytes:
+    """An object as a line of a file for ``read_json_lines``."""
+    return json.dumps(content).encode() + b"\n"
+
+
+def read_json_lines(path: Path, drop_half_line: bool = False) -> Iterator[dict[str, Any]]:
+    """The objects of a file that holds one in every line, one after the other.
+
+    Args:
+        path: The file.
+        drop_half_line: Leave out half a line at the end, which a killed process leaves behind; else it is an error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no JSON.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                content = json.loads(line)
+            except ValueError as error:
+                if drop_half_line and not line.endswith(b"\n"):
+                    return
+                raise ValueError(f"{path}: expected one JSON value per line, got line {number} ({error})") from None
+            yield content
 
 
 @contextlib.contextmanager

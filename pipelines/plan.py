@@ -98,8 +98,8 @@ def shard_range(size: int, rank: int, world_size: int) -> tuple[int, int]:
 def steps_per_epoch(size: int, global_batch: int) -> int:
     """Optimiser steps of a training epoch: the first number of steps that reads ``size`` samples or more.
 
-    All ranks take equally many full batches, nothing is padded, and what an epoch reads too much it does not read in
-    the next.
+    All ranks take equally many full batches and nothing is padded. Samples that the last step reads beyond the end of
+    an epoch are the first of the next epoch, which does not read them again.
     """
     if size < 1 or global_batch < 1:
         raise ValueError(f"expected at least one sample and a batch of at least 1, got {size} and {global_batch}")

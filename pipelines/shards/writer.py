@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pipelines.files import atomic_write, locked, sha256
+from pipelines.files import atomic_write, json_line, locked, read_json_lines, sha256
 from pipelines.shards import samples
 from pipelines.shards.index import Entry, index_text
 from pipelines.shards.manifest import (
@@ -179,7 +179,7 @@ def _write(
             contextlib.closing(run(partial(_write_shard, out, sources, schema), todo, jobs)) as results,
         ):
             for task, result in results:
-                record.write(_line({"name": task.name} | asdict(result)))
+                record.write(json_line({"name": task.name} | asdict(result)))
                 record.flush()
                 os.fsync(record.fileno())
                 written[task.name] = result
@@ -313,7 +313,8 @@ def _continue(out: Path, plan: Manifest, counts: Mapping[str, int]) -> dict[str,
     if foreign:
         raise ValueError(f"{out}: holds {foreign[0]}, which this program did not write; choose an empty folder")
     written: dict[str, _Written] = {}
-    if started and (lines := _lines(out / UNFINISHED)):
+    lines = list(read_json_lines(out / UNFINISHED, drop_half_line=True)) if started else []
+    if lines:
         try:
             made, found = Manifest.from_json(lines[0]["plan"]), dict(lines[0]["counts"])
             written = {line["name"]: _written(line) for line in lines[1:]}
@@ -325,8 +326,8 @@ def _continue(out: Path, plan: Manifest, counts: Mapping[str, int]) -> dict[str,
         _refuse_changes(out, made, found, plan, counts)
     kept = {name: done for name, done in written.items() if done.shard and not size_problems(out, done.shard)}
     with atomic_write(out / UNFINISHED) as record:
-        record.write(_line({"plan": plan.to_json(), "counts": counts}))
-        record.writelines(_line({"name": name} | asdict(done)) for name, done in kept.items())
+        record.write(json_line({"plan": plan.to_json(), "counts": counts}))
+        record.writelines(json_line({"name": name} | asdict(done)) for name, done in kept.items())
     files = {file for done in kept.values() if done.shard for file in (done.shard.tar, done.shard.index)}
     for name in set(names) - files - {UNFINISHED}:
         (out / name).unlink(missing_ok=True)
@@ -346,21 +347,6 @@ def _refuse_changes(
         raise ValueError(
             f"{out}: the images have changed since these shards were written ({'; '.join(counts)}); {way_out}"
         )
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    return json.dumps(content).encode() + b"\n"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a record; the last is torn where the writing of it was interrupted."""
-    lines = []
-    for line in path.read_bytes().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
 
 
 def _written(line: Mapping[str, Any]) -> _Written:

@@ -6,7 +6,6 @@ and stability (``stability``), each of the class that the model names.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
@@ -37,7 +35,8 @@ from rg.config import RunConfig
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
-from rg.runs.folder import FAITHFUL, RECORD, WEIGHTS, load_model, read_json
+from rg.runs.folder import FAITHFUL, RECORD, WEIGHTS, Classes, load_model, read_json
+from rg.runs.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def faithful(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     manifest = Manifest.load(data)
     split = split or ("test" if "test" in manifest.splits else "val")
-    loaded = [(of, *_load(of, manifest, data, device)) for of in (run, plain) if of is not None]
+    loaded = [(of, *_load(of, manifest, device)) for of in (run, plain) if of is not None]
     if plain is not None and loaded[1][2].model.kind != "plain":
         raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
     samples = _choose(data, manifest, split, how)
@@ -131,10 +130,9 @@ def faithful(
     return result
 
 
-def _load(run: Path, manifest: Manifest, data: Location, device: str) -> tuple[Model, RunConfig]:
+def _load(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]:
     model, config, classes = load_model(run)
-    if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
-        raise ValueError(f"--data: {data} has not the {len(classes.names)} classes of {run}")
+    classes.check(Classes.of(manifest), "--data", run)
     return model.requires_grad_(False).to(pick_device(device)).to(memory_format=torch.channels_last), config
 
 
@@ -165,8 +163,7 @@ def _measure(
     factors = factorize(model, images(), len(samples), config.model.grouping.num_parts, how.seed)
     account = _Account(model, methods(model, factors, how.integration, how.seed), how)
     removal = Removal(model, batch_size)
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=len(samples), desc=KINDS[config.model.kind], unit="image", disable=hidden, leave=False) as bar:
+    with progress_bar(total=len(samples), desc=KINDS[config.model.kind]) as bar:
         for batch in _batches(model, config, samples, batch_size):
             classes, maps = account.add(batch)
             if drawn is not None:

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rg import __version__
 from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
 from rg.runs.progress import image_progress
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from pipelines.drawn.birds import BirdsConfig
+    from pipelines.drawn.creatures import CreaturesConfig
+    from pipelines.drawn.split import DrawnSplit
+    from pipelines.shards.manifest import Schema
+    from pipelines.shards.writer import Source
+
+    class FileSource(Source, Protocol):
+        """A source that reads files."""
+
+        def digest(self) -> str:
+            """What changes with the files."""
+            ...
+
+    class PublishedSource(FileSource, Protocol):
+        """One split of a published data set."""
+
+        @property
+        def schema(self) -> Schema:
+            """What the numbers in its samples mean."""
+            ...
+
+
+DrawnConfig = TypeVar("DrawnConfig", bound="BirdsConfig | CreaturesConfig")
 
 
 def prepare(arguments: Arguments) -> None:
@@ -36,7 +63,12 @@ def prepare_creatures(arguments: Arguments) -> None:
 
 
 def _prepare_drawn(
-    arguments: Arguments, name: str, function: Callable[..., Any], config_class: Any, draw: Any, **counts: int
+    arguments: Arguments,
+    name: str,
+    function: Callable[[Arguments], None],
+    config_class: type[DrawnConfig],
+    draw: Callable[[DrawnConfig, str, int], DrawnSplit],
+    **counts: int,
 ) -> None:
     from pipelines.shards.manifest import Schema
 
@@ -71,7 +103,7 @@ def prepare_celeba(arguments: Arguments) -> None:
     """CelebA, aligned faces and the official partition: 40 attributes and five landmarks."""
     from pipelines.datasets.celeba import AlignedCelebA
 
-    _prepare_published(arguments, "celeba", prepare_celeba, AlignedCelebA, None)
+    _prepare_published(arguments, "celeba", prepare_celeba, AlignedCelebA, AlignedCelebA.SPLITS)
 
 
 def prepare_celeba_unaligned(arguments: Arguments) -> None:
@@ -92,15 +124,14 @@ def prepare_inat2017(arguments: Arguments) -> None:
 def _prepare_published(
     arguments: Arguments,
     name: str,
-    function: Callable[..., Any],
-    reader: Any,
-    splits: Callable[[float], tuple[str, ...]] | None,
+    function: Callable[[Arguments], None],
+    read: Callable[..., PublishedSource],
+    splits: tuple[str, ...] | Callable[[float], tuple[str, ...]],
 ) -> None:
-    """``splits`` gives the splits for a share of validation images; None where the data set has a split for that."""
+    """``splits`` are those of the data set, or a function of the share of training images held out for validation."""
     parser = _shard_parser(f"prepare {name}", function)
     parser.add_argument("--raw", type=Path, required=True, help="folder of the published files")
-    held_out: dict[str, Any] = {}
-    if splits:
+    if callable(splits):
         share = "share of the training images held out, to watch and to choose settings by; 0: none, as published"
         parser.add_argument("--val-fraction", type=float, default=0.0, help=share)
     parser.add_argument("--seed", type=int, default=0, help="decides the order, and what is held out")
@@ -108,11 +139,12 @@ def _prepare_published(
     _add_short_side(parser)
     args = parser.parse_args(arguments)
     options: dict[str, Any] = {"allow_partial": args.allow_partial}
-    if splits:
+    held_out: dict[str, Any] = {}
+    if callable(splits):
         held_out = {"seed": args.seed, "val_fraction": args.val_fraction}
         options["val_fraction"] = args.val_fraction
-    names = splits(args.val_fraction) if splits else reader.SPLITS
-    sources = {split: reader(args.raw, split, allow_partial=args.allow_partial, **held_out) for split in names}
+        splits = splits(args.val_fraction)
+    sources = {split: read(args.raw, split, allow_partial=args.allow_partial, **held_out) for split in splits}
     _write_resized(args, name, sources, sources["train"].schema, options)
 
 
@@ -140,11 +172,13 @@ def _add_short_side(parser: Parser) -> None:
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the images that are scaled down")
 
 
-def _write_resized(args: Any, dataset: str, sources: dict[str, Any], schema: Any, options: dict[str, Any]) -> None:
+def _write_resized(
+    args: Namespace, dataset: str, sources: Mapping[str, FileSource], schema: Schema, options: dict[str, Any]
+) -> None:
     """Writes images from files, scaled down if ``--short-side`` says so."""
     from pipelines.datasets.resized import Resized
 
-    written: dict[str, Any] = sources
+    written: Mapping[str, Source] = sources
     if args.short_side:
         written = {split: Resized(source, args.short_side, args.quality) for split, source in sources.items()}
         options |= {"short_side": args.short_side, "quality": args.quality}
@@ -176,10 +210,8 @@ def verify(arguments: Arguments) -> int:
         if args.repair:
             repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
         else:
-            repairs, problems = (
-                [],
-                verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=progress),
-            )
+            repairs = []
+            problems = verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=progress)
     print("\n".join(repairs + (problems or [f"{args.folder}: every shard is good"])))
     return 1 if problems else 0
 
@@ -195,7 +227,7 @@ DATASETS: dict[str, Callable[[Arguments], None]] = {
 }
 
 
-def _shard_parser(name: str, function: Callable[..., Any]) -> Parser:
+def _shard_parser(name: str, function: Callable[[Arguments], None]) -> Parser:
     parser = make_parser(name, function)
     parser.add_argument("--out", type=Path, required=True, help="folder of shards to write")
     parser.add_argument("--samples-per-shard", type=int, default=1000, help="raw samples of one shard")
@@ -203,7 +235,14 @@ def _shard_parser(name: str, function: Callable[..., Any]) -> Parser:
     return parser
 
 
-def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: dict[str, Any], seed: int) -> None:
+def _write_shards(
+    args: Namespace,
+    dataset: str,
+    sources: Mapping[str, Source],
+    schema: Schema,
+    options: Mapping[str, Any],
+    seed: int,
+) -> None:
     from pipelines.shards import writer
 
     with image_progress() as progress:
@@ -212,7 +251,7 @@ def _write_shards(args: Any, dataset: str, sources: Any, schema: Any, options: d
             dataset,
             sources,
             schema=schema,
-            options=options | {"version": __version__},
+            options={**options, "version": __version__},
             samples_per_shard=args.samples_per_shard,
             seed=seed,
             jobs=args.jobs,

@@ -65,11 +65,10 @@ def faithful(arguments: Arguments) -> None:
     parser.add_argument("--format", choices=list(tables.FORMS), default="text", help="how to print it")
     args = parser.parse_args(arguments)
     if args.data is None:
-        given = [
-            name for name, value in vars(parser.get_defaults()).items() if name != "format" and args[name] != value
-        ]
-        if given := [name for name in given if name != "runs"]:
-            raise ValueError(f"--data: expected shards to measure on, as --{given[0].replace('_', '-')} is given")
+        defaults = vars(parser.get_defaults()).items()
+        changed = [name for name, value in defaults if name not in ("format", "runs") and args[name] != value]
+        if changed:
+            raise ValueError(f"--data: expected shards to measure on, as --{changed[0].replace('_', '-')} is given")
         print(tables.render(tables.read(args.runs), args.format))
         return
     if args.plain and len(args.runs) > 1:

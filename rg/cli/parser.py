@@ -27,8 +27,8 @@ class Parser(ArgumentParser):
 def _in_words(message: str, options: Sequence[str]) -> str:
     """A message of the parser with options as they are typed, and without the classes of Python."""
     typed = {option[2:].replace("-", "_"): option for option in options}
-    if wrong := re.fullmatch(r'Parser key "(.+?)": Expected an? (.+)\. Got value: ?(.*)', message):
-        key, kind, value = wrong.groups()
+    if mistyped := re.fullmatch(r'Parser key "(.+?)": Expected an? (.+)\. Got value: ?(.*)', message):
+        key, kind, value = mistyped.groups()
         kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
         kind = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", kind)
         kind = re.sub(r"^tuple$", "a list such as [0,1]", kind)

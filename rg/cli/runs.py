@@ -62,13 +62,13 @@ def evaluate(arguments: Arguments) -> None:
 
     parser = make_parser("evaluate", evaluate)
     runs = [word for word in arguments if Path(word, CONFIG).is_file()]
-    how = load_config(Path(runs[0]))[0].evaluation if runs else EvaluationConfig()
+    settings_of_run = load_config(Path(runs[0]))[0].evaluation if runs else EvaluationConfig()
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
     parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--evaluation", type=EvaluationConfig, default=how)
+    parser.add_argument("--evaluation", type=EvaluationConfig, default=settings_of_run)
     args = parser.instantiate(parser.parse_args(arguments))
     settings = (args.split, args.batch_size, args.device, args.evaluation)
     print(table(evaluate_run(args.run, args.data, *settings)))
@@ -126,7 +126,7 @@ def import_authors(arguments: Arguments) -> None:
     dataset = DATASETS.get(args.recipe.removesuffix("_authors"), manifest.dataset)
     if manifest.dataset != dataset:
         raise ValueError(f"--data: {args.recipe} is for {dataset}, got shards of {manifest.dataset}")
-    classes = Classes(manifest.classes, manifest.multi_label)
+    classes = Classes.of(manifest)
     command = shlex.join(["python", "-m", "rg", "import", *arguments])
     import_checkpoint(args.checkpoint, config, classes, args.out, command, args.recipe)
     print(args.out)

@@ -9,7 +9,7 @@ from typing import Any
 from rg.distributed.group import Group, GroupError
 from rg.runs.environment import ROOT, environment
 
-NAMED = 3  # differences that are told in full
+NAMED = 3  # differences that are described
 PACKAGES = ("kernels", "pipelines", "rg")
 
 
@@ -23,11 +23,11 @@ def agree(group: Group, facts: Mapping[str, Any]) -> None:
     Raises:
         GroupError: they differ; with the values.
     """
-    found = environment().items()
-    versions = {f"version of {name}": value for name, value in found if name not in ("platform", "commit")}
+    packages = environment().items()
+    versions = {f"version of {name}": value for name, value in packages if name not in ("platform", "commit")}
     own = {**facts, "code": code_sum(), **versions}
-    names, every = zip(*group.collect((group.ranks.name, own)), strict=True)
-    message = difference(names, every)
+    names, facts_by_rank = zip(*group.collect((group.ranks.name, own)), strict=True)
+    message = difference(names, facts_by_rank)
     if message:
         raise GroupError(message)
 
@@ -39,18 +39,20 @@ def difference(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> str 
         names: Of the ranks, for the message.
         facts: Of each rank.
     """
-    every = dict.fromkeys(name for values in facts for name in values)
-    differing = [name for name in every if any(values.get(name) != facts[0].get(name) for values in facts)]
+    fact_names = dict.fromkeys(name for values in facts for name in values)
+    differing = [name for name in fact_names if any(values.get(name) != facts[0].get(name) for values in facts)]
     if not differing:
         return None
-    told = []
+    descriptions = []
     for name in differing[:NAMED]:
         by_value: dict[str, list[str]] = {}
         for rank, values in zip(names, facts, strict=True):
             by_value.setdefault(repr(values[name]) if name in values else "nothing", []).append(rank)
-        told.append(f"{name} is " + ", but ".join(f"{value} on {_few(ranks)}" for value, ranks in by_value.items()))
-    more = f"; {len(differing) - NAMED} more differences" if len(differing) > NAMED else ""
-    return f"the ranks are not the same: {'; '.join(told)}{more}"
+        values_and_ranks = ", but ".join(f"{value} on {_few(ranks)}" for value, ranks in by_value.items())
+        descriptions.append(f"{name} is {values_and_ranks}")
+    if len(differing) > NAMED:
+        descriptions.append(f"{len(differing) - NAMED} more differences")
+    return f"the ranks are not the same: {'; '.join(descriptions)}"
 
 
 def _few(ranks: Sequence[str]) -> str:

@@ -67,15 +67,15 @@ class SynchronizedBatchNorm(_BatchNorm):
             mean, variance = self.running_mean, self.running_var
             out = F.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
             return self.act(self.drop(out))
-        over = [dim for dim in range(input.ndim) if dim != 1]
+        dims = [dim for dim in range(input.ndim) if dim != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        sums = torch.cat([x.sum(over), x.new_full((1,), x.numel() / x.shape[1])])
+        sums = torch.cat([x.sum(dims), x.new_full((1,), x.numel() / x.shape[1])])
         sums = _Sum.apply(sums)
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = x - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(over)) / count
+        variance = _Sum.apply(centred.square().sum(dims)) / count
         with torch.no_grad():
             self._track(mean, variance * count / (count - 1))
         out = centred * torch.rsqrt(variance + self.eps).view(shape)

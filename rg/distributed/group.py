@@ -6,7 +6,9 @@ Tensors travel by NCCL on GPUs and by Gloo on CPUs, everything else by Gloo.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,11 +20,31 @@ from rg.distributed.ranks import Ranks, exported
 
 JOINING = 300.0  # seconds at least that ranks wait for each other when they start
 
+GLOO = re.compile(r"\[(enforce fail at )?\S*gloo/\S+:\d+\]")  # the place in its source that Gloo's errors begin with
+
 T = TypeVar("T")
 
 
 class GroupError(ValueError):
     """Raised on all ranks alike."""
+
+
+class PeerLostError(RuntimeError):
+    """A collective failed: another rank, or the connection to it, is lost."""
+
+
+@contextmanager
+def collectives() -> Iterator[None]:
+    """Inside, errors of torch.distributed become a ``PeerLostError``; all others pass.
+
+    Those of NCCL and of stores have a class. Gloo raises plain RuntimeErrors, which the words they begin with tell.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or GLOO.match(str(error)):
+            raise PeerLostError(str(error)) from error
+        raise
 
 
 def connect(ranks: Ranks, timeout: float) -> Group:
@@ -66,7 +88,7 @@ def _disconnect() -> None:
 
 
 class Group:
-    """All ranks of a run.
+    """All ranks of a run. What they do together raises a ``PeerLostError`` if one is lost.
 
     Args:
         ranks: Place of this process.
@@ -93,12 +115,14 @@ class Group:
         """
         if self.ranks.world_size == 1:
             return x, flags.float()[None]
-        return _Gather.apply(x, flags.float(), self.ranks.rank, tuple(sizes))
+        with collectives():
+            return _Gather.apply(x, flags.float(), self.ranks.rank, tuple(sizes))
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over the ranks, in place."""
         if self.ranks.world_size > 1:
-            dist.all_reduce(values)
+            with collectives():
+                dist.all_reduce(values)
         return values
 
     def collect(self, value: T) -> list[T]:
@@ -106,7 +130,8 @@ class Group:
         if self.ranks.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.ranks.world_size
-        dist.all_gather_object(values, value, group=self._host_group)
+        with collectives():
+            dist.all_gather_object(values, value, group=self._host_group)
         return values
 
     def barrier(self) -> None:
@@ -136,13 +161,13 @@ class Group:
         return result  # type: ignore[return-value]  # of T, as no rank has a reason
 
     def _stop_if_any(self, reason: str | None) -> None:
-        found = self.collect((self.ranks.name, reason))
-        given = {reason for _, reason in found if reason}
-        if not given:
+        by_rank = self.collect((self.ranks.name, reason))
+        reasons = {reason for _, reason in by_rank if reason}
+        if not reasons:
             return
-        if all(reason for _, reason in found) and len(given) == 1:
-            raise GroupError(given.pop())
-        raise GroupError("; ".join(f"{name}: {reason}" for name, reason in found if reason))
+        if all(reason for _, reason in by_rank) and len(reasons) == 1:
+            raise GroupError(reasons.pop())
+        raise GroupError("; ".join(f"{name}: {reason}" for name, reason in by_rank if reason))
 
 
 class _Gather(torch.autograd.Function):
@@ -157,8 +182,8 @@ class _Gather(torch.autograd.Function):
         message[rows * width :] = flags
         messages = [torch.empty_like(message) for _ in sizes]
         dist.all_gather(messages, message)
-        parts = [one[: size * width].view(size, width) for one, size in zip(messages, sizes, strict=True)]
-        all_flags = torch.stack([one[rows * width :] for one in messages]).float()
+        parts = [received[: size * width].view(size, width) for received, size in zip(messages, sizes, strict=True)]
+        all_flags = torch.stack([received[rows * width :] for received in messages]).float()
         ctx.mark_non_differentiable(all_flags)
         return torch.cat(parts).to(x.dtype), all_flags
 

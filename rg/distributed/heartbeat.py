@@ -98,8 +98,9 @@ class Watch:
         if any(now - seen.alive > self.patience for seen in self.seen.values()):
             return None  # the others wait for one that is about to be found silent
         behind = min((seen.beat for seen in self.seen.values()), key=lambda beat: beat.stage)
-        who = "all are" if behind.stage == max(seen.beat.stage for seen in self.seen.values()) else f"{behind.name} is"
-        return f"no rank has gone on for {now - last.working:.0f} s; {who} still {behind.where}"
+        together = behind.stage == max(seen.beat.stage for seen in self.seen.values())
+        subject = "all are" if together else f"{behind.name} is"
+        return f"no rank has gone on for {now - last.working:.0f} s; {subject} still {behind.where}"
 
     def _parted(self, now: float) -> str | None:
         cut_off = [seen.beat for seen in self.seen.values() if seen.beat.cut_off]
@@ -145,7 +146,8 @@ class Heartbeat:
 
     def at(self, where: str) -> None:
         """Say what this rank goes on with, such as ``at step 12 (reading data)``."""
-        self._beat.stage += where != self._beat.where
+        if where != self._beat.where:
+            self._beat.stage += 1
         self._beat.where = where
         self._beat.progress += 1
 

@@ -89,7 +89,7 @@ def exported(ranks: Ranks) -> Iterator[None]:
 
     Afterwards it is as before: what this process starts later is not to take itself for one of these ranks.
     """
-    before = dict(os.environ)
+    original = dict(os.environ)
     places = dict(zip(LAUNCHED, map(str, (ranks.rank, ranks.world_size, ranks.local_rank)), strict=True))
     if ranks.master:
         places |= {"MASTER_ADDR": ranks.master[0], "MASTER_PORT": str(ranks.master[1])}
@@ -98,8 +98,8 @@ def exported(ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         for name in places:
-            if name in before:
-                os.environ[name] = before[name]
+            if name in original:
+                os.environ[name] = original[name]
             else:
                 del os.environ[name]
 
@@ -137,12 +137,12 @@ def _ranks(environment: Mapping[str, str], names: tuple[str, ...]) -> Ranks:
             raise ValueError(f"{names[0]} is set in the environment but not {name}; start with a launcher")
         numbers.append(_number(environment, name))
     rank, world_size, local_rank, local_world_size = numbers
-    for name, of, place, size in (
+    for name, size_name, place, size in (
         (names[0], names[1], rank, world_size),
         (names[2], names[3], local_rank, local_world_size),
     ):
         if place >= size:
-            raise ValueError(f"{name}: expected less than {of} = {size}, got {place}")
+            raise ValueError(f"{name}: expected less than {size_name} = {size}, got {place}")
     return Ranks(rank, world_size, local_rank, local_world_size)
 
 
@@ -187,8 +187,8 @@ def _master(environment: Mapping[str, str], launcher: str) -> tuple[str, int]:
 
 def _first_host(hosts: str) -> str:
     try:
-        found = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
-        return found.stdout.split()[0]
+        listing = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
+        return listing.stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
         raise ValueError(
             f"MASTER_ADDR: expected the host of rank 0 in the environment, as scontrol does not tell it ({error})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from pipelines.batches.loader import Loader
-from pipelines.files import atomic_write, sha256, write_json
+from pipelines.files import atomic_write, json_line, sha256, write_json
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location, resolve
 from rg.config import EvaluationConfig, RunConfig, flatten
@@ -64,11 +63,7 @@ def evaluate(
     model, config, classes = load_model(run)
     how = settings or config.evaluation
     manifest = Manifest.load(data)
-    if (manifest.classes, manifest.multi_label) != (classes.names, classes.multi_label):
-        raise ValueError(
-            f"--data: {data} has {len(manifest.classes)} classes ({', '.join(manifest.classes[:2])}, ...), which are "
-            f"not the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of {run}"
-        )
+    classes.check(Classes.of(manifest), "--data", run)
     _check(how, classes, manifest)
     if "whole" in (how.view, how.landmark_view) and not model.backbone.takes_any_size(config.input.test_size[1]):
         raise ValueError(
@@ -107,8 +102,7 @@ def evaluate(
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
     with atomic_write(run / of_view(PREDICTIONS, view)) as file:
-        for line in lines:
-            file.write((json.dumps(line) + "\n").encode())
+        file.writelines(map(json_line, lines))
     return result
 
 

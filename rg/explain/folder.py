@@ -13,13 +13,12 @@ A picture is there before its line is, and either is complete; half a line at th
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.files import atomic_write, locked, write_json
+from pipelines.files import atomic_write, json_line, locked, read_json_lines, write_json
 from rg.explain import pictures
 from rg.explain.explanation import Explanation
 from rg.explain.image_files import name_each
@@ -77,12 +76,12 @@ class ExplainedFolder:
 
     def append(self, line: Line) -> None:
         """Add a line that ``draw`` returned."""
-        self._explanations.write(_encoded(line))
+        self._explanations.write(json_line(line))
         self._explanations.flush()
 
     def leave_out(self, source: str, reason: str) -> None:
         """Note an image that cannot be decoded."""
-        self._left_out.write(_encoded({"source": source, "reason": reason}))
+        self._left_out.write(json_line({"source": source, "reason": reason}))
         self._left_out.flush()
 
 
@@ -130,10 +129,7 @@ def open_folder(
 
 def read_lines(path: Path) -> Iterator[Line]:
     """The explanations in a folder, one after the other; half a line at the end is left out."""
-    with (path / EXPLANATIONS).open("rb") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+    return read_json_lines(path / EXPLANATIONS, drop_half_line=True)
 
 
 def _check(path: Path, settings: Mapping[str, Any]) -> None:
@@ -169,7 +165,7 @@ def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
                 continue
             if kind == "none" or all(picture.is_file() for picture in _pictures(path, kind, name)):
                 done[source] = name
-                kept.write(_encoded(line))
+                kept.write(json_line(line))
     return done
 
 
@@ -181,7 +177,3 @@ def _version(file: Path) -> dict[str, int]:
 
 def _pictures(path: Path, kind: str, name: str) -> tuple[Path, Path]:
     return path / PICTURES / f"{name}.{kind}", path / THUMBNAILS / f"{name}.webp"
-
-
-def _encoded(line: Line) -> bytes:
-    return (json.dumps(line) + "\n").encode()

@@ -13,12 +13,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.files import sha256
 from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
 from rg.evaluation.measured import MEASURED
 from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS
 from rg.pages.templates import template
-from rg.runs.folder import METRICS, RECORD, WEIGHTS, Classes, load_config, read_json
+from rg.runs.folder import METRICS, RECORD, Classes, has_weights, load_config, read_json
 
 PAGE = "card.md"
 NOT_MEASURED = "not measured"
@@ -214,7 +213,7 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
     if not (run / METRICS).is_file():
         return {}, "The run has not been evaluated."
     found = read_json(run / METRICS)
-    if found["weights"] != sha256(run / WEIGHTS):
+    if not has_weights(run, found["weights"]):
         return {}, "The run was trained on since it was evaluated."
     sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}."
     if found["options"]:

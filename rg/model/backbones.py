@@ -106,8 +106,8 @@ def build_network(config: BackboneConfig, pretrained: bool = True) -> Backbone:
 def _resnet(config: BackboneConfig, source: str) -> Backbone:
     import torchvision
 
-    kept = [name for name, stride in zip(RESNET_STAGES, (4, 8, 16, 32), strict=True) if stride <= config.stride]
-    if not kept:
+    stages = [name for name, stride in zip(RESNET_STAGES, (4, 8, 16, 32), strict=True) if stride <= config.stride]
+    if not stages:
         raise ValueError(f"model.backbone.stride: {config.name} has strides 4 to 32, got {config.stride}")
     network = torchvision.models.get_model(config.name, weights=None)
     if source == "imagenet":
@@ -119,12 +119,12 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
         network.load_state_dict(
             {name: state[name] for name in network.state_dict() if not name.startswith("fc.")}, False
         )
-    channels = getattr(network, kept[-1])[-1].conv3.out_channels
+    channels = getattr(network, stages[-1])[-1].conv3.out_channels
     stem = [(name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool")]
     features = nn.Sequential()
-    for name, module in stem + [(name, getattr(network, name)) for name in kept]:
+    for name, module in stem + [(name, getattr(network, name)) for name in stages]:
         features.add_module(name, module)
-    return Backbone(features, channels, 4 * 2 ** (len(kept) - 1), IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(features, channels, 4 * 2 ** (len(stages) - 1), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _timm(config: BackboneConfig, source: str) -> Backbone:
@@ -227,15 +227,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def _check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights that lack anything but the classifier, or whose shapes differ."""
     classifiers = ("fc.", "classifier.", "head.")
-    wrong = [
+    misfits = [
         name
         for name, value in network.state_dict().items()
         if not name.startswith(classifiers) and (name not in state or state[name].shape != value.shape)
     ]
-    if wrong:
+    if misfits:
         raise ValueError(
             f"model.backbone.weights: {source} does not fit the network: "
-            f"{len(wrong)} tensors are missing or of another shape, the first is {wrong[0]}"
+            f"{len(misfits)} tensors are missing or of another shape, the first is {misfits[0]}"
         )
 
 

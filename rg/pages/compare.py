@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
@@ -32,6 +30,7 @@ from rg.pages.numbers import percent
 from rg.pages.templates import template
 from rg.runs import inputs
 from rg.runs.folder import WEIGHTS, Classes, load_model
+from rg.runs.progress import progress_bar
 
 PAGE, RECORD = "compare.html", "compare.json"
 STEPS = 32  # of Integrated Gradients
@@ -126,7 +125,7 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
     files = find_images(paths, out)
     sides = [Side(run, *load_model(run))]
     if plain:
-        sides.append(_plain_side(plain, sides[0].classes))
+        sides.append(_plain_side(plain, sides[0]))
     for side in sides:
         side.model.to(pick_device(device))
     seen: list[list[_Seen]] = [[] for _ in sides]
@@ -163,16 +162,12 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
     return out / PAGE
 
 
-def _plain_side(run: Path, classes: Classes) -> Side:
-    model, config, found = load_model(run)
+def _plain_side(run: Path, main: Side) -> Side:
+    model, config, classes = load_model(run)
     if isinstance(model, RegionGroupingModel):
         raise ValueError(f"--plain: expected the run of a plain network (model.kind), got one with parts: {run}")
-    if found != classes:
-        raise ValueError(
-            f"--plain: expected the {len(classes.names)} classes ({', '.join(classes.names[:2])}, ...) of RUN, "
-            f"got {len(found.names)} ({', '.join(found.names[:2])}, ...) in {run}"
-        )
-    return Side(run, model, config, found, frozenset(BASELINES) | PARTS_NEEDED)
+    main.classes.check(classes, "--plain", main.run)
+    return Side(run, model, config, classes, frozenset(BASELINES) | PARTS_NEEDED)
 
 
 def _see(image: Image.Image, window: Window) -> _Seen:
@@ -191,8 +186,7 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
     factors = factorize(side.model, pixels, len(pixels), parts, side.config.seed)
     found = methods(side.model, factors, STEPS, side.config.seed)
     shown = {key: one for key, one in found.items() if key not in side.left_out}
-    hidden = not sys.stderr.isatty()
-    for one, image in zip(tqdm(seen, side.title, unit="image", disable=hidden, leave=False), pixels, strict=True):
+    for one, image in zip(progress_bar(seen, desc=side.title), pixels, strict=True):
         with torch.no_grad():
             logits = side.model(image).logits.float()
         probabilities = torch.sigmoid(logits) if side.classes.multi_label else torch.softmax(logits, 1)

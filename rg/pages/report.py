@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
-from pipelines.files import atomic_write, sha256
+from pipelines.files import atomic_write, read_json_lines
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location
@@ -32,8 +30,9 @@ from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
 from rg.pages.showcase import Prediction
 from rg.pages.templates import template
-from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, WEIGHTS, load_config, read_json
+from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, Classes, check_weights, load_config, read_json
 from rg.runs.part_names import Part
+from rg.runs.progress import progress_bar
 
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
@@ -87,17 +86,15 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = read_json(run / METRICS), read_json(run / RECORD)
-    if metrics["weights"] != sha256(run / WEIGHTS):
-        raise ValueError(f"{run}: was trained on since it was evaluated; run `python -m rg evaluate` again")
+    check_weights(run, metrics["weights"], "evaluate")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
     if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     if "imported" in record:
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
-    history = _read_lines(run / HISTORY, "train")
+    history = _read_lines(run / HISTORY, "train", drop_half_line=True)
     manifest = _find_data(metrics, data)
-    if manifest.classes != classes.names:
-        raise ValueError(f"--data: {data or metrics['data']} has not the {len(classes.names)} classes of {run}")
+    classes.check(Classes.of(manifest), "--data", run)
 
     explainer = Explainer.load(run)
     cards, spots = _pictures(explainer, data or metrics["data"], manifest, metrics, predictions)
@@ -170,13 +167,11 @@ def _pictures(
     return cards, spots
 
 
-def _read_lines(path: Path, verb: str) -> list[dict[str, Any]]:
+def _read_lines(path: Path, verb: str, drop_half_line: bool = False) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
+        return list(read_json_lines(path, drop_half_line))
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected one JSON value per line ({error})") from None
 
 
 def _find_data(metrics: Mapping[str, Any], data: Location | None) -> Manifest:
@@ -193,8 +188,7 @@ def _explain(
 ) -> Iterator[Explanation]:
     """Explanations of samples as they are tested, cut to what the model saw, one by one; the truth is their rival."""
     samples = reader.read(data, split, [prediction["key"] for prediction in predictions])
-    hidden = not sys.stderr.isatty()
-    bar = tqdm(samples, desc="explain", total=len(predictions), unit="image", disable=hidden, leave=False)
+    bar = progress_bar(samples, desc="explain", total=len(predictions))
     for sample, prediction in zip(bar, predictions, strict=True):
         truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
         image = Image.open(io.BytesIO(sample.jpeg))

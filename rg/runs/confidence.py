@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pipelines.files import sha256, write_json
-from rg.runs.folder import CONFIDENCE, WEIGHTS, of_view, read_json
+from pipelines.files import write_json
+from rg.runs.folder import CONFIDENCE, has_weights, of_view, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
         confidence = Confidence(**content)
     except TypeError as error:
         raise ValueError(f"{path}: no file of this program ({error})") from None
-    if confidence.weights != sha256(run / WEIGHTS):
+    if not has_weights(run, confidence.weights):
         logger.warning("%s: was fitted with other weights, so probabilities are not calibrated; evaluate again", path)
         return None
     return confidence

@@ -23,13 +23,13 @@ PACKAGES = (
 
 def environment() -> dict[str, str]:
     """Versions of everything that decides what a run computes."""
-    found = {"python": platform.python_version(), "platform": platform.platform()} | _commit()
+    versions = {"python": platform.python_version(), "platform": platform.platform()} | _commit()
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _commit() -> dict[str, str]:
@@ -38,7 +38,7 @@ def _commit() -> dict[str, str]:
         return {}
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:
-        found = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or it does not trust the owner of the folder
         return {}
-    return {"commit": found}
+    return {"commit": commit}

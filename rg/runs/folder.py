@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipelines.files import atomic_write, write_json
+from pipelines.files import atomic_write, sha256, write_json
+from pipelines.shards.manifest import Schema
 from rg.config import RunConfig
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
@@ -42,6 +43,34 @@ class Classes:
 
     names: tuple[str, ...]
     multi_label: bool = False
+
+    @classmethod
+    def of(cls, schema: Schema) -> Classes:
+        """Those of a data set."""
+        return cls(schema.classes, schema.multi_label)
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} {'attributes' if self.multi_label else 'classes'}"
+
+    def check(self, others: Classes, argument: str, run: Path) -> None:
+        """Refuse data, or another run, that means something else than a run.
+
+        Args:
+            others: Classes of what ``argument`` names.
+            argument: What to blame, such as ``--data``.
+            run: The run that has these classes.
+
+        Raises:
+            ValueError: the classes, their order or their kind differ.
+        """
+        if others == self:
+            return
+        message = f"{argument}: expected the {self} of {run}, got {others}"
+        if str(others) == str(self):
+            pairs = enumerate(zip(self.names, others.names, strict=True))
+            number, (expected, name) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+            message += f", but number {number} is {name!r} instead of {expected!r}"
+        raise ValueError(message)
 
 
 def of_view(name: str, view: str | None) -> str:
@@ -93,6 +122,26 @@ def save_weights(run: Path, model: Model) -> None:
         file.write(save(state))
 
 
+def has_weights(run: Path, digest: str) -> bool:
+    """Whether the weights of a run have that sha256: whether they are those that something was measured of."""
+    return sha256(run / WEIGHTS) == digest
+
+
+def check_weights(run: Path, digest: str, verb: str) -> None:
+    """Refuse what was measured of weights that the run has no more.
+
+    Args:
+        run: Run folder.
+        digest: sha256 of the weights that were measured.
+        verb: Of the command line, which measured them.
+
+    Raises:
+        ValueError: the weights are others.
+    """
+    if not has_weights(run, digest):
+        raise ValueError(f"{run}: was trained on since it was measured; run `python -m rg {verb}` again")
+
+
 def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
     """The trained model of a run, on the CPU and in evaluation mode.
 
@@ -126,13 +175,13 @@ def load_region_grouping(run: Path) -> tuple[RegionGroupingModel, RunConfig, Cla
     return model, config, classes
 
 
-def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+def _misfit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
     """The first tensor that is not as expected, None if all are."""
-    for name in [*expected, *found]:
-        if name not in found:
+    for name in [*expected, *weights]:
+        if name not in weights:
             return f"{name} is missing"
         if name not in expected:
             return f"{name} is not expected"
-        if expected[name].shape != found[name].shape:
-            return f"{name}: expected shape {list(expected[name].shape)}, got {list(found[name].shape)}"
+        if expected[name].shape != weights[name].shape:
+            return f"{name}: expected shape {list(expected[name].shape)}, got {list(weights[name].shape)}"
     return None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
 from pipelines.batches.decoders import pick_decoder
 from pipelines.batches.decoding import Decoding
@@ -15,6 +13,7 @@ from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Batch, Loader
 from pipelines.shards.storage import Location
 from rg.config import InputConfig
+from rg.runs.progress import progress_bar
 
 
 def training_geometry(config: InputConfig) -> Geometry:
@@ -68,8 +67,7 @@ def evaluation_loader(
 
 def progress(loader: Loader) -> Iterator[Batch]:
     """The batches of one pass, with a bar on a terminal."""
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=loader.samples, desc=loader.split, unit="image", disable=hidden, leave=False) as bar:
+    with progress_bar(total=loader.samples, desc=loader.split) as bar:
         for batch in loader:
             yield batch
             bar.update(len(batch.keys))

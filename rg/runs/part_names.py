@@ -65,12 +65,12 @@ def read_parts(run: Path, background: Sequence[bool]) -> tuple[Part, ...]:
 
 
 def _part(path: Path, part: Part, value: Any) -> Part:
-    said = {"name": value} if isinstance(value, str) else value
-    if not isinstance(said, dict) or not set(said) <= {"name", "background"}:
+    entry = {"name": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or not set(entry) <= {"name", "background"}:
         raise ValueError(f"{path}: part {part.index}: expected a name, or name and background, got {value!r}")
-    name, background = said.get("name", part.name), said.get("background", part.background)
+    name, background = entry.get("name", part.name), entry.get("background", part.background)
     if not isinstance(name, str) or not 0 < len(name.strip()) <= LONGEST:
         raise ValueError(f"{path}: part {part.index}: expected a name of 1 to {LONGEST} characters, got {name!r}")
     if not isinstance(background, bool):
         raise ValueError(f"{path}: part {part.index}: expected background true or false, got {background!r}")
-    return Part(part.index, name.strip(), background, named="name" in said)
+    return Part(part.index, name.strip(), background, named="name" in entry)

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -16,13 +17,32 @@ LOG_SECONDS = 30  # between two lines about progress in a log
 logger = logging.getLogger(__name__)
 
 
+def progress_bar(
+    items: Iterable[Any] | None = None,
+    *,
+    unit: str = "image",
+    leave: bool = False,
+    shown: bool = True,
+    **options: Any,
+) -> tqdm:
+    """A bar on a terminal, where a person is watching; elsewhere it shows nothing.
+
+    Args:
+        items: What the bar passes on while it advances; None where the caller advances it.
+        unit: What it counts.
+        leave: Whether it stays when everything is done.
+        shown: False for a bar that is not to be seen on a terminal either.
+        options: Others of ``tqdm``.
+    """
+    return tqdm(items, unit=unit, leave=leave, disable=not (shown and sys.stderr.isatty()), **options)
+
+
 @contextlib.contextmanager
 def image_progress() -> Iterator[Callable[[int, int], None]]:
     """A function to call with the number of finished images and that of all, first before any work is done.
 
     It shows images/s and the time left, on a terminal in a bar, in a log in a line from time to time.
     """
-    hidden = not sys.stderr.isatty()
     first: int | None = None
     began = logged = time.monotonic()
 
@@ -33,11 +53,11 @@ def image_progress() -> Iterator[Callable[[int, int], None]]:
             bar.total = total
         bar.update(done - bar.n)
         now = time.monotonic()
-        if hidden and done > first and (now - logged >= LOG_SECONDS or done == total):
+        if bar.disable and done > first and (now - logged >= LOG_SECONDS or done == total):
             rate = (done - first) / max(now - began, 1e-9)
             left = tqdm.format_interval((total - done) / rate)
             logger.info("%d/%d images %.0f img/s eta %s", done, total, rate, left)
             logged = now
 
-    with logging_redirect_tqdm(), tqdm(unit="image", smoothing=0, disable=hidden, leave=False) as bar:
+    with logging_redirect_tqdm(), progress_bar(smoothing=0) as bar:
         yield advance

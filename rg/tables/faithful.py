@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import sha256
 from rg.attribution.methods import BASELINES, KINDS, NAMES
-from rg.runs.folder import FAITHFUL, WEIGHTS, read_json
+from rg.runs.folder import FAITHFUL, check_weights, read_json
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
         if not (run / FAITHFUL).is_file():
             raise ValueError(f"{run}: has no {FAITHFUL}; run `python -m rg faithful {run} --data DIR` first")
         result = read_json(run / FAITHFUL)
-        if result["models"][0]["weights"] != sha256(run / WEIGHTS):
-            raise ValueError(f"{run}: was trained on since it was measured; run `python -m rg faithful` again")
+        check_weights(run, result["models"][0]["weights"], "faithful")
         for name in SAME:
             if results and result[name] != results[0][name]:
                 raise ValueError(f"{run}: expected {name} as in {runs[0]}, {results[0][name]}, got {result[name]}")

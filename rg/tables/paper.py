@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pipelines.files import sha256
+from pipelines.files import read_json_lines
 from rg import recipes
 from rg.config import RunConfig, View, differences
-from rg.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, load_config, of_view, read_json
+from rg.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, check_weights, load_config, of_view, read_json
 
 SPLIT = "test"  # of every data set; of iNaturalist 2017 that is what was published as val
 EMBEDDED = "creatures"
@@ -288,9 +288,8 @@ def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
     metrics = read_json(measured)
     if not {"dataset", "split", "evaluation", "weights"} <= metrics.keys():
         raise ValueError(f"{folder}: was evaluated by an earlier version; run `python -m rg evaluate` again")
-    weights = folder / WEIGHTS
-    if weights.is_file() and sha256(weights) != metrics["weights"]:
-        raise ValueError(f"{folder}: was trained on since it was evaluated; run `python -m rg evaluate` again")
+    if (folder / WEIGHTS).is_file():
+        check_weights(folder, metrics["weights"], "evaluate")
     dataset, imported = DATASETS[recipe], "imported" in record  # which data imported weights have seen is not known
     trained_on = dataset if imported else record["data"]["dataset"]
     if (trained_on, metrics["dataset"], metrics["split"]) != (dataset, dataset, SPLIT):
@@ -314,7 +313,8 @@ def _circumstances(folder: Path, config: RunConfig, metrics: Mapping[str, Any], 
     """What is not as published, beside settings: weights from elsewhere, an unfinished run, other data."""
     found = ["weights imported"] * imported
     if not imported and (folder / HISTORY).is_file():
-        epoch = max((json.loads(line)["epoch"] for line in (folder / HISTORY).read_text().splitlines()), default=0)
+        history = read_json_lines(folder / HISTORY, drop_half_line=True)
+        epoch = max((record["epoch"] for record in history), default=0)
         if epoch < config.train.epochs:
             found.append(f"trained {epoch:g} of {config.train.epochs} epochs")
     found += [f"data prepared with {name} {json.dumps(value)}" for name, value in metrics.get("options", {}).items()]

@@ -39,7 +39,7 @@ Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A checkpoint that is whole on all ranks.
 
     Attributes:
@@ -72,7 +72,7 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def find(folder: Path, group: Group) -> Found | None:
+def find(folder: Path, group: Group) -> Checkpoint | None:
     """The newest checkpoint that is whole on all ranks, None if there is no checkpoint at all.
 
     Args:
@@ -87,14 +87,14 @@ def find(folder: Path, group: Group) -> Found | None:
     for name in sorted({name for names in by_rank for name in names}, reverse=True):
         manifest, damage = _examine(folder / name, group)
         reports = group.collect((group.ranks.name, damage, manifest.get("run")))
-        wrong = [f"{damage} on {rank}" for rank, damage, _ in reports if damage]
-        if not wrong and len({run for _, _, run in reports}) > 1:
-            wrong = ["the hosts hold checkpoints of different runs"]
-        if not wrong:
+        damages = [f"{damage} on {rank}" for rank, damage, _ in reports if damage]
+        if not damages and len({run for _, _, run in reports}) > 1:
+            damages = ["the hosts hold checkpoints of different runs"]
+        if not damages:
             if damaged:
                 logger.warning("%s; continuing from %s instead", "; ".join(damaged), name)
-            return Found(folder / name, manifest, manifest["ranks"] == group.ranks.world_size, group.ranks.rank)
-        damaged.append(f"checkpoint {name} is damaged ({wrong[0]})")
+            return Checkpoint(folder / name, manifest, manifest["ranks"] == group.ranks.world_size, group.ranks.rank)
+        damaged.append(f"checkpoint {name} is damaged ({damages[0]})")
     if damaged:
         raise GroupError(f"{folder}: no checkpoint to resume from is whole: {'; '.join(damaged)}")
     return None
@@ -121,8 +121,8 @@ def _examine(checkpoint: Path, group: Group) -> tuple[dict[str, Any], str | None
             return manifest, f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return manifest, f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        read = name == own or (name in SHARED and group.ranks.local_rank == 0)
-        if read and sha256(path) != expected["sha256"]:
+        reads_whole = name == own or (name in SHARED and group.ranks.local_rank == 0)
+        if reads_whole and sha256(path) != expected["sha256"]:
             return manifest, f"{name} is not the file that was written, its sha256 differs"
     return manifest, None
 
@@ -170,25 +170,25 @@ class Checkpoints:
         ranks = self._group.ranks
         mark = f".rank-{self.run}"
         self._group.together((self._folder / f"{mark}-{ranks.rank}").touch)
-        seen = next(rank for rank in range(ranks.world_size) if (self._folder / f"{mark}-{rank}").exists())
+        leader = next(rank for rank in range(ranks.world_size) if (self._folder / f"{mark}-{rank}").exists())
         self._group.barrier()
         (self._folder / f"{mark}-{ranks.rank}").unlink()
-        return seen
+        return leader
 
-    def start(self, step: int, shared: Mapping[str, Tensors], own: Tensors, about: Mapping[str, Any]) -> None:
+    def start(self, step: int, shared: Mapping[str, Tensors], own: Tensors, facts: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint, in the background; all ranks call this at the same step.
 
         Args:
             step: Optimiser steps taken.
             shared: File name -> tensors that are the same on all ranks; those of ranks that do not lead are ignored.
             own: Tensors of this rank, that nobody changes any more.
-            about: Plain values for the manifest, of rank 0.
+            facts: Plain values for the manifest, of rank 0.
         """
         assert self._writing is None
         files = {name: tensors for name, tensors in shared.items() if self.leads}
         files[rank_file(self._group.ranks.rank)] = own
         written = self._pool.submit(_write, self._folder / f".{_name(step)}", files)
-        self._writing = step, dict(about), written
+        self._writing = step, dict(facts), written
 
     def settle(self) -> bool:
         """Publish what was started, once all ranks have written their files; if any could not, keep what there was.
@@ -197,7 +197,7 @@ class Checkpoints:
             Whether it was published.
         """
         assert self._writing is not None
-        step, about, written = self._writing
+        step, facts, written = self._writing
         self._writing = None
         files: dict[str, Any] = {}
         reason = None
@@ -208,7 +208,7 @@ class Checkpoints:
         reports = self._group.collect((self._group.ranks.name, self._leader, files, reason))
         failed = [f"{name}: {reason}" for name, _, _, reason in reports if reason]
         if not failed:
-            failed = self._publish(step, about, [files for _, leader, files, _ in reports if leader == self._leader])
+            failed = self._publish(step, facts, [files for _, leader, files, _ in reports if leader == self._leader])
         if failed:
             if self.leads:
                 shutil.rmtree(self._folder / f".{_name(step)}", ignore_errors=True)
@@ -220,15 +220,15 @@ class Checkpoints:
         self._group.barrier()
         return True
 
-    def _publish(self, step: int, about: Mapping[str, Any], files: list[dict[str, Any]]) -> list[str]:
+    def _publish(self, step: int, facts: Mapping[str, Any], files: list[dict[str, Any]]) -> list[str]:
         """Give the folder its manifest and its name on every storage; returns who could not."""
         reason = None
         partial, final = self._folder / f".{_name(step)}", self._folder / _name(step)
         try:
             if self.leads:
-                merged = {name: file for each in files for name, file in sorted(each.items())}
+                merged = {name: file for part in files for name, file in sorted(part.items())}
                 head = {"step": step, "run": self.run, "ranks": self._group.ranks.world_size}
-                write_json(partial / MANIFEST, head | dict(about) | {"files": merged})
+                write_json(partial / MANIFEST, head | dict(facts) | {"files": merged})
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(partial, final)
                 _sync(self._folder)
@@ -271,15 +271,15 @@ def _name(step: int) -> str:
 def _write(folder: Path, files: Mapping[str, Tensors]) -> dict[str, Any]:
     """Write safetensors files to the disk; returns their sizes and sums."""
     folder.mkdir(exist_ok=True)
-    found = {}
+    written = {}
     for name, tensors in files.items():
         content = save(dict(tensors))
         with (folder / name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return found
+        written[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return written
 
 
 def _sync(folder: Path) -> None:

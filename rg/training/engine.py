@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines import plan
 from rg.config import OptimizerConfig, RunConfig
 from rg.distributed import batch_norm
-from rg.distributed.group import Group
+from rg.distributed.group import Group, collectives
 from rg.distributed.ranks import exported
 from rg.model.build import Model
 from rg.model.plain import PlainOutput
@@ -65,14 +65,14 @@ class SGD(torch.optim.SGD):
 
 
 class Engine:
-    """Forward, backward and step of one rank.
+    """Forward, backward and step of one rank; all raise a ``PeerLostError`` if another one is lost.
 
     Args:
         model: On the CPU; moves to the device of the rank.
         config: Of the run.
         group: All ranks.
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
-        how: DeepSpeed settings of how the ranks share the work, see ``read_settings``.
+        deepspeed_settings: How the ranks share the work, see ``read_settings``.
         momentum: Of the optimiser by the names of the parameters, zero if None.
 
     Attributes:
@@ -87,7 +87,7 @@ class Engine:
         config: RunConfig,
         group: Group,
         steps_per_epoch: int,
-        how: Mapping[str, Any] | None = None,
+        deepspeed_settings: Mapping[str, Any] | None = None,
         momentum: Mapping[str, Tensor] | None = None,
     ) -> None:
         ranks = group.ranks
@@ -112,13 +112,13 @@ class Engine:
         self._base_lrs = [group["lr"] for group in self._sgd.param_groups]
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-        with exported(ranks):
+        with exported(ranks), collectives():
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device),
                 optimizer=self._sgd,
                 dist_init_required=False,
-                config=_settings(config, max(self.sizes), ranks.world_size) | dict(how or {}),
+                config=_settings(config, max(self.sizes), ranks.world_size) | dict(deepspeed_settings or {}),
             )
         self._sharded = self._engine.zero_optimization()
         if not self._sharded:
@@ -145,11 +145,13 @@ class Engine:
 
     def __call__(self, images: Tensor) -> ModelOutput | PlainOutput:
         """Images [N, 3, H, W] on any device -> output of the model."""
-        return self._engine(images.to(self.group.ranks.device, non_blocking=True))
+        with collectives():  # of batch norm
+            return self._engine(images.to(self.group.ranks.device, non_blocking=True))
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro batch; the loss is that of this rank's share, and is averaged over the ranks."""
-        self._engine.backward(loss)
+        with collectives():
+            self._engine.backward(loss)
 
     def step(self, number: int, last: bool, skip: bool = False) -> None:
         """Call after every micro batch; the last one ends optimiser step ``number`` (from 0), which may be left out."""
@@ -159,7 +161,8 @@ class Engine:
                 parameters["lr"] = lr * scale
             self.lr = self._sgd.param_groups[0]["lr"]
         self._sgd.skip = skip
-        self._engine.step()
+        with collectives():
+            self._engine.step()
 
     @property
     def share(self) -> float:
@@ -210,7 +213,8 @@ class Engine:
             return {}
         if self._sharded:
             named = self.model.named_parameters()
-            return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
+            with collectives():
+                return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
         return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self.model.named_parameters()}
 
     def _shorten_reduction(self) -> None:
@@ -224,10 +228,10 @@ class Engine:
             return
         reduce = self._engine.allreduce_bucket
 
-        def reduce_and_copy(gradients: list[Tensor], *how: Any) -> None:
+        def reduce_and_copy(gradients: list[Tensor], *options: Any) -> None:
             # As runs of numbers: autograd gives gradients the strides of their parameters, the same on all ranks.
             runs = [gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients]
-            torch._foreach_copy_(runs, self._engine.unflatten(reduce(runs, *how), runs))
+            torch._foreach_copy_(runs, self._engine.unflatten(reduce(runs, *options), runs))
 
         self._engine.allreduce_and_copy = reduce_and_copy
 
@@ -285,7 +289,7 @@ def check_compiler(config: RunConfig, device: torch.device) -> None:
         )
 
 
-WHAT = {
+SET_BY = {  # settings of DeepSpeed that say what is trained, and the settings of a run that decide them
     "fp16": "train.precision",
     "bf16": "train.precision",
     "torch_autocast": "train.precision",
@@ -317,8 +321,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"--deepspeed: {path}: expected an object of settings, got {type(content).__name__}")
     for name in content:
-        if name in WHAT:
-            raise ValueError(f"--deepspeed: {path} sets {name}, which is set by {WHAT[name]}; it may only say how")
+        if name in SET_BY:
+            raise ValueError(f"--deepspeed: {path} sets {name}, which is set by {SET_BY[name]}; it may only say how")
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in range(LARGEST_STAGE + 1):
         raise ValueError(

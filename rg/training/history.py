@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from pipelines.files import atomic_write
+from pipelines.files import atomic_write, json_line, read_json_lines
 from rg.runs.folder import HISTORY, TENSORBOARD
 from rg.training.engine import Engine
 
@@ -43,8 +42,8 @@ class Meter:
     def read(self, engine: Engine) -> dict[str, float]:
         """Means over the images of all ranks, none if all steps were left out; starts anew."""
         seconds = time.perf_counter() - self._began
-        told = torch.cat([self._sums, self._sums.new_tensor([self._images])])
-        *sums, count, images = engine.group.sum(told.to(engine.group.ranks.device)).tolist()
+        own = torch.cat([self._sums, self._sums.new_tensor([self._images])])
+        *sums, count, images = engine.group.sum(own.to(engine.group.ranks.device)).tolist()
         record = {name: total / count for name, total in zip(MEANS, sums, strict=True) if count}
         record |= {"lr": engine.lr, "images_per_second": images / seconds, "data_wait": self._waited / seconds}
         self._sums = torch.zeros_like(self._sums)
@@ -70,11 +69,10 @@ class History:
 
     def __enter__(self) -> History:
         if self.enabled:
-            lines = self.path.read_text().splitlines(True) if self.step and self.path.exists() else []
-            # A killed run can leave half a line at the end.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            resumes = self.step > 0 and self.path.exists()
+            records = list(read_json_lines(self.path, drop_half_line=True)) if resumes else []
             with atomic_write(self.path) as file:
-                file.write("".join(kept).encode())
+                file.writelines(json_line(record) for record in records if record["step"] <= self.step)
             self.board = SummaryWriter(str(self.path.parent / TENSORBOARD), purge_step=self.step + 1)
         return self
 
@@ -82,8 +80,8 @@ class History:
         """One line of metrics.jsonl: the kind (train, validation), where in the run, and the values."""
         if not self.enabled:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **record}) + "\n")
+        with self.path.open("ab") as file:
+            file.write(json_line({"kind": kind, "step": step, "epoch": round(epoch, 4), **record}))
         for name, value in record.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 

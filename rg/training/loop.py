@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +25,11 @@ from rg.distributed.host_copy import HostCopy
 from rg.model.losses import classification_loss, occurrence_prior_loss
 from rg.model.region_grouping import ModelOutput
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
-from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoints, Found
+from rg.runs.progress import progress_bar
+from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoint, Checkpoints
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
+from rg.training.step_flags import StepFlags
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +76,12 @@ class Loop:
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
 
-    def resume(self, found: Found) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Go on behind a checkpoint; with another number of ranks, all but their own random states goes on exactly."""
-        state = found.manifest
+        state = checkpoint.manifest
         self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
         self.accuracy = state["score"]
-        own = found.own()
+        own = checkpoint.own()
         counters = json.loads(bytes(own["counters"].tolist())) if own else state["counters"]
         if not own and not self.is_main:
             counters = dict.fromkeys(counters, 0) | {"meter": None}
@@ -99,36 +100,27 @@ class Loop:
         config = self.config.train
         stream = iter(self.loader)
         with self._log(), History(self.out, self.step, self.is_main) as history:
-            logger.info(
-                "%s %d of %d steps (%d epochs of %d) on %s, global batch %d over %d ranks",
-                "continue at" if self.step else "train",
-                self.step or self.total,
-                self.total,
-                config.epochs,
-                self.steps_per_epoch,
-                self.ranks.device,
-                config.global_batch,
-                self.ranks.world_size,
-            )
+            self._log_start()
             stop = 0
             with logging_redirect_tqdm(), self._bar() as bar:
                 while self.step < self.total and not stop:
                     epoch, rest = divmod(self.step, self.steps_per_epoch)
                     if rest == 0:
                         torch.manual_seed(_stream_seed(self.config.seed, epoch, self.ranks.rank))
-                    stop, writing = self._train_step(stream)
+                    flags = self._train_step(stream)
+                    stop = flags.signal
                     self.step += 1
                     bar.update()
                     epoch, rest = divmod(self.step, self.steps_per_epoch)
                     if self.step % config.log_steps == 0 or rest == 0:
                         self._record(bar, history)
-                    if self.checkpoints.pending and not writing:
+                    if self.checkpoints.pending and not flags.writing:
                         self.checkpoints.settle()
                     ends = self.step == self.total
-                    due = ends or (rest == 0 and epoch % max(1, config.validate_epochs) == 0)
-                    if self.val_loader and due:
+                    validation_due = ends or (rest == 0 and epoch % max(1, config.validate_epochs) == 0)
+                    if self.val_loader and validation_due:
                         self._validate(self.val_loader, history)
-                    steps_due = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
+                    steps_due = config.checkpoint_steps > 0 and self.step % config.checkpoint_steps == 0
                     if stop or ends or steps_due or (rest == 0 and epoch % config.checkpoint_epochs == 0):
                         self._save(wait=bool(stop or ends))
                     if rest == 0:
@@ -142,15 +134,29 @@ class Loop:
                     self.total,
                 )
                 return STOPPED
-            logger.info("trained %d steps; the model is %s", self.step, self.out / WEIGHTS)
+            logger.info("trained %s; the model is %s", _count(self.step, "step"), self.out / WEIGHTS)
             return 0
 
-    def _train_step(self, stream: Iterator[Batch]) -> tuple[int, bool]:
-        """One optimiser step; returns the signal that any rank has received, or 0, and whether any writes files."""
+    def _log_start(self) -> None:
+        config = self.config.train
+        steps = f"train {_count(self.total, 'step')}"
+        if self.step:
+            steps = f"continue at step {self.step} of {self.total}"
+        logger.info(
+            "%s (%s of %d) on %s, global batch %d over %s",
+            steps,
+            _count(config.epochs, "epoch"),
+            self.steps_per_epoch,
+            self.ranks.device,
+            config.global_batch,
+            _count(self.ranks.world_size, "rank"),
+        )
+
+    def _train_step(self, stream: Iterator[Batch]) -> StepFlags:
+        """One optimiser step; returns the flags of its last micro step."""
         self.engine.keep_statistics()
         self.engine.train_mode()
-        skip, told = False, []
-        flags = torch.zeros(1, 3)
+        skip, micro_steps = False, []
         for micro in range(self.config.train.accumulation):
             self._at("reading data")
             began = time.perf_counter()
@@ -158,25 +164,25 @@ class Loop:
             waited = time.perf_counter() - began
             self._at("training")
             values, arriving = self._micro_step(batch)
-            flags = arriving.wait()  # sent to all ranks before backward, which goes on meanwhile
-            bad = bool(flags[:, 0].any())
-            if flags[self.ranks.rank, 0]:
-                self._name(batch, values)
-            skip |= bad
-            told.append((values, len(batch.labels), waited))
+            flags = StepFlags.unpack(arriving.wait())  # sent to all ranks before backward, which goes on meanwhile
+            if flags.not_finite[self.ranks.rank]:
+                self._warn_not_finite(batch, values)
+            skip = skip or any(flags.not_finite)
+            micro_steps.append((values, len(batch.labels), waited))
             self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
         if skip:
             self._skip()
         else:
             self.skipped_in_a_row = 0
-            for values, count, waited in told:
+            for values, count, waited in micro_steps:
                 self.meter.add(values, count, waited)
-        return int(flags[:, 1].max()), bool(flags[:, 2].any())
+        return flags
 
     def _micro_step(self, batch: Batch) -> tuple[Tensor, HostCopy]:
-        """Forward and backward; returns loss, both its parts and accuracy of this rank [4], and the flags of all ranks.
+        """Forward and backward.
 
-        The flags are: the loss is not finite; a signal was received; files are being written.
+        Returns:
+            Loss, both its parts and accuracy of this rank [4], and ``StepFlags`` of all ranks, packed [world, 3].
         """
         config, sizes = self.config.loss, self.engine.sizes
         output = self.engine(batch.images)
@@ -186,9 +192,7 @@ class Loop:
         if isinstance(output, ModelOutput):
             occurrence = output.occurrence
         finite = torch.isfinite(classification) & torch.isfinite(occurrence).all()
-        news = torch.tensor([0.0, float(max(self.received, default=0)), float(self.checkpoints.busy)])
-        flags = news.to(labels.device, non_blocking=True)
-        flags[0] = (~finite).float()
+        flags = StepFlags.pack(finite, max(self.received, default=0), self.checkpoints.busy)
         occurrence, all_flags = self.group.gather(occurrence, flags, sizes)
         arriving = HostCopy(all_flags)
         prior = torch.zeros_like(classification)
@@ -201,8 +205,7 @@ class Loop:
             values = torch.stack([loss, classification, prior, _correct(output.logits, labels)])
         return values.detach(), arriving
 
-    def _name(self, batch: Batch, values: Tensor) -> None:
-        """Say which batch has a loss that is not finite."""
+    def _warn_not_finite(self, batch: Batch, values: Tensor) -> None:
         logger.warning(
             "step %d: the loss is %g on %s, for %s; the step is left out on all ranks",
             self.step,
@@ -269,7 +272,7 @@ class Loop:
         }
         if torch.cuda.is_available():
             own["cuda-random"] = torch.cuda.get_rng_state()
-        about = {
+        facts = {
             "score": self.accuracy if self.step % self.steps_per_epoch == 0 else None,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -279,7 +282,7 @@ class Loop:
         momentum = self.engine.momentum()
         with self.engine.averaged_statistics():
             shared = {MODEL: self.engine.weights(), MOMENTUM: momentum} if self.checkpoints.leads else {}
-        self.checkpoints.start(self.step, shared, own, about)
+        self.checkpoints.start(self.step, shared, own, facts)
         if wait and not self.checkpoints.settle():
             folder = self.out / CHECKPOINTS
             raise GroupError(f"{folder}: the last checkpoint cannot be written, is the disk full?")
@@ -297,13 +300,14 @@ class Loop:
         }
         bar.set_postfix(shown)
         if bar.disable and self.is_main:
-            left = (self.total - self.step) * self.config.train.global_batch / record["images_per_second"]
+            seconds = (self.total - self.step) * self.config.train.global_batch / record["images_per_second"]
             text = " ".join(f"{name} {value}" for name, value in shown.items())
-            logger.info("step %d/%d %s eta %s", self.step, self.total, text, tqdm.format_interval(left))
+            logger.info("step %d/%d %s eta %s", self.step, self.total, text, tqdm.format_interval(seconds))
 
     def _bar(self) -> tqdm:
-        hidden = not (self.is_main and sys.stderr.isatty())
-        return tqdm(total=self.total, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+        return progress_bar(
+            total=self.total, initial=self.step, unit="step", leave=True, shown=self.is_main, dynamic_ncols=True
+        )
 
     @contextmanager
     def _log(self) -> Iterator[None]:
@@ -321,6 +325,11 @@ class Loop:
             handler.close()
 
 
+def _count(number: int, noun: str) -> str:
+    """``1 step``, ``2 steps``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers, a scalar: the class, or the mean over attributes at probability 0.5."""
     predicted = logits.argmax(1) if labels.ndim == 1 else (logits > 0).to(labels.dtype)
@@ -334,5 +343,5 @@ def _stream_seed(seed: int, epoch: int, rank: int) -> int:
 
 def _total(counters: list[dict[str, Any]]) -> dict[str, Any]:
     """Sums over the ranks."""
-    sums = {name: sum(each[name] for each in counters) for name in ("read", "damaged")}
-    return sums | {"meter": [sum(values) for values in zip(*(each["meter"] for each in counters), strict=True)]}
+    sums = {name: sum(rank[name] for rank in counters) for name in ("read", "damaged")}
+    return sums | {"meter": [sum(values) for values in zip(*(rank["meter"] for rank in counters), strict=True)]}

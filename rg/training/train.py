@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pipelines import plan
@@ -31,7 +30,7 @@ from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten
 from rg.distributed import ranks
 from rg.distributed.agreement import agree
-from rg.distributed.group import Group, GroupError, connect
+from rg.distributed.group import Group, GroupError, PeerLostError, connect
 from rg.distributed.heartbeat import Heartbeat
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
@@ -39,7 +38,7 @@ from rg.runs import inputs
 from rg.runs.environment import environment
 from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, read_json, save_config, save_weights
 from rg.training.activation_checkpointing import checkpoint_blocks
-from rg.training.checkpoints import Checkpoints, Found, find
+from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.engine import Engine, check_compiler, micro_batches, read_settings
 from rg.training.loop import Loop
 
@@ -47,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 DICTIONARY_IMAGES = 256
 DIVERGED, BAD_INPUT = 1, 2  # exit codes, as those of the command line
-RESUMED = ("command", "ranks", "hosts", "device", "deepspeed", "environment")  # of run.json, told anew by a resumed run
+RESUMED = ("command", "ranks", "hosts", "device", "deepspeed", "environment")  # of run.json, anew for a resumed run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 Resume = Literal["no", "yes", "auto"]
@@ -98,18 +97,11 @@ def train(
         if group.ranks.local_rank == 0:  # once for every host
             raise
         raise SystemExit(DIVERGED if isinstance(error, FloatingPointError) else BAD_INPUT) from None
-    except (dist.DistError, RuntimeError) as error:
-        if _is_broken_connection(error):
+    except BaseException as error:
+        if isinstance(error, PeerLostError):
             heartbeat.cut_off()
         heartbeat.fail(_reason(error))
         raise
-    except BaseException as error:
-        heartbeat.fail(_reason(error))
-        raise
-
-
-def _is_broken_connection(error: Exception) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower()
 
 
 def _reason(error: BaseException) -> str:
@@ -129,13 +121,13 @@ def _set_up(
 ) -> Loop:
     ranks = group.ranks
     manifest = group.together(lambda: Manifest.load(data))
-    classes = Classes(manifest.classes, manifest.multi_label)
-    how = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
+    classes = Classes.of(manifest)
+    deepspeed_settings = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
     group.together(lambda: micro_batches(config, ranks.world_size))
     group.together(lambda: check_compiler(config, ranks.device))
-    agree(group, _facts(config, manifest, how, resume))
-    found = find(out / CHECKPOINTS, group) if resume != "no" else None
-    goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, found, ranks.rank))
+    agree(group, _facts(config, manifest, deepspeed_settings, resume))
+    checkpoint = find(out / CHECKPOINTS, group) if resume != "no" else None
+    goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, checkpoint, ranks.rank))
     validates = "val" in manifest.splits and config.train.validate_epochs > 0
     training, testing = inputs.training_geometry(config.input), inputs.evaluation_geometry(config.input)
     loader = group.together(lambda: _loader(config, data, "train", training, group))
@@ -143,23 +135,24 @@ def _set_up(
     steps = plan.steps_per_epoch(manifest.split("train").samples, config.train.global_batch)
 
     torch.manual_seed(config.seed)
-    model = group.together(lambda: _build(config, data, manifest, found))
-    engine = Engine(model, config, group, steps, how, found.momentum() if found else None)
+    model = group.together(lambda: _build(config, data, manifest, checkpoint))
+    engine = Engine(model, config, group, steps, deepspeed_settings, checkpoint.momentum() if checkpoint else None)
     checkpoints = Checkpoints(
         out / CHECKPOINTS,
         group,
         config.train.keep_checkpoints,
-        found.manifest["run"] if found else None,
+        checkpoint.manifest["run"] if checkpoint else None,
         out / WEIGHTS,
     )
-    record = {"recipe": recipe, "command": command, "run": checkpoints.run} | _record(data, manifest, group, how)
+    record = {"recipe": recipe, "command": command, "run": checkpoints.run}
+    record |= _record(data, manifest, group, deepspeed_settings)
     if ranks.rank == 0:
-        _write_record(out, config, classes, record, found if goes_on else None)
-        if found:
+        _write_record(out, config, classes, record, checkpoint if goes_on else None)
+        if checkpoint:
             save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
     loop = Loop(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat)
-    if found:
-        loop.resume(found)
+    if checkpoint:
+        loop.resume(checkpoint)
     return loop
 
 
@@ -179,12 +172,12 @@ def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, g
     )
 
 
-def _build(config: RunConfig, data: Location, manifest: Manifest, found: Found | None) -> Model:
+def _build(config: RunConfig, data: Location, manifest: Manifest, checkpoint: Checkpoint | None) -> Model:
     """The model at its start, or as the checkpoint has it; the same on all ranks."""
-    model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained=not found)
+    model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained=not checkpoint)
     _check_map(config, model)
-    if found:
-        model.load_state_dict(dict(found.model()))
+    if checkpoint:
+        model.load_state_dict(dict(checkpoint.model()))
     elif isinstance(model, RegionGroupingModel) and config.model.grouping.init == "kmeans":
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
     if config.train.activation_checkpointing and not checkpoint_blocks(model.backbone):
@@ -193,10 +186,10 @@ def _build(config: RunConfig, data: Location, manifest: Manifest, found: Found |
     return model
 
 
-def _facts(config: RunConfig, manifest: Manifest, how: dict[str, Any], resume: Resume) -> dict[str, Any]:
+def _facts(config: RunConfig, manifest: Manifest, deepspeed_settings: dict[str, Any], resume: Resume) -> dict[str, Any]:
     """What the ranks must have in common beside code and versions."""
     settings = flatten(dataclasses.asdict(config))
-    return settings | {"--deepspeed": how, "--resume": resume, "shards": _shard_sums(manifest)}
+    return settings | {"--deepspeed": deepspeed_settings, "--resume": resume, "shards": _shard_sums(manifest)}
 
 
 def _check_run_folder(
@@ -205,20 +198,20 @@ def _check_run_folder(
     classes: Classes,
     manifest: Manifest,
     resume: Resume,
-    found: Found | None,
+    checkpoint: Checkpoint | None,
     rank: int,
 ) -> bool:
     """Whether the folder holds a run to go on with; rank 0 looks closely, as other hosts may have checkpoints only."""
-    if found is None:
+    if checkpoint is None:
         if resume == "yes":
             if rank == 0:
                 load_config(out)
             raise ValueError(f"--resume: {out} has no checkpoints to resume from")
-        held = [*sorted((out / CHECKPOINTS).glob("step-*"))[:1], *out.glob(WEIGHTS)]
-        if held:
+        remains = [*sorted((out / CHECKPOINTS).glob("step-*"))[:1], *out.glob(WEIGHTS)]
+        if remains:
             raise ValueError(
-                f"--out: {out} holds a run already ({held[0].relative_to(out)}); continue it with --resume or choose "
-                "another folder"
+                f"--out: {out} holds a run already ({remains[0].relative_to(out)}); "
+                "continue it with --resume or choose another folder"
             )
         return False
     if rank:
@@ -231,13 +224,8 @@ def _check_run_folder(
             f"--resume: {out} was started with {name} = {before!r}, now it is {after!r}"
             + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
         )
-    if trained_classes != classes:
-        raise ValueError(
-            f"--data: the {len(classes.names)} classes of the data are not the {len(trained_classes.names)} classes "
-            f"that {out} was started with"
-        )
-    before = read_json(out / RECORD)["data"]["shards"]
-    if before != _shard_sums(manifest):
+    trained_classes.check(classes, "--data", out)
+    if read_json(out / RECORD)["data"]["shards"] != _shard_sums(manifest):
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
     return True
 
@@ -267,7 +255,7 @@ def _shard_sums(manifest: Manifest) -> list[str]:
     return [shard.sha256 for shard in manifest.split("train").shards]
 
 
-def _record(data: Location, manifest: Manifest, group: Group, how: dict[str, Any]) -> dict[str, Any]:
+def _record(data: Location, manifest: Manifest, group: Group, deepspeed_settings: dict[str, Any]) -> dict[str, Any]:
     ranks = group.ranks
     return {
         "data": {
@@ -279,18 +267,20 @@ def _record(data: Location, manifest: Manifest, group: Group, how: dict[str, Any
         "ranks": ranks.world_size,
         "hosts": list(dict.fromkeys(group.collect(socket.gethostname()))),
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
-        "deepspeed": how,
+        "deepspeed": deepspeed_settings,
         "environment": environment(),
     }
 
 
-def _write_record(out: Path, config: RunConfig, classes: Classes, record: dict[str, Any], found: Found | None) -> None:
+def _write_record(
+    out: Path, config: RunConfig, classes: Classes, record: dict[str, Any], checkpoint: Checkpoint | None
+) -> None:
     """config.json, classes.json and run.json; a resumed run adds what is new to the record of its beginning."""
     save_config(out, config, classes)
-    if found:
-        before = read_json(out / RECORD)
-        session = {"step": found.manifest["step"]} | {name: record[name] for name in RESUMED}
-        record = before | {"resumed": [*before.get("resumed", []), session]}
+    if checkpoint:
+        first = read_json(out / RECORD)
+        session = {"step": checkpoint.manifest["step"]} | {name: record[name] for name in RESUMED}
+        record = first | {"resumed": [*first.get("resumed", []), session]}
     write_json(out / RECORD, record)
 
 
@@ -312,9 +302,9 @@ def _signals(received: list[int]) -> Iterator[None]:
         received.append(number)
         logger.info("%s: saving a checkpoint after this step", signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    handlers = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -26,7 +26,7 @@ from rg.config import (
 )
 from rg.evaluation.evaluate import evaluate
 from rg.model.build import build_model
-from rg.runs.folder import RECORD, Classes, save_config, save_weights
+from rg.runs.folder import RECORD, Classes, load_model, save_config, save_weights
 from rg.tables.faithful import read, render
 from tests.conftest import schema
 
@@ -157,7 +157,10 @@ def test_what_does_not_go_together_is_refused(runs, data, tmp_path, capsys):
     renamed = shutil.copytree(data, tmp_path / "data")
     manifest = Manifest.load(renamed)
     dataclasses.replace(manifest, classes=("a", "b", "c", "d")).save(renamed)
-    with pytest.raises(ValueError, match=r"--data: .* has not the 4 classes"):
+    with pytest.raises(ValueError, match=r"^--data: expected the 4 classes of .*, got 4 classes, but number 0 is 'a' "):
+        faithful(runs[0], renamed, protocol=SHORT)
+    dataclasses.replace(manifest, multi_label=True).save(renamed)
+    with pytest.raises(ValueError, match=r"^--data: expected the 4 classes of .*, got 4 attributes$"):
         faithful(runs[0], renamed, protocol=SHORT)
     assert main(["faithful", str(make_run(tmp_path / "new", data))]) == 2
     assert "has no faithful.json" in capsys.readouterr().err
@@ -171,6 +174,9 @@ def test_runs_that_were_measured_in_different_ways_share_no_table(measured, runs
     faithful(run, data, protocol=dataclasses.replace(SHORT, images=1))
     with pytest.raises(ValueError, match="expected samples as in"):
         read([runs[0], run])
+    save_weights(run, load_model(runs[0])[0])
+    with pytest.raises(ValueError, match=r"was trained on since it was measured; run `python -m rg faithful` again$"):
+        read([run])
     assert read([runs[0]]) == [measured]
     assert np.isfinite(measured["models"][0]["accuracy"])
 

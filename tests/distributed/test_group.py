@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rg.distributed import group as module
-from rg.distributed.group import Group, GroupError, connect
+from rg.distributed.batch_norm import synchronize
+from rg.distributed.group import Group, GroupError, PeerLostError, collectives, connect
 from rg.distributed.ranks import Ranks
 from rg.model.losses import occurrence_prior_loss
-from tests.support.world import CONTEXT, World
+from tests.support.world import CONTEXT, World, join
 
 SIZES = (3, 1, 2)
 PRIOR = (2e-3, 1e-3)
@@ -169,6 +172,82 @@ def test_an_error_without_words_stops_all_ranks_too(world):
 def test_a_failed_check_of_one_rank_alone_is_raised_as_it_is():
     with pytest.raises(FileNotFoundError, match="nothing"):
         Group(Ranks()).together(lambda: Path("nothing").read_text())
+
+
+def sum_all(group: Group) -> None:
+    group.sum(torch.ones(3))
+
+
+def gather_all(group: Group) -> None:
+    group.gather(torch.ones(1, 2), torch.zeros(1), (1, 1))
+
+
+def collect_all(group: Group) -> None:
+    group.collect({"rank": group.ranks.rank})
+
+
+def normalize(group: Group, backend: str | None = None) -> None:
+    model = synchronize(nn.Sequential(nn.BatchNorm1d(3)), group.ranks.device)
+    if backend:
+        model.compile(backend=backend)
+    with collectives():
+        model(torch.randn(4, 3)).sum().backward()
+
+
+WORK = [
+    sum_all,
+    gather_all,
+    collect_all,
+    Group.barrier,
+    normalize,
+    functools.partial(normalize, backend="aot_eager"),
+]
+
+
+def leave_or_lose(rank: int, store: Path, work: Callable[[Group], None], results: Any) -> None:
+    """Rank 1 leaves after the first time, without a word."""
+    group = join(rank, 2, store)
+    work(group)
+    if rank == 1:
+        os._exit(0)
+    try:
+        while True:
+            work(group)
+    except Exception as error:
+        results.put((type(error).__name__, type(error.__cause__).__name__, str(error) == str(error.__cause__)))
+
+
+@pytest.mark.parametrize("work", WORK, ids=lambda work: getattr(work, "__name__", "compiled"))
+def test_a_rank_that_is_lost_is_an_error_of_its_own(tmp_path, work):
+    results = CONTEXT.Queue()
+    ranks = [CONTEXT.Process(target=leave_or_lose, args=(rank, tmp_path / "store", work, results)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    assert results.get(timeout=180) == ("PeerLostError", "RuntimeError", True)
+    for process in ranks:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize(
+    "error,lost",
+    [
+        (dist.DistBackendError("NCCL communicator was aborted"), True),
+        (dist.DistNetworkError("the store has gone"), True),
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer"), True),
+        (RuntimeError("[/src/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1000ms"), True),
+        (RuntimeError("[enforce fail at /src/gloo/gloo/allreduce.cc:12] ptr != nullptr"), True),
+        (RuntimeError("the connection to the database was closed"), False),
+        (RuntimeError("Gloo: no connection [see gloo/manual.md:12]"), False),
+        (ValueError("[/src/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer"), False),
+        (ConnectionResetError("Connection reset by peer"), False),
+    ],
+)
+def test_errors_of_others_are_no_lost_rank(error, lost):
+    with pytest.raises(Exception) as caught, collectives():  # noqa: PT011
+        raise error
+    assert isinstance(caught.value, PeerLostError) == lost
+    assert (caught.value.__cause__ if lost else caught.value) is error
 
 
 JOIN = """

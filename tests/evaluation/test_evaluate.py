@@ -354,11 +354,15 @@ def test_other_classes_are_refused(run, tmp_path):
     birds = Bare(Birds(BirdsConfig(species=3, size=64), "test", 1))
     names = ("wren", "robin", "jay")
     writer.write(tmp_path / "others", "birds", {"test": birds}, schema=Schema(names), options={})
-    with pytest.raises(
-        ValueError, match=r"others has 3 classes \(wren, robin, \.\.\.\), which are not the 4 classes"
-    ) as error:
+    with pytest.raises(ValueError, match=rf"^--data: expected the 4 classes of {re.escape(str(run))}, got 3 classes$"):
         evaluate(run, tmp_path / "others", device="cpu")
-    assert "\n" not in str(error.value)
+
+
+def test_attributes_are_not_classes_of_the_same_names(run, small_birds, tmp_path):
+    data = shutil.copytree(small_birds, tmp_path / "data")
+    dataclasses.replace(Manifest.load(data), multi_label=True).save(data)
+    with pytest.raises(ValueError, match=r"^--data: expected the 4 classes of .*, got 4 attributes$"):
+        evaluate(run, data, device="cpu")
 
 
 def test_attributes_without_annotations(tmp_path):

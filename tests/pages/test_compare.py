@@ -154,10 +154,18 @@ def test_an_image_that_cannot_be_decoded_is_named_and_left_out(tmp_path, runs, p
 
 
 def test_runs_that_do_not_go_together_are_refused(tmp_path, runs, photos):
-    other = make_run(tmp_path / "other", "plain", names=("a", "b", "c"))
+    other = make_run(tmp_path / "other", "plain", names=(NAMES[0], "b", "c"))
+    fewer = make_run(tmp_path / "fewer", "plain", names=NAMES[:2])
+    attributes = make_run(tmp_path / "attributes", "plain", multi_label=True)
     for run, plain, message in (
         (runs[0], runs[0], "--plain: expected the run of a plain network"),
-        (runs[0], other, r"--plain: expected the 3 classes \(wren, "),
+        (
+            runs[0],
+            other,
+            r"^--plain: expected the 3 classes of .*parts, got 3 classes, but number 1 is 'b' instead of ",
+        ),
+        (runs[0], fewer, r"^--plain: expected the 3 classes of .*parts, got 2 classes$"),
+        (runs[0], attributes, r"^--plain: expected the 3 classes of .*parts, got 3 attributes$"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(run, [photos], tmp_path / "out", plain)

@@ -19,7 +19,7 @@ import rg
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.files import sha256, write_json
 from pipelines.shards import reader, writer
-from pipelines.shards.manifest import Schema
+from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.evaluation.calibration import Reliability, reliability
@@ -421,7 +421,10 @@ def test_it_refuses_what_it_cannot_report(copy, tmp_path):
         tuple(birds.class_names), tuple(birds.super_categories), tuple(birds.landmark_names), tuple(birds.part_names)
     )
     writer.write(other, "birds", {"test": birds}, schema=schema, options={})
-    with pytest.raises(ValueError, match=r"^--data: .*other has not the 4 classes of"):
+    with pytest.raises(ValueError, match=r"^--data: expected the 4 classes of .*copy, got 2 classes$"):
+        report(copy, other)
+    dataclasses.replace(Manifest.load(other), classes=NAMES, super_categories=(), multi_label=True).save(other)
+    with pytest.raises(ValueError, match=r"^--data: expected the 4 classes of .*copy, got 4 attributes$"):
         report(copy, other)
     written = (copy / "predictions.jsonl").read_text()
     (copy / "predictions.jsonl").write_text(written.replace('"explained"', '"described"'))
@@ -433,6 +436,19 @@ def test_it_refuses_what_it_cannot_report(copy, tmp_path):
     (copy / "metrics.json").unlink()
     with pytest.raises(ValueError, match=r"has no metrics.json; run `python -m rg evaluate` first"):
         report(copy)
+
+
+def test_a_run_that_was_trained_on_since_is_refused(copy):
+    edit(copy / "metrics.json", weights="0" * 64)
+    with pytest.raises(ValueError, match=r"was trained on since it was measured; run `python -m rg evaluate` again$"):
+        report(copy)
+
+
+def test_half_a_line_of_a_killed_run_is_no_record(copy, page):
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    curve = r'class="curve" d="[^"]+"'
+    assert re.findall(curve, report(copy).read_text()) == re.findall(curve, page)
 
 
 def test_data_may_move(run, copy, page):

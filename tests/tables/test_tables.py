@@ -432,7 +432,7 @@ def test_a_run_that_was_trained_on_since_is_refused(tmp_path):
     (run / "model.safetensors").write_bytes(b"first")
     assert cell(tables([run]), "Table 3", "Ours").values
     (run / "model.safetensors").write_bytes(b"second")
-    with pytest.raises(ValueError, match=re.escape(f"{run}: was trained on since it was evaluated")):
+    with pytest.raises(ValueError, match=re.escape(f"{run}: was trained on since it was measured")):
         tables([run])
 
 

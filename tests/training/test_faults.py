@@ -210,7 +210,7 @@ def test_the_rest_goes_on_without_a_lost_host(start, uninterrupted, table, tmp_p
     lost = 7 - newest(tmp_path / "run")
     (alone,) = start(tmp_path / "run", ranks=1)
     assert alone.wait(120) == 0, alone.output
-    assert f"continue at {7 - lost} of {STEPS} steps" in alone.output
+    assert f"continue at step {7 - lost} of {STEPS} (" in alone.output
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["ranks"], [session["ranks"] for session in record["resumed"]]) == (2, [1])
     steps = [line["step"] for line in metrics(tmp_path / "run") if line["kind"] == "train"]

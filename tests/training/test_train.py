@@ -1,5 +1,6 @@
 """Training through the command line: what it writes, that it resumes exactly, and what it refuses."""
 
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -18,9 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines.shards import writer
-from pipelines.shards.manifest import Schema
+from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
-from rg.config import OptimizerConfig
+from rg.config import OptimizerConfig, RunConfig
+from rg.distributed.group import Group, PeerLostError
+from rg.distributed.heartbeat import Heartbeat
+from rg.distributed.ranks import Ranks
 from rg.evaluation.evaluate import evaluate
 from rg.runs.folder import load_model
 
@@ -116,6 +120,11 @@ assert abs(total - explanation.logit) < 1e-4 and explanation.attribution.shape =
 """
 
 
+def test_a_run_says_what_it_is_about_to_do(finished):
+    first = (finished / "train.log").read_text().splitlines()[0]
+    assert re.search(r"train 12 steps \(3 epochs of 4\) on (cpu|cuda:0), global batch 8 over 1 rank$", first)
+
+
 def test_the_model_explains_without_dali_and_deepspeed(finished):
     result = subprocess.run([sys.executable, "-c", WITHOUT, finished], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -139,7 +148,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(small_birds, finished, tmp_path,
         assert (out / "model.safetensors").exists()
     result = run(small_birds, out, "--auto-resume", train__peer_timeout=99)
     assert result.returncode == 0, result.stderr
-    assert "continue at" in result.stderr
+    assert re.search(r"continue at step \d+ of 12 \(3 epochs of 4\) on ", result.stderr)
     record = json.loads((out / "run.json").read_text())
     (session,) = record["resumed"]
     # Checkpoints are written in the background: that of step 8 need not be whole when the run is killed.
@@ -167,6 +176,22 @@ def test_a_run_folder_is_not_overwritten(small_birds, finished, more, changed, m
     assert (result.returncode, result.stdout) == (2, "")
     assert message in result.stderr
     assert (finished / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changed,message",
+    [
+        ({"classes": ("wren", "robin", "jay", "owl")}, "got 4 classes, but number "),
+        ({"classes": ("wren", "robin"), "super_categories": ()}, "got 2 classes\n"),
+        ({"multi_label": True}, "got 4 attributes\n"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_classes(small_birds, finished, tmp_path, changed, message):
+    data = shutil.copytree(small_birds, tmp_path / "data")
+    dataclasses.replace(Manifest.load(data), **changed).save(data)
+    result = run(data, finished, "--resume")
+    assert result.returncode == 2
+    assert f"--data: expected the 4 classes of {finished}, {message}" in result.stderr
 
 
 def test_a_run_without_its_checkpoints_is_not_overwritten(small_birds, finished, tmp_path):
@@ -341,6 +366,34 @@ def test_a_signal_that_comes_late_changes_nothing(small_birds, tmp_path):
     result = subprocess.run([sys.executable, "-c", LATE, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "SIGTERM" in result.stderr
+    assert "train 4 steps (1 epoch of 4) on " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error,expected",
+    [
+        (PeerLostError("Connection closed by peer"), ["cut off", "Connection closed by peer"]),
+        (RuntimeError("the connection to the database was closed"), ["the connection to the database was closed"]),
+        (RuntimeError("gloo: broken"), ["gloo: broken"]),
+        (ConnectionError("Connection reset by peer"), ["Connection reset by peer"]),
+    ],
+)
+def test_only_a_lost_rank_is_waited_for(monkeypatch, tmp_path, error, expected):
+    """The heartbeat judges what happened; any other error is this rank's own, and ends the others at once."""
+    from rg.training.train import train
+
+    def fail(*_: object) -> None:
+        raise error
+
+    calls = []
+    monkeypatch.setattr("rg.training.train.connect", lambda *_: Group(Ranks()))
+    monkeypatch.setattr("rg.training.train._set_up", fail)
+    monkeypatch.setattr(Heartbeat, "cut_off", lambda _: calls.append("cut off"))
+    monkeypatch.setattr(Heartbeat, "fail", lambda _, reason: calls.append(reason))
+    with pytest.raises(type(error)) as caught:
+        train(RunConfig(), tmp_path, tmp_path / "run")
+    assert caught.value is error
+    assert calls == expected
 
 
 @pytest.mark.parametrize(

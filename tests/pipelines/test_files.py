@@ -1,0 +1,51 @@
+"""Lines of JSON, as a process that may be killed writes them."""
+
+import json
+
+import pytest
+
+from pipelines.files import json_line, read_json_lines
+
+RECORDS = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "name": "größer\nals"}, {}]
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"".join(map(json_line, RECORDS)))
+    assert path.read_bytes().count(b"\n") == len(RECORDS)
+    assert list(read_json_lines(path)) == list(read_json_lines(path, drop_half_line=True)) == RECORDS
+    path.write_bytes(b"")
+    assert list(read_json_lines(path)) == []
+
+
+def test_of_a_file_that_is_cut_anywhere_all_whole_lines_are_read(tmp_path):
+    path = tmp_path / "records.jsonl"
+    whole = b"".join(map(json_line, RECORDS))
+    ends = [len(b"".join(map(json_line, RECORDS[:count]))) for count in range(1, len(RECORDS) + 1)]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        # A line without its line feed is whole.
+        complete = sum(cut >= end - 1 for end in ends)
+        assert list(read_json_lines(path, drop_half_line=True)) == RECORDS[:complete]
+        if whole[:cut].endswith((b"\n", b"}")) or not cut:
+            assert list(read_json_lines(path)) == RECORDS[:complete]
+        else:
+            with pytest.raises(ValueError, match=rf"records.jsonl: expected one JSON value per line.* {complete + 1} "):
+                list(read_json_lines(path))
+
+
+@pytest.mark.parametrize("damage", [b"{\n", b"\xff\xfe\n", b"\n", b"\0\0\0\n"])
+@pytest.mark.parametrize("drop_half_line", [False, True])
+def test_a_damaged_line_is_an_error_where_it_is_not_cut_off(tmp_path, damage, drop_half_line):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(json_line(RECORDS[0]) + damage + json.dumps(RECORDS[1]).encode())
+    lines = read_json_lines(path, drop_half_line)
+    assert next(lines) == RECORDS[0]
+    with pytest.raises(ValueError, match="got line 2") as caught:
+        next(lines)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_is_missing_is_said_to_be(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        list(read_json_lines(tmp_path / "none.jsonl"))
