@@ -21,7 +21,7 @@ from rg.evaluation import calibration, metrics, rollup
 from rg.evaluation.confidence import fit_confidence, selective_metrics
 from rg.evaluation.plain import evaluate_plain
 from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
-from rg.model.build import Model, class_logits
+from rg.model.build import Model, class_logits, mean_with_mirror
 from rg.model.device import pick_device
 from rg.model.losses import occurrence_prior_loss
 from rg.model.region_grouping import ModelOutput, RegionGroupingModel
@@ -194,7 +194,7 @@ def _tally(
             output = model(images)
             logits = output.logits
             if answer and how.flip:
-                output = output._replace(logits=(logits + model(images.flip(3)).logits) / 2)
+                output = output._replace(logits=mean_with_mirror(model, images, logits))
             if explain:
                 explained = output.logits.topk(min(2, logits.shape[1])).indices  # the label and its rival
                 parts, constants = model.contributions(output, explained)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pipelines.batches.loader import Loader
-from rg.attribution.factorization import DeepFeatureFactorization, draw_positions
+from rg.attribution.factorization import DeepFeatureFactorization
 from rg.attribution.maps import cam, grad_cam, guided_grad_cam, guides
+from rg.attribution.methods import factorize
 from rg.attribution.pointing import pointing_game
 from rg.config import EvaluationConfig, RunConfig
 from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
@@ -20,8 +21,6 @@ from rg.model.build import class_logits
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput
 from rg.runs import inputs
-
-POSITIONS = 50_000  # of feature maps, that the factors are fitted on
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +58,9 @@ def evaluate_plain(
     result["pointing_errors"] = pointing_errors
     result["dff_landmark_error"] = None
     if loader.manifest.landmarks:
-        factors = DeepFeatureFactorization(config.model.grouping.num_parts, config.seed)
         fitting = load(fit, how.landmark_view)
-        maps = (features for batch in inputs.progress(fitting) for features in _features(model, batch.images))
-        factors.fit(draw_positions(maps, -(-POSITIONS // fitting.samples), config.seed))
+        images = (batch.images for batch in inputs.progress(fitting))
+        factors = factorize(model, images, fitting.samples, config.model.grouping.num_parts, config.seed)
         fitted, tested = (_factor_tally(model, factors, load(of, how.landmark_view), how) for of in (fit, split))
         found, _ = landmark_metrics(fitted, tested, how, loader.manifest.classes)
         result |= {f"dff_{name}": value for name, value in found.items()}
