@@ -31,7 +31,7 @@ from pipelines.shards.storage import Location, resolve
 from rg.attribution.curves import Curves, areas
 from rg.attribution.methods import KINDS, Method, factorize, methods
 from rg.attribution.pointing import pointing_game
-from rg.attribution.removal import Removal, View, mean
+from rg.attribution.removal import Removal, Sight, mean
 from rg.attribution.stability import under_noise, under_shift
 from rg.config import RunConfig
 from rg.model.build import Model
@@ -171,7 +171,7 @@ def _measure(
             classes, maps = account.add(batch)
             if drawn is not None:
                 scenes = [Scene(drawn, sample) for sample in batch.samples]
-                removal.add(list(map(View, scenes, batch.windows)), classes, maps)
+                removal.add(list(map(Sight, scenes, batch.windows)), classes, maps)
             bar.update(len(batch.samples))
     result = account.results()
     if drawn is not None:
@@ -233,7 +233,7 @@ class _Account:
             self._ends[name] += values.tolist()
         for key, explain in self._defined.items():
             of, found = maps[key], self._values[key]
-            hits = pointing_game(of, batch.boxes(), (images.shape[3], images.shape[2]))
+            hits = pointing_game(of, batch.boxes(), (images.shape[2], images.shape[3]))
             found["pointing_error"] += [np.nan if hit is None else float(not hit) for hit in hits]
             found["deletion"] += areas(curves.deletion(of)).tolist()
             found["insertion"] += areas(curves.insertion(of)).tolist()

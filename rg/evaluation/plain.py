@@ -79,7 +79,6 @@ def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[
     answers = Answers(loader.manifest, threshold(how))
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
-        rows, columns = images.shape[2:]
         with torch.no_grad():
             logits = class_logits(model, images, how.flip)
         answers.answer(batch, logits.float().cpu())
@@ -88,7 +87,9 @@ def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[
             continue
         for name, method in methods.items():
             maps = method(model, images[list(boxes)], logits[list(boxes)].argmax(1))
-            hits[name] += [hit is True for hit in pointing_game(maps, list(boxes.values()), (columns, rows))]
+            hits[name] += [
+                hit is True for hit in pointing_game(maps, list(boxes.values()), (images.shape[2], images.shape[3]))
+            ]
     return answers, {name: 1 - sum(found) / len(found) if found else None for name, found in hits.items()}
 
 
