@@ -167,7 +167,7 @@ class Tally(Answers):
 
     def part_predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """``predictions`` with the parts; landmark errors are those of a sample, nan where not measured."""
-        about_parts = {
+        part_values = {
             "occurrence": torch.cat(self.occurrence),
             "attention": torch.cat(self.attention),
             "area": torch.cat(self.wins),
@@ -177,7 +177,7 @@ class Tally(Answers):
         for n, line in enumerate(self.predictions()):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
-            line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in about_parts.items()}
+            line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in part_values.items()}
             yield line | {
                 "explained": explained[n],
                 "landmark_error": float(errors.mean()) if len(errors) else None,
@@ -211,21 +211,21 @@ class Tally(Answers):
 
 
 def landmark_metrics(
-    fit: Tally, seen: Tally, how: EvaluationConfig, classes: Sequence[str]
+    fit: Tally, seen: Tally, evaluation: EvaluationConfig, classes: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The landmark error and what belongs to it (Section 4 of the paper).
 
     Args:
         fit: Of the images that the regression is fitted on.
         seen: Of those that it is tested on.
-        how: Scale, and classes to measure alone.
+        evaluation: Scale, and classes to measure alone.
         classes: Names of all classes.
 
     Returns:
         What metrics.json holds of it; and the errors [P] of every image by its key, nan where not measured.
     """
-    fitted, _ = _landmarks(fit, how.landmark_scale)
-    tested, lengths = _landmarks(seen, how.landmark_scale)
+    fitted, _ = _landmarks(fit, evaluation.landmark_scale)
+    tested, lengths = _landmarks(seen, evaluation.landmark_scale)
     errors, mean_shape_errors = metrics.landmark_errors(*fitted, *tested, lengths)
     names = seen.manifest.landmarks
     result: dict[str, Any] = {
@@ -235,9 +235,9 @@ def landmark_metrics(
     }
     if np.sum(seen.landmark_table) >= 2:
         result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
-    if how.landmark_classes:
+    if evaluation.landmark_classes:
         result["landmark_errors_alone"] = {}
-    for label in how.landmark_classes:
+    for label in evaluation.landmark_classes:
         first, second = (torch.cat(tally.labels).numpy() == label for tally in (fit, seen))
         (a, b, c), (d, e, f) = fitted, tested
         alone, _ = metrics.landmark_errors(
@@ -262,6 +262,6 @@ def _mean(errors: np.ndarray) -> float | None:
     return None if np.isnan(errors).all() else float(np.nanmean(errors))
 
 
-def threshold(how: EvaluationConfig) -> float:
+def threshold(evaluation: EvaluationConfig) -> float:
     """The logit above which an attribute holds."""
-    return 0.5 if how.attribute_threshold == "logit" else 0.0
+    return 0.5 if evaluation.attribute_threshold == "logit" else 0.0

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import center_of_mass
