@@ -34,7 +34,6 @@ in float32 (float64 if the features are float64).
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,70 +41,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.maps import empty_map, is_flat, map_strides
+from kernels.blocks import Blocks, choose_blocks
+from kernels.maps import empty_map, is_flat, map_strides, strides_by_name
+from kernels.products import dot_features, dot_values, features_dot
 from kernels.reference import MASS_FLOOR, compute_dtype
 
 INTERPRETED = triton.knobs.runtime.interpret
 _MASS_FLOOR = tl.constexpr(MASS_FLOOR)
 _NORM_FLOOR = tl.constexpr(1e-12)
-_NATIVE_BF16 = tl.constexpr(not INTERPRETED)
 
 
 @triton.jit
 def _at_least(value, floor):
     """The larger one; nan stays nan."""
     return tl.where(value < floor, floor, value)
-
-
-@triton.jit
-def _halves(b_value):
-    """float32 -> the nearest bfloat16 and the bfloat16 of what remains."""
-    b_high = b_value.to(tl.bfloat16)
-    return b_high, (b_value - b_high.to(tl.float32)).to(tl.bfloat16)
-
-
-@triton.jit
-def _dot(b_left, b_right):
-    """One matrix product of equal dtypes. The interpreter cannot multiply bfloat16: it widens it first."""
-    if b_left.dtype == tl.bfloat16 and not _NATIVE_BF16:
-        return tl.dot(b_left.to(tl.float32), b_right.to(tl.float32), input_precision="ieee", out_dtype=tl.float32)
-    elif b_left.dtype == tl.float64:
-        return tl.dot(b_left, b_right, input_precision="ieee", out_dtype=tl.float64)
-    else:
-        return tl.dot(b_left, b_right, input_precision="tf32x3", out_dtype=tl.float32)
-
-
-@triton.jit
-def _dot_features(b_x, b_value):
-    """Features as they are stored @ a value in the compute dtype."""
-    if b_x.dtype == tl.bfloat16:
-        b_high, b_low = _halves(b_value)
-        return _dot(b_x, b_low) + _dot(b_x, b_high)
-    else:
-        return _dot(b_x.to(b_value.dtype), b_value)
-
-
-@triton.jit
-def _features_dot(b_value, b_x):
-    """A value in the compute dtype @ features as they are stored."""
-    if b_x.dtype == tl.bfloat16:
-        b_high, b_low = _halves(b_value)
-        return _dot(b_low, b_x) + _dot(b_high, b_x)
-    else:
-        return _dot(b_value, b_x.to(b_value.dtype))
-
-
-@triton.jit
-def _dot_values(b_left, b_right, SPLIT: tl.constexpr):
-    """Two values in the compute dtype."""
-    if SPLIT:
-        b_left_high, b_left_low = _halves(b_left)
-        b_right_high, b_right_low = _halves(b_right)
-        b_cross = _dot(b_left_low, b_right_high)
-        b_cross += _dot(b_left_high, b_right_low)
-        return b_cross + _dot(b_left_high, b_right_high)
-    else:
-        return _dot(b_left, b_right)
 
 
 @triton.jit
@@ -179,7 +128,7 @@ def _forward_kernel(
             b_wide = b_x.to(COMPUTE)
             b_squares += tl.sum(b_wide * b_wide, 1)
             b_center_squares += tl.sum(b_centers * b_centers, 1)
-            b_products += _dot_features(b_x, tl.trans(b_centers))
+            b_products += dot_features(b_x, tl.trans(b_centers))
         b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(COMPUTE), 1)
         b_distances = b_squares[:, None] - 2 * b_products + b_center_squares[None, :]
         b_logits = tl.where(m_k[None, :], -b_distances / (2 * b_sigma * b_sigma)[None, :], float("-inf"))
@@ -200,7 +149,7 @@ def _forward_kernel(
             o_c = ((tl.cdiv(C, BLOCK_C) - 1 - i_c) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
             m_c = o_c < C
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
-            b_sums = _features_dot(b_weights, b_x)
+            b_sums = features_dot(b_weights, b_x)
             o_sums = (i_nt * K + o_k)[:, None] * C + o_c[None, :]
             tl.store(p_sums + o_sums, b_sums, mask=m_k[:, None] & m_c[None, :])
 
@@ -353,7 +302,7 @@ def _backward_kernel(
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
             o_directions = (i_n * K + o_k)[:, None] * C + o_c[None, :]
             b_directions = tl.load(p_directions + o_directions, mask=m_k[:, None] & m_c[None, :], other=0)
-            b_slopes += _dot_features(b_x, tl.trans(b_directions))
+            b_slopes += dot_features(b_x, tl.trans(b_directions))
         b_slopes -= tl.load(p_offsets + i_n * K + o_k, mask=m_k, other=0)[None, :]
 
     if ASSIGN:
@@ -382,13 +331,13 @@ def _backward_kernel(
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
             o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
             b_centers = tl.load(p_centers + o_centers, mask=m_kc, other=0).to(COMPUTE)
-            b_grad_x += _dot_values(b_pull, b_centers, SPLIT)
+            b_grad_x += dot_values(b_pull, b_centers, SPLIT)
             b_grad_x -= b_pull_total[:, None] * b_x.to(COMPUTE)
-            b_sums = _features_dot(b_pull_transposed, b_x)
+            b_sums = features_dot(b_pull_transposed, b_x)
             tl.store(p_center_sums + (i_nt * K + o_k)[:, None] * C + o_c[None, :], b_sums, mask=m_kc)
         if POOL:
             b_directions = tl.load(p_directions + (i_n * K + o_k)[:, None] * C + o_c[None, :], mask=m_kc, other=0)
-            b_grad_x += _dot_values(b_assign, b_directions, SPLIT)
+            b_grad_x += dot_values(b_assign, b_directions, SPLIT)
         o_grad_x = o_c[None, :] * grad_x_c
         tl.store(p_grad_x + o_grad_x, b_grad_x, mask=m_p[:, None] & m_c[None, :])
 
@@ -451,78 +400,50 @@ def _parameters_kernel(
         tl.store(p_grad_sigma + i_k, -2 * sigma * logit)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """How a kernel is cut: positions per tile and channels per step, warps per program, pipeline stages."""
-
-    positions: int
-    channels: int
-    parts: int
-    warps: int
-    stages: int
-
-
-@functools.lru_cache(maxsize=256)  # asked for at every launch
-def choose_blocks(
-    images: int,
-    positions: int,
-    channels: int,
-    parts: int,
-    dtype: torch.dtype,
-    capability: tuple[int, int],
-    flat: bool,
-) -> Blocks:
-    """Tiles as large as leaves a program for every multiprocessor: fewer tiles, fewer partial sums.
-
-    Args:
-        images: N.
-        positions: H * W.
-        channels: C.
-        parts: K, at most 64.
-        dtype: dtype of the features.
-        capability: Compute capability of the device; (0, 0) is Triton's interpreter.
-        flat: Whether the positions of the features have one stride.
-    """
-    block_k = max(16, triton.next_power_of_2(parts))
-    # Without the matrix instructions of Hopper and data-centre Blackwell, operands take registers: smaller tiles.
-    wide = capability[0] in (0, 9, 10)
-    if block_k == 16:
-        # Two offsets for every position, its row's and its column's, take the registers of half a tile.
-        block_p = (128 if flat else 64) if wide else 64 if dtype == torch.bfloat16 else 32
-    elif wide:
-        block_p = 32 if block_k == 32 and dtype != torch.bfloat16 else 64
-    else:
-        block_p = 16
-    block_p = max(16, min(block_p, triton.next_power_of_2(positions)))
-    multiprocessors = 1 if capability == (0, 0) else 132 if wide else 108
-    while block_p > 16 and images * triton.cdiv(positions, block_p) < multiprocessors:
-        block_p //= 2
-    step = {torch.float64: 16, torch.bfloat16: 64}.get(dtype, 32)
-    step = max(16, min(step, triton.next_power_of_2(channels)))
-    warps = 8 if block_p >= 32 and block_p * block_k >= (2048 if wide and flat else 1024) else 4
-    # A100 has 163 KB of shared memory for a program, Hopper and data-centre Blackwell 227 KB, all others 99 KB.
-    small = not wide and capability != (8, 0)
-    return Blocks(block_p, step, block_k, warps, stages=2 if small else 3)
-
-
-def _named(name: str, strides: tuple[int, ...], axes: str) -> dict[str, int]:
-    return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
-
-
 def _capability(x: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
 
 
-def _plan(x: Tensor, parts: int) -> tuple[Blocks, int, int]:
-    """The blocks, how many tiles an image has and how many positions a tile."""
+def _dictionary_arguments(x: Tensor, centers: Tensor, sigma: Tensor) -> dict[str, Any]:
+    """What every kernel takes: the part dictionary, its sizes and strides, and the compute dtype."""
+    K, C = centers.shape
+    return {
+        "p_centers": centers,
+        "p_sigma": sigma,
+        "C": C,
+        "K": K,
+        **strides_by_name("centers", centers.stride(), "kc"),
+        "sigma_k": sigma.stride(0),
+        "COMPUTE": tl.float64 if compute_dtype(x) == torch.float64 else tl.float32,
+    }
+
+
+def _tile_arguments(x: Tensor, assign: Tensor, grad: Tensor | None, blocks: Blocks, tiles: int) -> dict[str, Any]:
+    """What the kernels take that run a program for every tile: features, assignments, and how they are cut."""
+    H, W = x.shape[2:]
+    return {
+        "p_x": x,
+        "p_assign": assign,
+        "P": H * W,
+        "W": W,
+        "T": tiles,
+        "TILE": triton.cdiv(H * W, tiles),
+        **strides_by_name("x", map_strides(x), "nchw"),
+        **strides_by_name("assign", map_strides(assign), "nkhw"),
+        "FLAT": is_flat(x, assign, grad),
+        "BLOCK_P": blocks.positions,
+        "BLOCK_C": blocks.channels,
+        "BLOCK_K": blocks.parts,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }
+
+
+def _plan(x: Tensor, parts: int) -> tuple[Blocks, int]:
+    """The blocks, and how many tiles an image has."""
     N, C, H, W = x.shape
     blocks = choose_blocks(N, H * W, C, parts, x.dtype, _capability(x), is_flat(x))
-    tiles = triton.cdiv(H * W, blocks.positions)
-    return blocks, tiles, triton.cdiv(H * W, tiles)
-
-
-def _compute(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
+    return blocks, triton.cdiv(H * W, blocks.positions)
 
 
 def _forward(
@@ -538,51 +459,28 @@ def _forward(
     regions, mass, norm = (new((N, K, C)), new((N, K)), new((N, K))) if pool else (None, None, None)
     if N == 0:
         return assign, lse, regions, mass, norm
-    blocks, T, tile = _plan(x, K)
+    blocks, T = _plan(x, K)
     sums, masses = (new((N, T, K, C)), new((N, T, K))) if pool else (None, None)
-    dictionary = _named("centers", centers.stride(), "kc") | {"sigma_k": sigma.stride(0)}
+    dictionary = _dictionary_arguments(x, centers, sigma)
     with torch.cuda.device_of(x):
         _forward_kernel[(N * T,)](
-            p_x=x,
-            p_centers=centers,
-            p_sigma=sigma,
-            p_assign=assign,
             p_lse=lse,
             p_sums=sums,
             p_masses=masses,
-            C=C,
-            P=P,
-            W=W,
-            K=K,
-            T=T,
-            TILE=tile,
-            **_named("x", map_strides(x), "nchw"),
             **dictionary,
-            **_named("assign", map_strides(assign), "nkhw"),
+            **_tile_arguments(x, assign, None, blocks, T),
             ASSIGN=given is None,
             POOL=pool,
-            FLAT=is_flat(x, assign),
-            COMPUTE=_compute(dtype),
-            BLOCK_P=blocks.positions,
-            BLOCK_C=blocks.channels,
-            BLOCK_K=blocks.parts,
-            num_warps=blocks.warps,
-            num_stages=blocks.stages,
         )
         if pool:
             _normalize_kernel[(N * K,)](
                 p_sums=sums,
                 p_masses=masses,
-                p_centers=centers,
-                p_sigma=sigma,
                 p_regions=regions,
                 p_mass=mass,
                 p_norm=norm,
-                C=C,
-                K=K,
                 T=T,
                 **dictionary,
-                COMPUTE=_compute(dtype),
                 BLOCK_C=triton.next_power_of_2(C),
                 num_warps=4,
             )
@@ -604,19 +502,19 @@ def _backward(
         pooled: regions, mass, norm and the gradient of regions, if that is asked for.
         grad: The gradient of assign, if lse is given.
     """
-    N, C, H, W = x.shape
-    K, P = centers.shape[0], H * W
+    N, C = x.shape[:2]
+    K = centers.shape[0]
     given, pool = lse is None, pooled is not None
-    dtype = compute_dtype(x)
-    new = functools.partial(torch.empty, dtype=dtype, device=x.device)
+    new = functools.partial(torch.empty, dtype=compute_dtype(x), device=x.device)
     grad_x, grad_assign = empty_map(x, C, x.dtype), empty_map(assign, K, assign.dtype) if given else None
     if N == 0:
         return grad_x, grad_assign, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
     grad_centers = torch.empty((K, C), dtype=centers.dtype, device=x.device)
     grad_sigma = torch.empty((K,), dtype=sigma.dtype, device=x.device)
-    blocks, T, tile = _plan(x, K)
-    dictionary = _named("centers", centers.stride(), "kc") | {"sigma_k": sigma.stride(0)}
-    directions = offsets = mass = center_sums = weight_sums = logit_sums = None
+    blocks, T = _plan(x, K)
+    dictionary = _dictionary_arguments(x, centers, sigma)
+    directions = offsets = mass = None
+    sums = dict.fromkeys(("p_center_sums", "p_weight_sums", "p_logit_sums"))
     with torch.cuda.device_of(x):
         if pooled is not None:
             regions, mass, norm, grad_regions = pooled
@@ -626,74 +524,46 @@ def _backward(
                 p_grad_regions=grad_regions,
                 p_mass=mass,
                 p_norm=norm,
-                p_centers=centers,
-                p_sigma=sigma,
                 p_directions=directions,
                 p_offsets=offsets,
-                C=C,
-                K=K,
-                **_named("grad", grad_regions.stride(), "nkc"),
+                **strides_by_name("grad", grad_regions.stride(), "nkc"),
                 **dictionary,
-                COMPUTE=_compute(dtype),
                 BLOCK_C=triton.next_power_of_2(C),
                 num_warps=4,
             )
         if not given:
-            center_sums, weight_sums, logit_sums = new((N, T, K, C)), new((N, T, K)), new((N, T, K))
+            sums = {
+                "p_center_sums": new((N, T, K, C)),
+                "p_weight_sums": new((N, T, K)),
+                "p_logit_sums": new((N, T, K)),
+            }
         _backward_kernel[(N * T,)](
-            p_x=x,
-            p_centers=centers,
-            p_sigma=sigma,
-            p_assign=assign,
             p_lse=lse,
             p_directions=directions,
             p_offsets=offsets,
             p_grad=grad,
             p_grad_x=grad_x,
             p_grad_assign=grad_assign,
-            p_center_sums=center_sums,
-            p_weight_sums=weight_sums,
-            p_logit_sums=logit_sums,
-            C=C,
-            P=P,
-            W=W,
-            K=K,
-            T=T,
-            TILE=tile,
-            **_named("x", map_strides(x), "nchw"),
+            **sums,
+            **strides_by_name("grad", map_strides(grad), "nkhw"),
+            **strides_by_name("grad_x", map_strides(grad_x), "nchw"),
+            **strides_by_name("grad_assign", map_strides(grad_assign), "nkhw"),
             **dictionary,
-            **_named("assign", map_strides(assign), "nkhw"),
-            **_named("grad", map_strides(grad), "nkhw"),
-            **_named("grad_x", map_strides(grad_x), "nchw"),
-            **_named("grad_assign", map_strides(grad_assign), "nkhw"),
+            **_tile_arguments(x, assign, grad, blocks, T),
             ASSIGN=not given,
             POOL=pool,
-            FLAT=is_flat(x, assign, grad),
-            COMPUTE=_compute(dtype),
-            BLOCK_P=blocks.positions,
-            BLOCK_C=blocks.channels,
-            BLOCK_K=blocks.parts,
-            num_warps=blocks.warps,
-            num_stages=blocks.stages,
         )
         _parameters_kernel[(K, triton.cdiv(C, 64))](
-            p_centers=centers,
-            p_sigma=sigma,
             p_directions=directions,
             p_mass=mass,
-            p_center_sums=center_sums,
-            p_weight_sums=weight_sums,
-            p_logit_sums=logit_sums,
             p_grad_centers=grad_centers,
             p_grad_sigma=grad_sigma,
             N=N,
-            C=C,
-            K=K,
             T=T,
+            **sums,
             **dictionary,
             ASSIGN=not given,
             POOL=pool,
-            COMPUTE=_compute(dtype),
             BLOCK_N=32,
             BLOCK_C=64,
             num_warps=4,

@@ -22,6 +22,11 @@ def map_strides(tensor: Tensor | None) -> tuple[int, int, int, int]:
     return n, c, h, h if tensor.shape[3] == 1 else w
 
 
+def strides_by_name(name: str, strides: tuple[int, ...], axes: str) -> dict[str, int]:
+    """Strides as the arguments NAME_AXIS of a kernel, one letter for every axis."""
+    return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
+
+
 def is_flat(*tensors: Tensor | None) -> bool:
     """Whether in all these maps the rows follow each other, so that positions have one stride."""
     return all(

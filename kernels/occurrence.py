@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.grouping import refuse_second_derivatives
+from kernels.maps import strides_by_name
 from kernels.reference import compute_dtype
 
 
@@ -117,37 +118,39 @@ def _backward_kernel(
         tl.store(p_grad_assign + o_assign, tl.where(m_inside, grad * b_weight, 0), mask=o_p < H * W)
 
 
-def _settings(assign: Tensor, radius: int, std: float) -> dict[str, Any]:
+def _map_arguments(assign: Tensor, radius: int, std: float) -> dict[str, Any]:
+    """What both kernels take: sizes and strides of the maps, the Gaussian, and how many positions go at once."""
+    K, H, W = assign.shape[1:]
     return {
+        "K": K,
+        "H": H,
+        "W": W,
+        **strides_by_name("assign", assign.stride(), "nkhw"),
         "RADIUS": radius,
         "STD": std,
         "TOTAL": math.fsum(math.exp(-0.5 * min(abs(step) / std, 1e3) ** 2) for step in range(-radius, radius + 1)),
         "COMPUTE": tl.float64 if compute_dtype(assign) == torch.float64 else tl.float32,
-        "BLOCK": min(1024, triton.next_power_of_2(assign.shape[2] * assign.shape[3])),
+        "BLOCK": min(1024, triton.next_power_of_2(H * W)),
+        "num_warps": 4,
     }
 
 
 def _forward(assign: Tensor, radius: int, std: float, padding: str) -> tuple[Tensor, Tensor]:
     """occurrence and winner."""
-    N, K, H, W = assign.shape
-    found = torch.empty((N, K), dtype=compute_dtype(assign), device=assign.device)
+    N, K = assign.shape[:2]
+    occurrence = torch.empty((N, K), dtype=compute_dtype(assign), device=assign.device)
     winner = torch.empty((N, K), dtype=torch.int32, device=assign.device)
     if N == 0:
-        return found, winner
+        return occurrence, winner
     with torch.cuda.device_of(assign):
         _forward_kernel[(N * K,)](
             p_assign=assign,
-            p_occurrence=found,
+            p_occurrence=occurrence,
             p_winner=winner,
-            K=K,
-            H=H,
-            W=W,
             MARGIN=radius if padding == "valid" else 0,
-            **dict(zip(("assign_n", "assign_k", "assign_h", "assign_w"), assign.stride(), strict=True)),
-            **_settings(assign, radius, std),
-            num_warps=4,
+            **_map_arguments(assign, radius, std),
         )
-    return found, winner
+    return occurrence, winner
 
 
 def _backward(
@@ -163,14 +166,8 @@ def _backward(
             p_grad=grad,
             p_winner=winner,
             p_grad_assign=grad_assign,
-            K=K,
-            H=height,
-            W=width,
-            grad_n=grad.stride(0),
-            grad_k=grad.stride(1),
-            **dict(zip(("assign_n", "assign_k", "assign_h", "assign_w"), grad_assign.stride(), strict=True)),
-            **_settings(grad_assign, radius, std),
-            num_warps=4,
+            **strides_by_name("grad", grad.stride(), "nk"),
+            **_map_arguments(grad_assign, radius, std),
         )
     return grad_assign
 
@@ -187,8 +184,8 @@ def _part_occurrence(assign: Tensor, radius: int, std: float, padding: str) -> t
 
 @_part_occurrence.register_fake
 def _(assign: Tensor, radius: int, std: float, padding: str) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    found = assign.new_empty(assign.shape[:2], dtype=compute_dtype(assign))
-    return found, assign.new_empty(assign.shape[:2], dtype=torch.int32)
+    occurrence = assign.new_empty(assign.shape[:2], dtype=compute_dtype(assign))
+    return occurrence, assign.new_empty(assign.shape[:2], dtype=torch.int32)
 
 
 @torch.library.custom_op("region_grouping::part_occurrence_backward", mutates_args=())

@@ -38,8 +38,8 @@ class DeepFeatureFactorization:
     @property
     def parts(self) -> np.ndarray:
         """The feature of every part, float32 [parts, C], at unit length; a part of nothing stays 0."""
-        found = self.factorization.components_
-        return (found / np.maximum(self._lengths[:, None], np.finfo(np.float32).tiny)).astype(np.float32)
+        components = self.factorization.components_
+        return (components / np.maximum(self._lengths[:, None], np.finfo(np.float32).tiny)).astype(np.float32)
 
     def amounts(self, features: np.ndarray) -> np.ndarray:
         """How much there is of every part at every position, measured with its feature at unit length.
@@ -85,12 +85,12 @@ class DeepFeatureFactorization:
 def draw_positions(maps: Iterable[np.ndarray], each: int, seed: int) -> np.ndarray:
     """Features of random positions: of every map [C, h, w] up to ``each``, as float32 [M, C, 1, 1]."""
     random = np.random.default_rng(seed)
-    found = []
+    rows = []
     for features in maps:
         positions = features.reshape(len(features), -1)
         drawn = random.choice(positions.shape[1], min(each, positions.shape[1]), replace=False)
-        found.append(positions[:, drawn].T)
-    return np.concatenate(found)[:, :, None, None]
+        rows.append(positions[:, drawn].T)
+    return np.concatenate(rows)[:, :, None, None]
 
 
 def _check_features(features: np.ndarray) -> None:

@@ -29,7 +29,7 @@ from pipelines.shards.storage import Location, resolve
 from rg.attribution.curves import Curves, areas
 from rg.attribution.methods import KINDS, Method, factorize, methods
 from rg.attribution.pointing import pointing_game
-from rg.attribution.removal import Removal, View, mean
+from rg.attribution.removal import Removal, Sight, mean
 from rg.attribution.stability import under_noise, under_shift
 from rg.config import RunConfig
 from rg.model.build import Model
@@ -99,15 +99,16 @@ def faithful(
         ValueError: runs, data or split cannot be used, Captum is not installed, or drawn images are drawn differently
             now than when their shards were written.
     """
-    how = protocol or Protocol()
+    protocol = protocol or Protocol()
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     manifest = Manifest.load(data)
     split = split or ("test" if "test" in manifest.splits else "val")
-    loaded = [(of, *_load(of, manifest, device)) for of in (run, plain) if of is not None]
-    if plain is not None and loaded[1][2].model.kind != "plain":
+    loaded = [(folder, *_load(folder, manifest, device)) for folder in (run, plain) if folder is not None]
+    _, _, last_config = loaded[-1]
+    if plain is not None and last_config.model.kind != "plain":
         raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
-    samples = _choose(data, manifest, split, how)
+    samples = _choose(data, manifest, split, protocol)
     drawn, reason = _drawn(manifest, split)
     if drawn is not None:
         for sample in samples:
@@ -117,13 +118,13 @@ def faithful(
         "dataset": manifest.dataset,
         "split": split,
         "samples": len(samples),
-        "protocol": asdict(how),
+        "protocol": asdict(protocol),
         "removal": reason or "measured",
         "models": [
-            {"run": str(of), "recipe": read_json(of / RECORD).get("recipe")}
-            | {"weights": sha256(of / WEIGHTS), "kind": config.model.kind}
-            | _measure(model, config, samples, drawn, how, batch_size)
-            for of, model, config in loaded
+            {"run": str(folder), "recipe": read_json(folder / RECORD).get("recipe")}
+            | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
+            | _measure(model, config, samples, drawn, protocol, batch_size)
+            for folder, model, config in loaded
         ],
     }
     write_json(run / FAITHFUL, result)
@@ -136,11 +137,11 @@ def _load(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]
     return model.requires_grad_(False).to(pick_device(device)).to(memory_format=torch.channels_last), config
 
 
-def _choose(data: Location, manifest: Manifest, split: str, how: Protocol) -> list[Sample]:
+def _choose(data: Location, manifest: Manifest, split: str, protocol: Protocol) -> list[Sample]:
     """Samples drawn at random from a split."""
     total = manifest.split(split).samples
-    random = np.random.default_rng(how.seed)
-    chosen = {*random.choice(total, min(how.images, total), replace=False).tolist()}
+    random = np.random.default_rng(protocol.seed)
+    chosen = {*random.choice(total, min(protocol.images, total), replace=False).tolist()}
     return [sample for number, sample in enumerate(reader.read(data, split)) if number in chosen]
 
 
@@ -153,27 +154,32 @@ def _drawn(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
 
 
 def _measure(
-    model: Model, config: RunConfig, samples: Sequence[Sample], drawn: DrawnSplit | None, how: Protocol, batch_size: int
+    model: Model,
+    config: RunConfig,
+    samples: Sequence[Sample],
+    drawn: DrawnSplit | None,
+    protocol: Protocol,
+    batch_size: int,
 ) -> dict[str, Any]:
     """What faithful.json holds of one model."""
 
     def images() -> Iterator[Tensor]:
         return (batch.images for batch in _batches(model, config, samples, batch_size))
 
-    factors = factorize(model, images(), len(samples), config.model.grouping.num_parts, how.seed)
-    account = _Account(model, methods(model, factors, how.integration, how.seed), how)
+    factors = factorize(model, images(), len(samples), config.model.grouping.num_parts, protocol.seed)
+    account = _Account(model, methods(model, factors, protocol.integration, protocol.seed), protocol)
     removal = Removal(model, batch_size)
     with progress_bar(total=len(samples), desc=KINDS[config.model.kind]) as bar:
         for batch in _batches(model, config, samples, batch_size):
             classes, maps = account.add(batch)
             if drawn is not None:
                 scenes = [Scene(drawn, sample) for sample in batch.samples]
-                removal.add(list(map(View, scenes, batch.windows)), classes, maps)
+                removal.add(list(map(Sight, scenes, batch.windows)), classes, maps)
             bar.update(len(batch.samples))
     result = account.results()
     if drawn is not None:
-        by_method, about = removal.results()
-        result |= about
+        by_method, model_results = removal.results()
+        result |= model_results
         for key, values in by_method.items():
             result["methods"][key] |= values
     return result
@@ -210,8 +216,8 @@ def _batches(model: Model, config: RunConfig, samples: Sequence[Sample], batch_s
 class _Account:
     """What the methods are worth on the images so far, but for the removal of parts."""
 
-    def __init__(self, model: Model, compared: Mapping[str, Method], how: Protocol) -> None:
-        self._model, self._compared, self._how = model, compared, how
+    def __init__(self, model: Model, compared: Mapping[str, Method], protocol: Protocol) -> None:
+        self._model, self._compared, self._protocol = model, compared, protocol
         self._defined = {key: method.explain for key, method in compared.items() if method.explain}
         self._values: dict[str, dict[str, list[float]]] = {key: defaultdict(list) for key in self._defined}
         self._ends: dict[str, list[float]] = defaultdict(list)
@@ -224,19 +230,20 @@ class _Account:
             classes = self._model(images).logits.argmax(1)
         self._right += [sample.label == c for sample, c in zip(batch.samples, classes.tolist(), strict=True)]
         maps = {key: explain(images, classes) for key, explain in self._defined.items()}
-        blur, grey = self._how.blur * min(images.shape[2:]), self._model.backbone.pixel_mean.flatten()
-        curves = Curves(self._probability, images, classes, grey, blur, self._how.steps, self._how.seed)
+        blur, grey = self._protocol.blur * min(images.shape[2:]), self._model.backbone.pixel_mean.flatten()
+        curves = Curves(self._probability, images, classes, grey, blur, self._protocol.steps, self._protocol.seed)
         for name, values in curves.ends.items():
             self._ends[name] += values.tolist()
         for key, explain in self._defined.items():
-            of, found = maps[key], self._values[key]
-            hits = pointing_game(of, batch.boxes(), (images.shape[3], images.shape[2]))
-            found["pointing_error"] += [np.nan if hit is None else float(not hit) for hit in hits]
-            found["deletion"] += areas(curves.deletion(of)).tolist()
-            found["insertion"] += areas(curves.insertion(of)).tolist()
-            noisy = under_noise(explain, images, classes, of, self._how.noise, self._how.seed)
-            found["noise_stability"] += noisy.tolist()
-            found["shift_stability"] += under_shift(explain, images, classes, of, self._model.backbone.stride).tolist()
+            values, explained = self._values[key], maps[key]
+            hits = pointing_game(explained, batch.boxes(), (images.shape[2], images.shape[3]))
+            values["pointing_error"] += [np.nan if hit is None else float(not hit) for hit in hits]
+            values["deletion"] += areas(curves.deletion(explained)).tolist()
+            values["insertion"] += areas(curves.insertion(explained)).tolist()
+            noisy = under_noise(explain, images, classes, explained, self._protocol.noise, self._protocol.seed)
+            values["noise_stability"] += noisy.tolist()
+            shifted = under_shift(explain, images, classes, explained, self._model.backbone.stride)
+            values["shift_stability"] += shifted.tolist()
         return classes, maps
 
     def results(self) -> dict[str, Any]:
@@ -245,7 +252,7 @@ class _Account:
             "accuracy": None if self._model.multi_label else mean(self._right),
             "probability": {name: mean(values) for name, values in self._ends.items()},
             "methods": {
-                key: {name: mean(values) for name, values in found.items()} for key, found in self._values.items()
+                key: {name: mean(values) for name, values in by_name.items()} for key, by_name in self._values.items()
             },
             "undefined": {key: method.undefined for key, method in self._compared.items() if method.undefined},
         }

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
@@ -91,21 +90,22 @@ def methods(model: Model, factors: DeepFeatureFactorization, steps: int, seed: i
 
 
 def factorize(model: Model, batches: Iterable[Tensor], samples: int, parts: int, seed: int) -> DeepFeatureFactorization:
-    """The factors of the feature maps of the very images that are explained, as Collins et al. (2018) find them.
+    """The factors of the feature maps of some images, as Collins et al. (2018) find them.
 
     Args:
         model: In evaluation mode.
-        batches: Images [N, 3, H, W].
+        batches: Images [N, 3, H, W], on any device.
         samples: Number of all images.
         parts: Number of factors.
         seed: Of the factorisation, and of the positions that it takes where there are very many.
     """
+    device = next(model.parameters()).device
     with torch.no_grad():
-        maps = (features for images in batches for features in model.features(images).float().cpu().numpy())
+        maps = (features for images in batches for features in model.features(images.to(device)).float().cpu().numpy())
         positions = draw_positions(maps, -(-POSITIONS // samples), seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a few steps more or less of one of many solutions
-        return DeepFeatureFactorization(parts, seed).fit(np.ascontiguousarray(positions))
+        return DeepFeatureFactorization(parts, seed).fit(positions)
 
 
 class RandomMaps:

@@ -17,22 +17,31 @@ def peaks(attribution: Tensor, size: tuple[int, int]) -> Tensor:
     from the peak between positions; on an 8 x 8 map that alone misses tight boxes.
 
     Args:
-        attribution: [N, H, W].
-        size: Columns and rows of the image.
+        attribution: [N, h, w].
+        size: Height and width of the image.
 
     Returns:
         [N, 2]: x, y, the centre of the peak pixel.
     """
-    columns, rows = size
-    up = F.interpolate(attribution[:, None].float(), (rows, columns), mode="bicubic", align_corners=False)
+    width = size[1]
+    up = F.interpolate(attribution[:, None].float(), size, mode="bicubic", align_corners=False)
     index = up.flatten(1).argmax(1)
-    return torch.stack([index % columns, index // columns], dim=1) + 0.5
+    return torch.stack([index % width, index // width], dim=1) + 0.5
 
 
 def pointing_game(attribution: Tensor, boxes: Sequence[np.ndarray], size: tuple[int, int]) -> list[bool | None]:
-    """The pointing game: whether the peak of each map [N, H, W] lies in a box of its image; None without boxes."""
-    found = peaks(attribution, size).cpu().numpy()
-    return [in_any_box(peak, inside) if len(inside) else None for peak, inside in zip(found, boxes, strict=True)]
+    """The pointing game: whether the peak of a map lies on the object.
+
+    Args:
+        attribution: [N, h, w].
+        boxes: Of every image its boxes [B, 4], x0, y0, x1, y1 in pixels.
+        size: Height and width of the images.
+
+    Returns:
+        For every image whether the peak lies in one of its boxes; None where it has none.
+    """
+    points = peaks(attribution, size).cpu().numpy()
+    return [in_any_box(point, own) if len(own) else None for point, own in zip(points, boxes, strict=True)]
 
 
 def in_any_box(point: np.ndarray, boxes: np.ndarray) -> bool:

@@ -43,8 +43,8 @@ WHOLE: Removed = frozenset()
 
 
 @dataclass(frozen=True)
-class View:
-    """A scene through the window of a model."""
+class Sight:
+    """What a model sees of a drawn scene: the scene through the window of the model."""
 
     scene: Scene
     window: Window
@@ -86,13 +86,14 @@ class Scores:
 
     def summary(self) -> dict[str, float | None]:
         """Means over the images, the checks at their best threshold."""
-        checks = [[mean(values) for values in of] for of in np.stack(self.checks).transpose(1, 2, 0)]
-        best = max(range(len(THRESHOLDS)), key=lambda t: mean(of[t] for of in checks) or 0.0)
+        by_threshold = [[mean(values) for values in check] for check in np.stack(self.checks).transpose(1, 2, 0)]
+        best = max(range(len(THRESHOLDS)), key=lambda t: mean(check[t] for check in by_threshold) or 0.0)
+        preservation, deletion_check, distractibility = by_threshold
         return {
             "single_deletion": mean(self.single_deletion),
-            "preservation": checks[0][best],
-            "deletion_check": checks[1][best],
-            "distractibility": checks[2][best],
+            "preservation": preservation[best],
+            "deletion_check": deletion_check[best],
+            "distractibility": distractibility[best],
             "threshold": THRESHOLDS[best],
             "outside": mean(self.outside),
         }
@@ -112,102 +113,100 @@ class Removal:
         self._independent: list[bool] = []
         self._covering: list[tuple[str, int, np.ndarray]] = []
 
-    def add(self, views: Sequence[View], classes: Tensor, maps: Mapping[str, Tensor]) -> None:
+    def add(self, sights: Sequence[Sight], classes: Tensor, maps: Mapping[str, Tensor]) -> None:
         """Takes note of some images.
 
         Args:
-            views: N images.
+            sights: N images.
             classes: int64 [N], what the model says of them.
             maps: Maps [N, h, w] of those classes by every method, of any size.
         """
-        alone = [{frozenset([name]) for name in view.masks} | {WHOLE, frozenset([SCENERY])} for view in views]
-        answers = self._ask(views, classes, alone)
-        up = {
-            key: F.interpolate(of[:, None].float(), self._size(views), mode="bilinear", align_corners=False)[:, 0].cpu()
-            for key, of in maps.items()
-        }
+        alone = [{frozenset([name]) for name in sight.masks} | {WHOLE, frozenset([SCENERY])} for sight in sights]
+        answers = self._ask(sights, classes, alone)
+        up = {key: self._up(values[:, None], sights)[:, 0].cpu().numpy() for key, values in maps.items()}
         sets = [
-            {hidden for of in up.values() for pair in _hidden(view, of[n].numpy()) for hidden in pair}
-            for n, view in enumerate(views)
+            {hidden for values in up.values() for pair in _hidden(sight, values[n]) for hidden in pair}
+            for n, sight in enumerate(sights)
         ]
-        answers |= self._ask(views, classes, [wanted - asked for wanted, asked in zip(sets, alone, strict=True)])
-        for n, view in enumerate(views):
+        answers |= self._ask(sights, classes, [wanted - asked for wanted, asked in zip(sets, alone, strict=True)])
+        for n, sight in enumerate(sights):
             mine = {hidden: answer for (image, hidden), answer in answers.items() if image == n}
             self._independent.append(mine[frozenset([SCENERY])].winner == mine[WHOLE].winner)
-            for key, of in up.items():
-                self._score(self._scores[key], view, of[n].numpy(), mine)
+            for key, values in up.items():
+                self._score(self._scores[key], sight, values[n], mine)
         if isinstance(self._model, RegionGroupingModel):
-            self._cover(self._model, views, answers)
+            self._cover(self._model, sights, answers)
 
     def results(self) -> tuple[dict[str, dict[str, float | None]], dict[str, Any]]:
         """For every method its numbers, and those of the model itself."""
-        about: dict[str, Any] = {"background_independence": mean(self._independent), "covering": None}
-        if self._covering:
-            about["covering"] = self._summarize_covering()
-        return {key: scores.summary() for key, scores in self._scores.items()}, about
+        covering = self._summarize_covering() if self._covering else None
+        model_results = {"background_independence": mean(self._independent), "covering": covering}
+        return {key: scores.summary() for key, scores in self._scores.items()}, model_results
 
     @staticmethod
-    def _size(views: Sequence[View]) -> tuple[int, int]:
-        return views[0].window.rows, views[0].window.columns
+    def _up(maps: Tensor, sights: Sequence[Sight]) -> Tensor:
+        """Maps [N, K, h, w] at the size of the images."""
+        size = sights[0].window.rows, sights[0].window.columns
+        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
 
     @torch.no_grad()
     def _ask(
-        self, views: Sequence[View], classes: Tensor, wanted: Sequence[Iterable[Removed]]
+        self, sights: Sequence[Sight], classes: Tensor, wanted: Sequence[Iterable[Removed]]
     ) -> dict[tuple[int, Removed], Answer]:
         """What the model says of every image without what is wanted of it."""
-        asked = [(n, hidden) for n, of in enumerate(wanted) for hidden in of]
-        found: dict[tuple[int, Removed], Answer] = {}
+        asked = [(n, hidden) for n, removals in enumerate(wanted) for hidden in removals]
+        answers: dict[tuple[int, Removed], Answer] = {}
         for start in range(0, len(asked), self._batch_size):
             chunk = asked[start : start + self._batch_size]
-            images = torch.stack([views[n].image(hidden) for n, hidden in chunk]).to(classes.device)
-            of = classes[[n for n, _ in chunk]][:, None]
+            images = torch.stack([sights[n].image(hidden) for n, hidden in chunk]).to(classes.device)
+            asked_classes = classes[[n for n, _ in chunk]][:, None]
             output = self._model(images)
             contributions: Sequence[np.ndarray | None] = [None] * len(chunk)
             if isinstance(self._model, RegionGroupingModel):
-                contributions = list(self._model.contributions(output, of)[0][:, 0].double().cpu().numpy())
-            winners, logits = output.logits.argmax(1).tolist(), output.logits.gather(1, of)[:, 0].tolist()
-            found |= dict(zip(chunk, map(Answer, winners, logits, contributions), strict=True))
-        return found
+                contributions = list(self._model.contributions(output, asked_classes)[0][:, 0].double().cpu().numpy())
+            winners, logits = output.logits.argmax(1).tolist(), output.logits.gather(1, asked_classes)[:, 0].tolist()
+            answers |= dict(zip(chunk, map(Answer, winners, logits, contributions), strict=True))
+        return answers
 
     @staticmethod
-    def _score(scores: Scores, view: View, values: np.ndarray, answers: Mapping[Removed, Answer]) -> None:
+    def _score(scores: Scores, sight: Sight, values: np.ndarray, answers: Mapping[Removed, Answer]) -> None:
         """What a map [rows, columns] of one image is worth."""
         whole = answers[WHOLE]
-        fall = {name: whole.logit - answers[frozenset([name])].logit for name in view.masks}
-        parts = view.parts
-        inside = np.array([[values[view.masks[name]].sum() for name in parts]])
+        fall = {name: whole.logit - answers[frozenset([name])].logit for name in sight.masks}
+        parts = sight.parts
+        inside = np.array([[values[sight.masks[name]].sum() for name in parts]])
         falls = np.array([[fall[name] for name in parts]])
         ranked = len(parts) >= RANKED
         scores.single_deletion.append(float(rank_correlation(inside, falls)[0]) if ranked else np.nan)
 
-        shares = _shares(view, values)
+        shares = _shares(sight, values)
         independent = answers[frozenset([SCENERY])].winner == whole.winner
         tells = independent and values.max() > 0
         scores.outside.append(1 - sum(shares[name] for name in parts) if tells else np.nan)
 
         needless = {name for name, by in fall.items() if by < NOT_NEEDED * abs(whole.logit)}
-        checks = np.full((3, len(THRESHOLDS)), np.nan)
-        for t, (others, important) in enumerate(_hidden(view, values)):
-            checks[0, t] = answers[others].winner == whole.winner
-            checks[1, t] = answers[important].winner != whole.winner
-            if needless:
-                called = {name for name, share in shares.items() if share > THRESHOLDS[t]}
-                checks[2, t] = 1 - len(called & needless) / len(needless)
-        scores.checks.append(checks)
+        checks = []
+        for threshold, (others, important) in zip(THRESHOLDS, _hidden(sight, values), strict=True):
+            preserved = answers[others].winner == whole.winner
+            deleted = answers[important].winner != whole.winner
+            called = {name for name, share in shares.items() if share > threshold}
+            undistracted = 1 - len(called & needless) / len(needless) if needless else np.nan
+            checks.append((preserved, deleted, undistracted))
+        scores.checks.append(np.array(checks, dtype=np.float64).T)
 
     @torch.no_grad()
     def _cover(
-        self, model: RegionGroupingModel, views: Sequence[View], answers: Mapping[tuple[int, Removed], Answer]
+        self, model: RegionGroupingModel, sights: Sequence[Sight], answers: Mapping[tuple[int, Removed], Answer]
     ) -> None:
         """For every true part the discovered part that covers it, and how all contributions fall without it."""
-        images = torch.stack([view.image(WHOLE) for view in views]).to(model.dictionary.centers.device)
-        assign = F.interpolate(model(images).assign.float(), self._size(views), mode="bilinear", align_corners=False)
-        for n, view in enumerate(views):
+        images = torch.stack([sight.image(WHOLE) for sight in sights]).to(model.dictionary.centers.device)
+        assign = self._up(model(images).assign, sights)
+        for n, sight in enumerate(sights):
             whole = answers[n, WHOLE].contributions
             assert whole is not None
-            for name in view.parts:
+            for name in sight.parts:
                 without = answers[n, frozenset([name])].contributions
-                covering = int(assign[n].cpu().numpy()[:, view.masks[name]].mean(1).argmax())
+                covering = int(assign[n].cpu().numpy()[:, sight.masks[name]].mean(1).argmax())
                 self._covering.append((name, covering, whole - without))
 
     def _summarize_covering(self) -> dict[str, Any]:
@@ -220,8 +219,8 @@ class Removal:
             **_falls(pairs),
             "chance": 1 / len(pairs[0][1]),
             "by_part": {
-                name: _falls(of) | {"covering": Counter(k for k, _ in of).most_common(1)[0][0]}
-                for name, of in by_part.items()
+                name: _falls(changes) | {"covering": Counter(k for k, _ in changes).most_common(1)[0][0]}
+                for name, changes in by_part.items()
             },
         }
 
@@ -232,16 +231,16 @@ def mean(values: Iterable[float | None]) -> float | None:
     return None if np.isnan(array).all() else float(np.nanmean(array))
 
 
-def _shares(view: View, values: np.ndarray) -> dict[str, float]:
+def _shares(sight: Sight, values: np.ndarray) -> dict[str, float]:
     """Share of the positive attribution in every part and in the scenery; 0 for a map without any."""
     positive = values.clip(min=0)
     total = positive.sum() or 1.0
-    return {name: float(positive[mask].sum() / total) for name, mask in view.masks.items()}
+    return {name: float(positive[mask].sum() / total) for name, mask in sight.masks.items()}
 
 
-def _hidden(view: View, values: np.ndarray) -> list[tuple[Removed, Removed]]:
+def _hidden(sight: Sight, values: np.ndarray) -> list[tuple[Removed, Removed]]:
     """For every threshold the parts that a map [rows, columns] does not call important, and those that it does."""
-    shares, parts = _shares(view, values), frozenset(view.parts)
+    shares, parts = _shares(sight, values), frozenset(sight.parts)
     important = [frozenset(name for name in parts if shares[name] > threshold) for threshold in THRESHOLDS]
     return [(parts - called, called) for called in important]
 

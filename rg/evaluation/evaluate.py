@@ -20,7 +20,7 @@ from rg.evaluation import calibration, metrics, rollup
 from rg.evaluation.confidence import fit_confidence, selective_metrics
 from rg.evaluation.plain import evaluate_plain
 from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
-from rg.model.build import Model, class_logits
+from rg.model.build import Model, class_logits, mean_with_mirror
 from rg.model.device import pick_device
 from rg.model.losses import occurrence_prior_loss
 from rg.model.region_grouping import ModelOutput, RegionGroupingModel
@@ -52,7 +52,7 @@ def evaluate(
         split: Default: test if there is one, else val.
         batch_size: Images at once.
         device: cpu, cuda or auto.
-        settings: How; as the run says if None.
+        settings: What is measured, and how; as the run says if None.
 
     Returns:
         What metrics.json holds: errors and rates as fractions, None for what the data set cannot tell.
@@ -61,11 +61,12 @@ def evaluate(
         ValueError: run, data, split or settings cannot be used.
     """
     model, config, classes = load_model(run)
-    how = settings or config.evaluation
+    evaluation = settings or config.evaluation
     manifest = Manifest.load(data)
     classes.check(Classes.of(manifest), "--data", run)
-    _check(how, classes, manifest)
-    if "whole" in (how.view, how.landmark_view) and not model.backbone.takes_any_size(config.input.test_size[1]):
+    _check(evaluation, classes, manifest)
+    any_size = model.backbone.takes_any_size(config.input.test_size[1])
+    if "whole" in (evaluation.view, evaluation.landmark_view) and not any_size:
         raise ValueError(
             f"evaluation.view, evaluation.landmark_view: expected input, as {config.model.backbone.name} takes images "
             "of one size only, got whole"
@@ -74,30 +75,30 @@ def evaluate(
     manifest.split(split)
     model.to(pick_device(device)).to(memory_format=torch.channels_last)
 
-    def load(of: str, view: str) -> Loader:
-        return inputs.evaluation_loader(config.input, data, of, view, batch_size, pick_device(device))
+    def load(name: str, view: str) -> Loader:
+        return inputs.evaluation_loader(config.input, data, name, view, batch_size, pick_device(device))
 
     fit = "fit" if "fit" in manifest.splits else "train"
     weights = sha256(run / WEIGHTS)
     answers: Answers
     if isinstance(model, RegionGroupingModel):
         parts = read_parts(run, model.background.tolist())
-        answers, found, lines = _measure_parts(model, load, fit, split, how, config, parts)
+        answers, measured, lines = _measure_parts(model, load, fit, split, evaluation, config, parts)
     else:
-        answers, found, lines = evaluate_plain(model, load, fit, split, how, config)
-    found["levels"] = _levels(answers)
+        answers, measured, lines = evaluate_plain(model, load, fit, split, evaluation, config)
+    measured["levels"] = _levels(answers)
     confidence = None
     if "val" in manifest.splits:
-        validation = answers if split == "val" else _answers(model, load("val", how.view), how)
-        targets = how.target_precision, how.false_alarms
+        validation = answers if split == "val" else _answers(model, load("val", evaluation.view), evaluation)
+        targets = evaluation.target_precision, evaluation.false_alarms
         confidence = fit_confidence(
             *validation.arrays(), validation.presence(), *targets, dataset=manifest.dataset, weights=weights
         )
-    found |= _calibration(answers, None if split == "val" else confidence)
+    measured |= _calibration(answers, None if split == "val" else confidence)
     chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
-    about = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
-    result = about | found | {"evaluation": flatten(asdict(how)), "weights": weights}
-    view = None if how.view == config.evaluation.view else how.view
+    source = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
+    result = source | measured | {"evaluation": flatten(asdict(evaluation)), "weights": weights}
+    view = None if evaluation.view == config.evaluation.view else evaluation.view
     write_json(run / of_view(METRICS, view), result)
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
@@ -111,84 +112,96 @@ def _measure_parts(
     load: Callable[[str, str], Loader],
     fit: str,
     split: str,
-    how: EvaluationConfig,
+    evaluation: EvaluationConfig,
     config: RunConfig,
     parts: Sequence[Part],
 ) -> tuple[Tally, dict[str, Any], Iterator[dict[str, Any]]]:
     """The answers, and what metrics.json and predictions.jsonl hold of a model with parts."""
-    loader = load(split, how.view)
-    seen = _tally(model, loader, how, answer=True, explain=True)
+    loader = load(split, evaluation.view)
+    seen = _tally(model, loader, evaluation, answer=True, explain=True)
     result = {"damaged": loader.damaged} | _measure(seen, config, parts)
     landmark_errors: dict[str, np.ndarray] = {}
     if loader.manifest.landmarks:
-        tested = seen if how.landmark_view == how.view else _tally(model, load(split, how.landmark_view), how)
-        fitted = _tally(model, load(fit, how.landmark_view), how)
-        found, landmark_errors = landmark_metrics(fitted, tested, how, loader.manifest.classes)
-        result |= found
+        tested = seen
+        if evaluation.landmark_view != evaluation.view:
+            tested = _tally(model, load(split, evaluation.landmark_view), evaluation)
+        fitted = _tally(model, load(fit, evaluation.landmark_view), evaluation)
+        errors, landmark_errors = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
+        result |= errors
     return seen, result, seen.part_predictions(landmark_errors)
 
 
 def _levels(answers: Answers) -> dict[str, dict[str, float]]:
     """Accuracy at the levels above the classes; nothing where the names tell of none."""
     manifest = answers.manifest
-    found = {} if manifest.multi_label else rollup.levels(manifest.classes, manifest.super_categories)
-    return rollup.accuracies(*answers.arrays(), found) if found else {}
+    levels = {} if manifest.multi_label else rollup.levels(manifest.classes, manifest.super_categories)
+    return rollup.accuracies(*answers.arrays(), levels) if levels else {}
 
 
 def _calibration(answers: Answers, confidence: Confidence | None) -> dict[str, Any]:
     """How far the answers can be trusted, also with a confidence that was fitted on other images."""
     temperature = confidence.temperature if confidence else None
-    found: dict[str, Any] = {"temperature": temperature, "selective": None}
+    trust: dict[str, Any] = {"temperature": temperature, "selective": None}
     for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
-        found[name] = None
+        trust[name] = None
         if divisor:
             measured = asdict(calibration.reliability(*calibration.confidences(*answers.arrays(), divisor)))
-            found[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
+            trust[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
     if confidence:
-        found["selective"] = selective_metrics(confidence, *answers.arrays(), answers.presence())
-    return found
+        trust["selective"] = selective_metrics(confidence, *answers.arrays(), answers.presence())
+    return trust
 
 
-def _answers(model: Model, loader: Loader, how: EvaluationConfig) -> Answers:
+def _answers(model: Model, loader: Loader, evaluation: EvaluationConfig) -> Answers:
     """What the model says of the classes of a split, and its presence if it has parts."""
     if isinstance(model, RegionGroupingModel):
-        return _tally(model, loader, how, answer=True)
+        return _tally(model, loader, evaluation, answer=True)
     device = next(model.parameters()).device
-    answers = Answers(loader.manifest, threshold(how))
+    answers = Answers(loader.manifest, threshold(evaluation))
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
         with torch.inference_mode():
-            logits = class_logits(model, images, how.flip)
+            logits = class_logits(model, images, evaluation.flip)
         answers.answer(batch, logits.float().cpu())
     return answers
 
 
-def _check(how: EvaluationConfig, classes: Classes, manifest: Manifest) -> None:
-    if how.landmark_classes and (classes.multi_label or max(how.landmark_classes) >= len(classes.names)):
+def _check(evaluation: EvaluationConfig, classes: Classes, manifest: Manifest) -> None:
+    if evaluation.landmark_classes and (classes.multi_label or max(evaluation.landmark_classes) >= len(classes.names)):
         raise ValueError(
-            f"evaluation.landmark_classes: expected numbers of {len(classes.names)} classes, got {how.landmark_classes}"
+            f"evaluation.landmark_classes: expected numbers of {len(classes.names)} classes, got "
+            f"{evaluation.landmark_classes}"
         )
-    if how.landmark_scale != "box" and not all("eye" in name for name in (*manifest.landmarks, "", "")[:2]):
+    if evaluation.landmark_scale != "box" and not all("eye" in name for name in (*manifest.landmarks, "", "")[:2]):
         raise ValueError(
-            f"evaluation.landmark_scale: {how.landmark_scale} needs two eyes as the first landmarks, got "
+            f"evaluation.landmark_scale: {evaluation.landmark_scale} needs two eyes as the first landmarks, got "
             f"{', '.join(manifest.landmarks[:2]) or 'none'}"
         )
 
 
 def _tally(
-    model: RegionGroupingModel, loader: Loader, how: EvaluationConfig, answer: bool = False, explain: bool = False
+    model: RegionGroupingModel,
+    loader: Loader,
+    evaluation: EvaluationConfig,
+    answer: bool = False,
+    explain: bool = False,
 ) -> Tally:
-    """What the model says of a split; of the classes as ``how`` wants it (answer), with contributions (explain)."""
+    """What the model says of a split.
+
+    Args:
+        answer: Whether the logits count; they are then those that ``evaluation.flip`` asks for.
+        explain: Whether contributions are kept, too.
+    """
     device = next(model.parameters()).device
-    tally = Tally(loader.manifest, threshold(how), corner=how.centers == "corner")
+    tally = Tally(loader.manifest, threshold(evaluation), corner=evaluation.centers == "corner")
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
         contributions = None
         with torch.inference_mode():
             output = model(images)
             logits = output.logits
-            if answer and how.flip:
-                output = output._replace(logits=(logits + model(images.flip(3)).logits) / 2)
+            if answer and evaluation.flip:
+                output = output._replace(logits=mean_with_mirror(model, images, logits))
             if explain:
                 explained = output.logits.topk(min(2, logits.shape[1])).indices  # the label and its rival
                 parts, constants = model.contributions(output, explained)

@@ -22,12 +22,12 @@ ADVICE = {
 
 def problems(parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What is wrong with the parts that metrics.json describes, and what to do."""
-    found = []
+    wrong = []
     for kind in ("dead", "duplicate", "everywhere"):
         names = [part["name"] for part in parts if part["state"].startswith(kind)]
         if names:
-            found.append((f"{kind.capitalize()}: {', '.join(names)}.", ADVICE[kind]))
-    return found + mostly_background([part["background"] for part in parts])
+            wrong.append((f"{kind.capitalize()}: {', '.join(names)}.", ADVICE[kind]))
+    return wrong + mostly_background([part["background"] for part in parts])
 
 
 def mostly_background(background: Sequence[bool]) -> list[tuple[str, str]]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pipelines.batches.loader import Loader
-from rg.attribution.factorization import DeepFeatureFactorization, draw_positions
+from rg.attribution.factorization import DeepFeatureFactorization
 from rg.attribution.maps import cam, grad_cam, guided_grad_cam, guides
+from rg.attribution.methods import factorize
 from rg.attribution.pointing import pointing_game
 from rg.config import EvaluationConfig, RunConfig
 from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
@@ -20,8 +21,6 @@ from rg.model.build import class_logits
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput
 from rg.runs import inputs
-
-POSITIONS = 50_000  # of feature maps, that the factors are fitted on
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def evaluate_plain(
     load: Callable[[str, str], Loader],
     fit: str,
     split: str,
-    how: EvaluationConfig,
+    evaluation: EvaluationConfig,
     config: RunConfig,
 ) -> tuple[Answers, dict[str, Any], Iterator[dict[str, Any]]]:
     """Measures the network, the pointing game of its activation maps, and the landmark error of its feature factors.
@@ -44,7 +43,7 @@ def evaluate_plain(
         load: Split and view -> loader.
         fit: The split that factors and landmark regression are fitted on.
         split: The split that is measured.
-        how: Of the run.
+        evaluation: Settings to measure by.
         config: Of the run.
 
     Returns:
@@ -53,23 +52,26 @@ def evaluate_plain(
     Raises:
         ValueError: the data has boxes and Captum is not installed.
     """
-    loader = load(split, how.view)
-    answers, pointing_errors = _answers(model, loader, how)
+    loader = load(split, evaluation.view)
+    answers, pointing_errors = _answers(model, loader, evaluation)
     result: dict[str, Any] = {"damaged": loader.damaged} | answers.accuracies()
     result["pointing_errors"] = pointing_errors
     result["dff_landmark_error"] = None
     if loader.manifest.landmarks:
-        factors = DeepFeatureFactorization(config.model.grouping.num_parts, config.seed)
-        fitting = load(fit, how.landmark_view)
-        maps = (features for batch in inputs.progress(fitting) for features in _features(model, batch.images))
-        factors.fit(draw_positions(maps, -(-POSITIONS // fitting.samples), config.seed))
-        fitted, tested = (_factor_tally(model, factors, load(of, how.landmark_view), how) for of in (fit, split))
-        found, _ = landmark_metrics(fitted, tested, how, loader.manifest.classes)
-        result |= {f"dff_{name}": value for name, value in found.items()}
+        fitting = load(fit, evaluation.landmark_view)
+        images = (batch.images for batch in inputs.progress(fitting))
+        factors = factorize(model, images, fitting.samples, config.model.grouping.num_parts, config.seed)
+        fitted, tested = (
+            _factor_tally(model, factors, load(name, evaluation.landmark_view), evaluation) for name in (fit, split)
+        )
+        errors, _ = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
+        result |= {f"dff_{name}": value for name, value in errors.items()}
     return answers, result, answers.predictions()
 
 
-def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[Answers, dict[str, float | None]]:
+def _answers(
+    model: PlainModel, loader: Loader, evaluation: EvaluationConfig
+) -> tuple[Answers, dict[str, float | None]]:
     """Logits, and how often the peak of each activation map misses the boxes; None where there are none."""
     device = next(model.parameters()).device
     methods: dict[str, Callable[[PlainModel, Tensor, Tensor], Tensor]] = {"cam": cam, "grad_cam": grad_cam}
@@ -78,25 +80,27 @@ def _answers(model: PlainModel, loader: Loader, how: EvaluationConfig) -> tuple[
     else:
         logger.warning("Guided Grad-CAM is not measured: it is defined for ReLU networks only")
     hits: dict[str, list[bool]] = {"cam": [], "grad_cam": [], "guided_grad_cam": []}
-    answers = Answers(loader.manifest, threshold(how))
+    answers = Answers(loader.manifest, threshold(evaluation))
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
-        rows, columns = images.shape[2:]
+        height, width = images.shape[2:]
         with torch.no_grad():
-            logits = class_logits(model, images, how.flip)
+            logits = class_logits(model, images, evaluation.flip)
         answers.answer(batch, logits.float().cpu())
         boxes = {n: boxes for n, boxes in enumerate(batch.boxes or []) if len(boxes)}
         if not boxes or loader.manifest.multi_label:
             continue
         for name, method in methods.items():
             maps = method(model, images[list(boxes)], logits[list(boxes)].argmax(1))
-            hits[name] += [hit is True for hit in pointing_game(maps, list(boxes.values()), (columns, rows))]
-    return answers, {name: 1 - sum(found) / len(found) if found else None for name, found in hits.items()}
+            hits[name] += [hit is True for hit in pointing_game(maps, list(boxes.values()), (height, width))]
+    return answers, {name: 1 - sum(values) / len(values) if values else None for name, values in hits.items()}
 
 
-def _factor_tally(model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, how: EvaluationConfig) -> Tally:
+def _factor_tally(
+    model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, evaluation: EvaluationConfig
+) -> Tally:
     """A tally whose parts are the factors."""
-    tally = Tally(loader.manifest, corner=how.centers == "corner")
+    tally = Tally(loader.manifest, corner=evaluation.centers == "corner")
     for batch in inputs.progress(loader):
         assign = torch.from_numpy(factors.transform(_features(model, batch.images)))
         occurrence = assign.amax((2, 3))

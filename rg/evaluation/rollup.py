@@ -49,14 +49,14 @@ def levels(classes: Sequence[str], super_categories: Sequence[str]) -> dict[str,
         raise ValueError(
             f"super_categories: expected one for each of {len(classes)} classes, got {len(super_categories)}"
         )
-    found = {}
+    by_name = {}
     words = [name.replace(HYBRID, " ").split() for name in classes]
     if all(len(name) >= 2 and name[0][0].isupper() and name[1].islower() for name in words):
         genera = [(name[0], home) for name, home in zip(words, super_categories or [""] * len(words), strict=True)]
         homes = Counter(genus for genus, _ in set(genera))
-        found["genus"] = _level([f"{genus} ({home})" if homes[genus] > 1 else genus for genus, home in genera])
-    found["super_category"] = _level(super_categories)
-    return {name: level for name, level in found.items() if len(level.groups) > 1}
+        by_name["genus"] = _level([f"{genus} ({home})" if homes[genus] > 1 else genus for genus, home in genera])
+    by_name["super_category"] = _level(super_categories)
+    return {name: level for name, level in by_name.items() if len(level.groups) > 1}
 
 
 def roll_up(probabilities: np.ndarray, level: Level) -> np.ndarray:

@@ -100,7 +100,7 @@ class Tally(Answers):
         landmarks: float32 [n, P, 2].
         visibility: bool [n, P].
         corner: Whether the centres are counted from the far corners of the cells of the map.
-        sizes: (columns, rows) of every image.
+        sizes: (height, width) of every image.
         boxes: The first box of every image [4], or the image where there is none.
         pointing: Whether the peak of the attribution lies in a box; None without boxes.
         overlap: [K, K] inner products of the assignment maps, summed over images.
@@ -126,8 +126,8 @@ class Tally(Answers):
 
     def add(self, batch: Batch, output: ModelOutput, contributions: Tensor | None = None) -> None:
         """Take note of one batch; contributions [n, K] only where they are to be written."""
-        K = output.assign.shape[1]
-        rows, columns = batch.images.shape[2:]
+        K, map_height, map_width = output.assign.shape[1:]
+        height, width = batch.images.shape[2:]
         attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
         self.answer(batch, output.logits)
         self.presences.append(output.presence)
@@ -137,37 +137,37 @@ class Tally(Answers):
             self.contributions.append(contributions)
         centers = part_centers(output.assign)
         if self.corner:
-            centers = centers + 0.5 / torch.tensor(output.assign.shape[:1:-1])
-        self.centers.append(centers * torch.tensor([columns, rows]))
+            centers = centers + 0.5 / torch.tensor([map_width, map_height])
+        self.centers.append(centers * torch.tensor([width, height]))
         winner = F.one_hot(output.assign.argmax(1), K).float()
         self.wins.append(winner.mean((1, 2)))
         maps = output.assign.transpose(0, 1).flatten(1)
         self.overlap = maps @ maps.T + (0 if self.overlap is None else self.overlap)
-        self.sizes += [(columns, rows)] * len(batch.keys)
+        self.sizes += [(height, width)] * len(batch.keys)
 
         if batch.landmarks is not None and batch.visibility is not None:
             self.landmarks.append(batch.landmarks)
             self.visibility.append(batch.visibility)
-            where = batch.visibility.numpy()
-            predicted = parts_at(output.assign, batch.landmarks, (columns, rows)).numpy()
-            truth = np.broadcast_to(np.arange(where.shape[1]), where.shape)
-            self.landmark_table += metrics.contingency(predicted[where], truth[where], K, where.shape[1])
-        whole = np.array([0, 0, columns, rows], dtype=np.float32)
+            visible = batch.visibility.numpy()
+            predicted = parts_at(output.assign, batch.landmarks, (height, width)).numpy()
+            truth = np.broadcast_to(np.arange(visible.shape[1]), visible.shape)
+            self.landmark_table += metrics.contingency(predicted[visible], truth[visible], K, visible.shape[1])
+        whole = np.array([0, 0, width, height], dtype=np.float32)
         boxes_of_all = batch.boxes or [whole[None][:0]] * len(batch.keys)
         self.boxes += [boxes[0] if len(boxes) else whole for boxes in boxes_of_all]
         attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
-        self.pointing += pointing_game(attribution, boxes_of_all, (columns, rows))
+        self.pointing += pointing_game(attribution, boxes_of_all, (height, width))
         if batch.part_maps is not None:
-            up = F.interpolate(output.assign, (rows, columns), mode="bilinear", align_corners=False)
+            up = F.interpolate(output.assign, (height, width), mode="bilinear", align_corners=False)
             truth_map, predicted_map = batch.part_maps.numpy(), up.argmax(1).numpy()
-            on = truth_map > 0
+            on_part = truth_map > 0
             self.part_map_table += metrics.contingency(
-                predicted_map[on], truth_map[on] - 1, K, len(self.manifest.parts)
+                predicted_map[on_part], truth_map[on_part] - 1, K, len(self.manifest.parts)
             )
 
     def part_predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """``predictions`` with the parts; landmark errors are those of a sample, nan where not measured."""
-        about_parts = {
+        part_values = {
             "occurrence": torch.cat(self.occurrence),
             "attention": torch.cat(self.attention),
             "area": torch.cat(self.wins),
@@ -177,7 +177,7 @@ class Tally(Answers):
         for n, line in enumerate(self.predictions()):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
-            line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in about_parts.items()}
+            line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in part_values.items()}
             yield line | {
                 "explained": explained[n],
                 "landmark_error": float(errors.mean()) if len(errors) else None,
@@ -197,7 +197,7 @@ class Tally(Answers):
         """
         if scale == "box":
             return np.stack(self.boxes), np.ones((len(self.keys), 2))
-        sizes = np.array(self.sizes, dtype=float)
+        sides = np.array(self.sizes, dtype=float)[:, ::-1]  # along x, along y
         landmarks, visible = torch.cat(self.landmarks).numpy(), torch.cat(self.visibility).numpy()
         distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
         known = visible[:, :2].all(1) & (distance > 0)
@@ -206,26 +206,26 @@ class Tally(Answers):
             boxes = np.zeros((len(distance), 4))
             boxes[:, 2:] = np.where(known, distance, 1)[:, None]
             return boxes, np.where(known, 1, np.nan)[:, None].repeat(2, axis=1)
-        lengths = sizes / distance[:, None]
-        return np.concatenate([np.zeros_like(sizes), sizes], axis=1), lengths
+        lengths = sides / distance[:, None]
+        return np.concatenate([np.zeros_like(sides), sides], axis=1), lengths
 
 
 def landmark_metrics(
-    fit: Tally, seen: Tally, how: EvaluationConfig, classes: Sequence[str]
+    fit: Tally, seen: Tally, evaluation: EvaluationConfig, classes: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The landmark error and what belongs to it (Section 4 of the paper).
 
     Args:
         fit: Of the images that the regression is fitted on.
         seen: Of those that it is tested on.
-        how: Scale, and classes to measure alone.
+        evaluation: Scale, and classes to measure alone.
         classes: Names of all classes.
 
     Returns:
         What metrics.json holds of it; and the errors [P] of every image by its key, nan where not measured.
     """
-    fitted, _ = _landmarks(fit, how.landmark_scale)
-    tested, lengths = _landmarks(seen, how.landmark_scale)
+    fitted, _ = _landmarks(fit, evaluation.landmark_scale)
+    tested, lengths = _landmarks(seen, evaluation.landmark_scale)
     errors, mean_shape_errors = metrics.landmark_errors(*fitted, *tested, lengths)
     names = seen.manifest.landmarks
     result: dict[str, Any] = {
@@ -235,9 +235,9 @@ def landmark_metrics(
     }
     if np.sum(seen.landmark_table) >= 2:
         result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
-    if how.landmark_classes:
+    if evaluation.landmark_classes:
         result["landmark_errors_alone"] = {}
-    for label in how.landmark_classes:
+    for label in evaluation.landmark_classes:
         first, second = (torch.cat(tally.labels).numpy() == label for tally in (fit, seen))
         (a, b, c), (d, e, f) = fitted, tested
         alone, _ = metrics.landmark_errors(
@@ -262,6 +262,6 @@ def _mean(errors: np.ndarray) -> float | None:
     return None if np.isnan(errors).all() else float(np.nanmean(errors))
 
 
-def threshold(how: EvaluationConfig) -> float:
+def threshold(evaluation: EvaluationConfig) -> float:
     """The logit above which an attribute holds."""
-    return 0.5 if how.attribute_threshold == "logit" else 0.0
+    return 0.5 if evaluation.attribute_threshold == "logit" else 0.0

@@ -23,4 +23,9 @@ def build_model(config: ModelConfig, num_classes: int, multi_label: bool = False
 def class_logits(model: Model, images: Tensor, mirror: bool) -> Tensor:
     """Logits [N, classes] of images [N, 3, H, W]; with ``mirror`` the mean over the images and their mirror images."""
     logits = model(images).logits
-    return (logits + model(images.flip(3)).logits) / 2 if mirror else logits
+    return mean_with_mirror(model, images, logits) if mirror else logits
+
+
+def mean_with_mirror(model: Model, images: Tensor, logits: Tensor) -> Tensor:
+    """The mean of the logits [N, classes] of images [N, 3, H, W] and those of their mirror images."""
+    return (logits + model(images.flip(3)).logits) / 2

@@ -29,11 +29,12 @@ def parts_at(assign: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     Args:
         assign: [N, K, H, W].
         points: [N, P, 2], x and y in pixels of the image.
-        size: Columns and rows of the image.
+        size: Height and width of the image.
 
     Returns:
         int64 [N, P].
     """
-    grid = (2 * points / torch.tensor(size, dtype=points.dtype) - 1)[:, None].to(assign)
+    height, width = size
+    grid = (2 * points / torch.tensor([width, height], dtype=points.dtype) - 1)[:, None].to(assign)
     values = F.grid_sample(assign, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return values[:, :, 0].argmax(1)

@@ -206,7 +206,7 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
 
 def _peak(values: Tensor, window: Window) -> tuple[float, float]:
     """Where a map is largest, in pixels of the image."""
-    x, y = peaks(values[None], (window.columns, window.rows))[0].tolist()
+    x, y = peaks(values[None], (window.rows, window.columns))[0].tolist()
     scaled = window.x0 + x * window.width / window.columns, window.y0 + y * window.height / window.rows
     return round(scaled[0], 2), round(scaled[1], 2)
 

@@ -65,7 +65,7 @@ def overlay(image: Image.Image, values: Tensor, neutral: float = 0.0) -> Image.I
     share = 0.35 + 0.3 * heat[..., None]  # as in rg.explain.pictures
     out = Image.fromarray(np.round(share * colors + (1 - share) * grey).astype(np.uint8))
     if heat.max() > FAINTEST:
-        _ring(out, peaks(maps, (image.width, image.height))[0].tolist())
+        _ring(out, peaks(maps, (image.height, image.width))[0].tolist())
     return out
 
 

@@ -10,14 +10,13 @@ from rg.evaluation.parts import problems
 
 def table(result: dict[str, Any]) -> str:
     """The metrics for people: percentages, and a line per part."""
-
-    found = {key: f"{100 * result[key]:.2f} %" for _, key, _, _ in MEASURED if result.get(key) is not None}
+    percentages = {key: f"{100 * result[key]:.2f} %" for _, key, _, _ in MEASURED if result.get(key) is not None}
     if result["chance"] is not None:
         right = round(result["accuracy"] * result["samples"])
-        found["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
-    rows = [(name, found[key]) for name, key, _, _ in MEASURED if key in found]
-    for name, of in result["levels"].items():
-        rows.append((f"Accuracy by {name.replace('_', '-')}", f"{100 * of['accuracy']:.2f} %"))
+        percentages["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
+    rows = [(name, percentages[key]) for name, key, _, _ in MEASURED if key in percentages]
+    for name, level in result["levels"].items():
+        rows.append((f"Accuracy by {name.replace('_', '-')}", f"{100 * level['accuracy']:.2f} %"))
     rows.append(("Calibration error", f"{100 * result['reliability']['ece']:.2f} %"))
     if result["temperature"] is not None:
         error, temperature = result["calibrated_reliability"]["ece"], result["temperature"]
@@ -26,26 +25,28 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
     if result["damaged"]:
         lines[0] += f", {result['damaged']} more are damaged and left out"
-    about_parts = []
+    part_lines = []
     if "parts" in result:
-        about_parts = _part_lines(result)
+        part_lines = _part_lines(result)
         rows.append(("Occurrence prior loss", f"{result['prior_loss']:.4f}"))
         rows.append(("Contributions less their logit", f"{result['decomposition_error']:.1e} at most"))
         rows.append(("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"))
     else:
         rows += _baseline_rows(result)
-    return "\n".join([*lines, *(f"  {name:<32}{value}" for name, value in rows), *about_parts])
+    return "\n".join([*lines, *(f"  {name:<32}{value}" for name, value in rows), *part_lines])
 
 
 def _selective_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What becomes of the answers if some are withheld."""
-    of = result["selective"]
-    if of is None:
+    selective = result["selective"]
+    if selective is None:
         return []
-    shares = {name: f"{100 * of[name]:.2f} %" for name in ("coverage", "unsure", "unknown", "aurc")}
-    given = "none" if of["precision"] is None else f"{shares['coverage']}, {100 * of['precision']:.2f} % of them right"
+    shares = {name: f"{100 * selective[name]:.2f} %" for name in ("coverage", "unsure", "unknown", "aurc")}
+    given = "none"
+    if selective["precision"] is not None:
+        given = f"{shares['coverage']}, {100 * selective['precision']:.2f} % of them right"
     return [
-        ("Answers given", f"{given} (target {100 * of['target_precision']:g} %)"),
+        ("Answers given", f"{given} (target {100 * selective['target_precision']:g} %)"),
         ("Unsure, no known part fits", f"{shares['unsure']}, {shares['unknown']}"),
         ("Area under risk and coverage", shares["aurc"]),
     ]

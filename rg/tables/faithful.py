@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rg.attribution.methods import BASELINES, KINDS, NAMES
 from rg.runs.folder import FAITHFUL, check_weights, read_json
+from rg.tables.grid import render_markdown, render_text
+
+FORMS = ("text", "markdown")
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,16 @@ def render(results: Sequence[Mapping[str, Any]], form: str) -> str:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for model in models.values():
         groups.setdefault((model["kind"], str(model["recipe"])), []).append(model)
-    how = first["protocol"]
-    head = f"{first['dataset']}, {first['split']}: {first['samples']} images, seed {how['seed']}"
-    blocks = [
-        FORMS[form](_title(kind, recipe, of), _grid(of, columns), _remarks(of)) for (kind, recipe), of in groups.items()
-    ]
-    below = [
-        CURVES,
-        STABILITY,
-        *([REMOVAL] if columns[-1].removal else [f"parts taken away: not measured, {first['removal']}"]),
-        FLOOR,
-    ]
-    below.append("* the best that looks at pixels; ↓ less is better, ↑ more is")
-    return "\n\n".join([head, *blocks, "\n".join(f"- {line}" for line in below)])
+    blocks = [f"{first['dataset']}, {first['split']}: {first['samples']} images, seed {first['protocol']['seed']}"]
+    for (kind, recipe), group in groups.items():
+        title, grid, remarks = _title(kind, recipe, group), _grid(group, columns), _remarks(group)
+        if form == "markdown":
+            blocks.append(render_markdown(f"**{title}**", grid, remarks))
+        else:
+            blocks.append(render_text(title, grid, remarks))
+    removal = REMOVAL if first["removal"] == "measured" else f"parts taken away: not measured, {first['removal']}"
+    notes = [CURVES, STABILITY, removal, FLOOR, "* the best that looks at pixels; ↓ less is better, ↑ more is"]
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 
 def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
@@ -133,17 +133,16 @@ def _grid(models: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> lis
 def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """What else there is to say of a model, in lines."""
     lines = [f"{NAMES[key]}: not defined, {why}" for key, why in models[0]["undefined"].items()]
-    ends = {
-        name: _figure([model["probability"][name] for model in models], True) for name in ("image", "grey", "blurred")
-    }
-    lines.append(f"probability of the class: {', '.join(f'{name} {value}' for name, value in ends.items())}")
+    ends = ("image", "grey", "blurred")
+    probabilities = [f"{end} {_figure([model['probability'][end] for model in models], percent=True)}" for end in ends]
+    lines.append(f"probability of the class: {', '.join(probabilities)}")
     if "background_independence" in models[0]:
         independent = _figure([model["background_independence"] for model in models], percent=True)
         lines.append(f"without the scenery the class stays in {independent} of the images")
     covering = [model["covering"] for model in models if model.get("covering")]
     if covering:
         fall, others, most, chance = (
-            _figure([of[name] for of in covering], name in ("most", "chance"))
+            _figure([parts[name] for parts in covering], percent=name in ("most", "chance"))
             for name in ("fall", "others", "most", "chance")
         )
         lines.append(
@@ -167,26 +166,3 @@ def _figure(values: Sequence[float | None], percent: bool = False) -> str:
     known = [scale * value for value in values if value is not None]
     spread = f" ± {statistics.stdev(known):.{decimals}f}" if len(known) > 1 else ""
     return f"{scale * mean:.{decimals}f}{spread}{unit}"
-
-
-def _text(title: str, grid: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in grid]
-    return "\n  ".join([title, *lines, *remarks])
-
-
-def _markdown(title: str, grid: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:
-    header, *rows = grid
-    lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
-    return "\n".join(
-        [
-            f"**{title}**",
-            "",
-            *(line.replace(" *", " \\*") for line in lines),
-            "",
-            *(f"- {remark}" for remark in remarks),
-        ]
-    )
-
-
-FORMS: dict[str, Callable[[str, Sequence[Sequence[str]], Sequence[str]], str]] = {"text": _text, "markdown": _markdown}

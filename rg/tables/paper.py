@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from pipelines.files import read_json_lines
 from rg import recipes
 from rg.config import RunConfig, View, differences
 from rg.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, check_weights, load_config, of_view, read_json
+from rg.tables.grid import escape, render_markdown, render_text
 
 SPLIT = "test"  # of every data set; of iNaturalist 2017 that is what was published as val
 EMBEDDED = "creatures"
@@ -249,7 +249,7 @@ def tables(runs: Sequence[Path]) -> list[Table]:
         ValueError: a run was not evaluated, or was trained on since; fills no row; was trained or measured on other
             data; is given twice; or has other settings than another of its row.
     """
-    measured = [found for run in runs for found in _read_all(run)]
+    measured = [pair for run in runs for pair in _read_all(run)]
     for (run, _), (other, _) in itertools.combinations(measured, 2):
         if (run.recipe, run.view) != (other.recipe, other.view):
             continue
@@ -268,11 +268,11 @@ def _read_all(folder: Path) -> list[tuple[Run, dict[str, Any]]]:
     measured = [path for view in views if (path := folder / of_view(METRICS, view)).is_file()]
     if not measured:
         raise ValueError(f"{folder}: was not evaluated; run `python -m rg evaluate`")
-    found = [_read(folder, path) for path in measured]
+    evaluations = [_read(folder, path) for path in measured]
     known = {(row.recipe, row.view) for table in PAPER for row in table.rows}
-    asked_for = [(run, metrics) for run, metrics in found if (run.recipe, run.view) in known]
+    asked_for = [(run, metrics) for run, metrics in evaluations if (run.recipe, run.view) in known]
     if not asked_for:
-        run = found[0][0]
+        run = evaluations[0][0]
         raise ValueError(f"{folder}: no row of a table is for evaluation.view {run.view} of {run.recipe}")
     return asked_for
 
@@ -311,16 +311,19 @@ def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
 
 def _circumstances(folder: Path, config: RunConfig, metrics: Mapping[str, Any], imported: bool) -> list[str]:
     """What is not as published, beside settings: weights from elsewhere, an unfinished run, other data."""
-    found = ["weights imported"] * imported
-    if not imported and (folder / HISTORY).is_file():
+    circumstances = []
+    if imported:
+        circumstances.append("weights imported")
+    elif (folder / HISTORY).is_file():
         history = read_json_lines(folder / HISTORY, drop_half_line=True)
         epoch = max((record["epoch"] for record in history), default=0)
         if epoch < config.train.epochs:
-            found.append(f"trained {epoch:g} of {config.train.epochs} epochs")
-    found += [f"data prepared with {name} {json.dumps(value)}" for name, value in metrics.get("options", {}).items()]
+            circumstances.append(f"trained {epoch:g} of {config.train.epochs} epochs")
+    options = metrics.get("options", {})
+    circumstances += [f"data prepared with {name} {json.dumps(value)}" for name, value in options.items()]
     if metrics.get("damaged"):
-        found.append(f"{metrics['damaged']} samples damaged")
-    return found
+        circumstances.append(f"{metrics['damaged']} samples damaged")
+    return circumstances
 
 
 def _fill(row: Row, measured: Sequence[tuple[Run, dict[str, Any]]]) -> Row:
@@ -329,8 +332,8 @@ def _fill(row: Row, measured: Sequence[tuple[Run, dict[str, Any]]]) -> Row:
     mine = [(run, metrics) for run, metrics in measured if (run.recipe, run.view) == (row.recipe, row.view)]
     cells = []
     for cell in row.cells:
-        found = [(run, _lookup(metrics, cell.metric)) for run, metrics in mine if cell.metric]
-        figures = {run: 100 * value for run, value in found if value is not None}
+        measurements = [(run, _lookup(metrics, cell.metric)) for run, metrics in mine if cell.metric]
+        figures = {run: 100 * value for run, value in measurements if value is not None}
         cells.append(replace(cell, values=tuple(figures.values()), runs=tuple(figures)))
     return replace(row, cells=tuple(cells), runs=tuple(run for run, _ in mine))
 
@@ -367,21 +370,16 @@ def render(tables: Sequence[Table], form: str) -> str:
 def _text(tables: Sequence[Table]) -> str:
     blocks = []
     for table in tables:
-        grid = _grid(table)
-        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in grid]
-        lines += [f"{text} {code}".rstrip() for text, code in _below(table)]
-        blocks.append("\n  ".join([table.title, *lines]) + "\n")
+        below = [f"{text} {code}".rstrip() for text, code in _below(table)]
+        blocks.append(render_text(table.title, _grid(table), below) + "\n")
     return "\n".join(blocks)
 
 
 def _markdown(tables: Sequence[Table]) -> str:
     blocks = []
     for table in tables:
-        header, *rows = ([_escape(text) for text in line] for line in _grid(table))
-        lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
-        below = [f"- {_escape(text)}{f' `{code}`' if code else ''}" for text, code in _below(table)]
-        blocks.append("\n".join([f"### {_escape(table.title)}", "", *lines, "", *below]).rstrip() + "\n")
+        below = [f"{escape(text)} `{code}`" if code else escape(text) for text, code in _below(table)]
+        blocks.append(render_markdown(f"### {escape(table.title)}", _grid(table), below) + "\n")
     return "\n".join(blocks)
 
 
@@ -406,8 +404,8 @@ def _grid(table: Table) -> list[list[str]]:
         if any(figures):
             grid.append([f"{column.name}, published", *figures])
         grid.append([f"{column.name}, measured", *(_measured(cell, column.decimals) for cell in cells)])
-    runs = [[run for cell in row.cells for run in cell.runs] for row in table.rows]
-    grid.append(["Commit", *(", ".join(dict.fromkeys(run.commit or "unknown" for run in of)) for of in runs)])
+    commits = [[run.commit or "unknown" for cell in row.cells for run in cell.runs] for row in table.rows]
+    grid.append(["Commit", *(", ".join(dict.fromkeys(names)) for names in commits)])
     return [list(line) for line in zip(*grid, strict=True)]
 
 
@@ -417,7 +415,8 @@ def _measured(cell: Cell, decimals: int) -> str:
         return "-" if cell.metric else ""
     mark = "†" if cell.runs[0].changed else ""  # all runs of a row have the same settings
     spread = "" if cell.std is None else f" ± {cell.std:.{decimals}f}"
-    return f"{cell.mean:.{decimals}f}{spread} ({len(cell.runs)} run{'s' * (len(cell.runs) > 1)}){mark}"
+    runs = "1 run" if len(cell.runs) == 1 else f"{len(cell.runs)} runs"
+    return f"{cell.mean:.{decimals}f}{spread} ({runs}){mark}"
 
 
 def _below(table: Table) -> list[tuple[str, str]]:
@@ -434,8 +433,3 @@ def _below(table: Table) -> list[tuple[str, str]]:
         elif empty:
             lines.append((f"{row.method} ({empty}):", command(table, row)))
     return lines
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown takes as it is, also in a cell of a table."""
-    return re.sub(r"([\\`*_\[\]|<>&~#$])", r"\\\1", text)

@@ -10,7 +10,7 @@ from pipelines.batches.geometry import Geometry
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.redraw import Scene
 from pipelines.drawn.split import SCENERY
-from rg.attribution.removal import Removal, View, mean
+from rg.attribution.removal import Removal, Sight, mean
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
 from rg.model.plain import PlainOutput
 from rg.model.region_grouping import RegionGroupingModel
@@ -20,8 +20,8 @@ WINDOW = Geometry(96, 96, "crop").central_window(96, 96)
 CLASSES = torch.tensor([0])
 
 
-def view(index):
-    return View(Scene(BIRDS, BIRDS[index]), WINDOW)
+def sight(index):
+    return Sight(Scene(BIRDS, BIRDS[index]), WINDOW)
 
 
 class NeedsOnePart(nn.Module):
@@ -39,7 +39,7 @@ class NeedsOnePart(nn.Module):
 
 def measured(part, *marked):
     """What a map is worth that marks some parts, for a model that needs one."""
-    one = view(3)
+    one = sight(3)
     removal = Removal(NeedsOnePart(one, part), 8)
     values = sum(torch.from_numpy(one.masks[name]).float() for name in marked)
     removal.add([one], CLASSES, {"map": values[None]})
@@ -82,7 +82,7 @@ class Linear(nn.Module):
 
 
 def test_single_deletion_is_one_for_a_map_that_knows_every_fall():
-    one, model = view(5), Linear()
+    one, model = sight(5), Linear()
     whole = model(one.image(frozenset())[None]).logits[0, 0]
     knows = torch.zeros(96, 96)
     for name in one.parts:
@@ -104,19 +104,19 @@ def test_the_covering_part_and_its_fall_are_those_of_the_model():
         HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
     )
     model = RegionGroupingModel(config, 8)
-    views = [view(index) for index in (0, 6)]
-    images = torch.stack([one.image(frozenset()) for one in views])
+    sights = [sight(index) for index in (0, 6)]
+    images = torch.stack([one.image(frozenset()) for one in sights])
     model.initialize_dictionary(images, 0)
     model.eval()
     classes = torch.tensor([2, 7])
     removal = Removal(model, 3)
-    removal.add(views, classes, {"flat": torch.ones(2, 6, 6)})
+    removal.add(sights, classes, {"flat": torch.ones(2, 6, 6)})
     _, about = removal.results()
 
     falls, others = [], []
     with torch.no_grad():
         output = model(images)
-        for n, one in enumerate(views):
+        for n, one in enumerate(sights):
             whole = model.contributions(output, classes[:, None])[0][n, 0].numpy()
             up = nn.functional.interpolate(output.assign[n][None], (96, 96), mode="bilinear", align_corners=False)[0]
             for name in one.parts:

@@ -78,20 +78,22 @@ def test_relative_to_box():
     np.testing.assert_allclose(relative, [[[0, 0.25], [0.5, 0.5]]])
 
 
-def test_parts_at_points_are_those_of_the_upsampled_map():
+@pytest.mark.parametrize("height, width", [(128, 128), (96, 160)])
+def test_parts_at_points_are_those_of_the_upsampled_map(height, width):
     assign = torch.softmax(4 * torch.randn(3, 5, 8, 8), 1)
-    pixels = torch.randint(0, 128, (3, 20, 2))
-    up = F.interpolate(assign, (128, 128), mode="bilinear", align_corners=False).argmax(1)
-    expected = torch.stack([up[n, pixels[n, :, 1], pixels[n, :, 0]] for n in range(3)])
-    assert torch.equal(parts_at(assign, pixels + 0.5, (128, 128)), expected)
+    x, y = torch.randint(0, width, (3, 20)), torch.randint(0, height, (3, 20))
+    up = F.interpolate(assign, (height, width), mode="bilinear", align_corners=False).argmax(1)
+    expected = torch.stack([up[n, y[n], x[n]] for n in range(3)])
+    assert torch.equal(parts_at(assign, torch.stack([x, y], 2) + 0.5, (height, width)), expected)
 
 
-def test_peak_of_one_hot_position():
+@pytest.mark.parametrize("height, width", [(128, 128), (96, 160)])
+def test_peak_of_one_hot_position(height, width):
     attribution = torch.zeros(1, 8, 8)
     attribution[0, 2, 5] = 1
-    x, y = peaks(attribution, (128, 128))[0].tolist()
-    assert abs(x - 5.5 * 16) <= 1
-    assert abs(y - 2.5 * 16) <= 1
+    x, y = peaks(attribution, (height, width))[0].tolist()
+    assert abs(x - 5.5 * width / 8) <= 1
+    assert abs(y - 2.5 * height / 8) <= 1
 
 
 def test_peak_between_two_positions():

@@ -8,6 +8,7 @@ from kernels import reference
 triton = pytest.importorskip("triton")
 from benchmarks.kernel_accuracy import autocast  # noqa: E402
 from kernels import grouping  # noqa: E402
+from kernels.blocks import choose_blocks  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() and not grouping.INTERPRETED else "cpu"
 pytestmark = [
@@ -343,7 +344,7 @@ def test_blocks_fit_whatever_the_sizes(dtype):
     for images, positions, channels, parts in ((0, 1, 1, 1), (1, 1, 1, 64), (128, 196, 1024, 8), (1, 10**6, 4096, 33)):
         for capability in ((0, 0), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
             for flat in (True, False):
-                blocks = grouping.choose_blocks(images, positions, channels, parts, dtype, capability, flat)
+                blocks = choose_blocks(images, positions, channels, parts, dtype, capability, flat)
                 assert blocks.parts >= parts
                 assert min(blocks.positions, blocks.channels, blocks.parts) >= 16
                 assert blocks.channels * dtype.itemsize <= 128

@@ -1,0 +1,63 @@
+"""How a grouping kernel is cut, for the sizes of a call and the device that runs it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a kernel is cut: positions per tile and channels per step, warps per program, pipeline stages."""
+
+    positions: int
+    channels: int
+    parts: int
+    warps: int
+    stages: int
+
+
+@functools.lru_cache(maxsize=256)  # asked for at every launch
+def choose_blocks(
+    images: int,
+    positions: int,
+    channels: int,
+    parts: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    flat: bool,
+) -> Blocks:
+    """Tiles as large as leaves a program for every multiprocessor: fewer tiles, fewer partial sums.
+
+    Args:
+        images: N.
+        positions: H * W.
+        channels: C.
+        parts: K, at most 64.
+        dtype: dtype of the features.
+        capability: Compute capability of the device; (0, 0) is Triton's interpreter.
+        flat: Whether the positions of the features have one stride.
+    """
+    block_k = max(16, triton.next_power_of_2(parts))
+    # Without the matrix instructions of Hopper and data-centre Blackwell, operands take registers: smaller tiles.
+    wide = capability[0] in (0, 9, 10)
+    if block_k == 16:
+        # Two offsets for every position, its row's and its column's, take the registers of half a tile.
+        block_p = (128 if flat else 64) if wide else 64 if dtype == torch.bfloat16 else 32
+    elif wide:
+        block_p = 32 if block_k == 32 and dtype != torch.bfloat16 else 64
+    else:
+        block_p = 16
+    block_p = max(16, min(block_p, triton.next_power_of_2(positions)))
+    multiprocessors = 1 if capability == (0, 0) else 132 if wide else 108
+    while block_p > 16 and images * triton.cdiv(positions, block_p) < multiprocessors:
+        block_p //= 2
+    step = {torch.float64: 16, torch.bfloat16: 64}.get(dtype, 32)
+    step = max(16, min(step, triton.next_power_of_2(channels)))
+    warps = 8 if block_p >= 32 and block_p * block_k >= (2048 if wide and flat else 1024) else 4
+    # A100 has 163 KB of shared memory for a program, Hopper and data-centre Blackwell 227 KB, all others 99 KB.
+    small = not wide and capability != (8, 0)
+    return Blocks(block_p, step, block_k, warps, stages=2 if small else 3)

@@ -1,0 +1,59 @@
+"""Matrix products inside a kernel: of features as they are stored, and of values in the compute dtype."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_NATIVE_BF16 = tl.constexpr(not triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _halves(b_value):
+    """float32 -> the nearest bfloat16 and the bfloat16 of what remains."""
+    b_high = b_value.to(tl.bfloat16)
+    return b_high, (b_value - b_high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _dot(b_left, b_right):
+    """One matrix product of equal dtypes. The interpreter cannot multiply bfloat16: it widens it first."""
+    if b_left.dtype == tl.bfloat16 and not _NATIVE_BF16:
+        return tl.dot(b_left.to(tl.float32), b_right.to(tl.float32), input_precision="ieee", out_dtype=tl.float32)
+    elif b_left.dtype == tl.float64:
+        return tl.dot(b_left, b_right, input_precision="ieee", out_dtype=tl.float64)
+    else:
+        return tl.dot(b_left, b_right, input_precision="tf32x3", out_dtype=tl.float32)
+
+
+@triton.jit
+def dot_features(b_x, b_value):
+    """Features as they are stored @ a value in the compute dtype."""
+    if b_x.dtype == tl.bfloat16:
+        b_high, b_low = _halves(b_value)
+        return _dot(b_x, b_low) + _dot(b_x, b_high)
+    else:
+        return _dot(b_x.to(b_value.dtype), b_value)
+
+
+@triton.jit
+def features_dot(b_value, b_x):
+    """A value in the compute dtype @ features as they are stored."""
+    if b_x.dtype == tl.bfloat16:
+        b_high, b_low = _halves(b_value)
+        return _dot(b_low, b_x) + _dot(b_high, b_x)
+    else:
+        return _dot(b_value, b_x.to(b_value.dtype))
+
+
+@triton.jit
+def dot_values(b_left, b_right, SPLIT: tl.constexpr):
+    """Two values in the compute dtype."""
+    if SPLIT:
+        b_left_high, b_left_low = _halves(b_left)
+        b_right_high, b_right_low = _halves(b_right)
+        b_cross = _dot(b_left_low, b_right_high)
+        b_cross += _dot(b_left_high, b_right_low)
+        return b_cross + _dot(b_left_high, b_right_high)
+    else:
+        return _dot(b_left, b_right)
