@@ -90,13 +90,13 @@ class Row:
         """Appends cells."""
         self.cells += map(str, cells)
 
-    def expect(self, what: str, found: object, expected: object) -> None:
+    def expect(self, what: str, actual: object, expected: object) -> None:
         """Notes what is not as expected."""
-        if found == expected:
+        if actual == expected:
             return
-        if isinstance(found, set) and isinstance(expected, set):  # three that only one of them has are enough
-            found, expected = (sorted(only)[:3] for only in (found - expected, expected - found))
-        self.wrong.append(f"{what}: expected {expected}, got {found}")
+        if isinstance(actual, set) and isinstance(expected, set):  # three that only one of them has are enough
+            actual, expected = (sorted(only)[:3] for only in (actual - expected, expected - actual))
+        self.wrong.append(f"{what}: expected {expected}, got {actual}")
 
 
 class Log(logging.Handler):
