@@ -42,14 +42,14 @@ class Part:
     """Something that is measured.
 
     Attributes:
-        about: What, in a few words.
+        summary: What, in a few words.
         seconds: How long it is thought to take.
         needs: Modules.
         commands: Arguments of Python, one after the other.
         smoke: The same at a size for a CPU.
     """
 
-    about: str
+    summary: str
     seconds: int
     needs: tuple[str, ...]
     commands: tuple[str, ...]
@@ -208,7 +208,7 @@ def plan(names: Sequence[str], smoke: bool) -> str:
     for name in names:
         part = PARTS[name]
         lacking = f" (left out: {', '.join(missing(part))} not installed)" if missing(part) else ""
-        lines.append(f"{name}: {part.about}, {'seconds' if smoke else f'about {part.seconds} s'}{lacking}")
+        lines.append(f"{name}: {part.summary}, {'seconds' if smoke else f'about {part.seconds} s'}{lacking}")
         commands = part.smoke if smoke else part.commands
         lines += [f"  python {shlex.join(words(command, Path('OUT'))[1:])}" for command in commands]
     if not smoke:
@@ -239,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state, failed = options.out / DONE, False
     finished = read_json(state) if state.is_file() else {}
     mark = _mark(options.smoke)
-    for name in ["correctness"] * ("correctness" not in names) + names:
+    ordered = names if "correctness" in names else ["correctness", *names]
+    for name in ordered:
         if finished.get(name) == mark and not (options.again and name in names):
             print(f"{name}: finished before", flush=True)
             continue

@@ -37,7 +37,7 @@ def looped(config: HeadConfig, labels: int) -> tuple[nn.Module, Step]:
     heads = [batched(config, 1) for _ in range(labels)]
 
     def step(regions: Tensor, features: Tensor) -> Tensor:
-        return torch.cat([one(regions, features) for _, one in heads], dim=1)
+        return torch.cat([head(regions, features) for _, head in heads], dim=1)
 
     return nn.ModuleList(modules for modules, _ in heads), step
 
@@ -72,13 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         modules, steps[name] = build(config, options.labels)
         modules.to(device)
         seconds(steps[name], regions, features)
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, step in steps.items():
-            found[name].append(1000 * seconds(step, regions, features))
+            times[name].append(1000 * seconds(step, regions, features))
     case = f"N{options.batch} K{parts} L{options.labels}"
-    reference = comparison.percentiles(found["loop"])[1]
-    for name, values in found.items():
+    reference = comparison.percentiles(times["loop"])[1]
+    for name, values in times.items():
         p20, p50, p80 = comparison.percentiles(values)
         print(f"{case} {name:<8}{p50:9.1f} ms (p20 {p20:.1f}, p80 {p80:.1f})  {reference / p50:.2f}x of the loop")
         if options.record:

@@ -123,12 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for batch in options.batches:
         case = f"{options.recipe}, {batch} images of {options.size} px"
         turns = [(provider, form) for provider in options.providers for form in PROVIDERS[provider][1]]
-        found: dict[tuple[str, str], list[float]] = {turn: [] for turn in turns}
+        throughputs: dict[tuple[str, str], list[float]] = {turn: [] for turn in turns}
         for _, (provider, form) in itertools.product(range(options.rounds), turns):
             device = "cpu" if provider == "onnx" else gpu
             words = (options.recipe, options.size, provider, form, batch, options.precision, device, options.seconds)
-            found[provider, form] += process.alone(measure, *words)[0]
-        for (provider, form), rates in found.items():
+            throughputs[provider, form] += process.alone(measure, *words)[0]
+        for (provider, form), rates in throughputs.items():
             device = "cpu" if provider == "onnx" else gpu
             p20, p50, p80 = comparison.percentiles(rates)
             print(f"{case}: {provider:<16}{form:<16}{p50:8.1f} images/s (p20 {p20:.1f}, p80 {p80:.1f})", flush=True)

@@ -55,10 +55,10 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
 
     To be called on the stream of the captures: autograd runs every node on the stream of its forward.
     """
-    found: dict[tuple[str, str], Call] = {}
+    prepared: dict[tuple[str, str], Call] = {}
     for direction in DIRECTIONS:
         words = torch.empty(case.bytes(direction) // 8, dtype=torch.int32, device="cuda")  # read, and written as often
-        found["copy", direction] = functools.partial(torch.Tensor.copy_, torch.empty_like(words), words)
+        prepared["copy", direction] = functools.partial(torch.Tensor.copy_, torch.empty_like(words), words)
     torch.compiler.reset()
     compiled = torch.compile(reference.region_grouping, fullgraph=True)
     functions = {
@@ -71,13 +71,13 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
         x, centers, sigma = (tensor.requires_grad_() for tensor in case.draw("cuda"))
         outputs = function(x, centers, sigma)
         grads = [torch.randn_like(output) for output in outputs]
-        found[provider, "forward"] = functools.partial(function, x.detach(), centers.detach(), sigma.detach())
-        found[provider, "backward"] = functools.partial(
+        prepared[provider, "forward"] = functools.partial(function, x.detach(), centers.detach(), sigma.detach())
+        prepared[provider, "backward"] = functools.partial(
             torch.autograd.grad, outputs, (x, centers, sigma), grads, retain_graph=True
         )
-    for _, call in itertools.product(range(3), found.values()):
+    for _, call in itertools.product(range(3), prepared.values()):
         call()
-    return found
+    return prepared
 
 
 def peak_memory(call: Call) -> int:
@@ -140,10 +140,10 @@ def measure(case: Case, rounds: int, record: bool) -> None:
                     _record(case, provider, direction, "peak memory", "MB", (peak / 1e6,) * 3, 1)
     exact = {"fused": operators.region_grouping, "eager": reference.region_grouping, "autocast": autocast}
     for provider, function in exact.items():
-        found = errors(function, case, "cuda")
-        print(f"  error of {provider:<9}" + ", ".join(f"{name} {error:.1e}" for name, error in found.items()))
+        largest = errors(function, case, "cuda")
+        print(f"  error of {provider:<9}" + ", ".join(f"{name} {error:.1e}" for name, error in largest.items()))
         if record:
-            for name, error in found.items():
+            for name, error in largest.items():
                 _record(case, provider, name, "error against float64", "1", (error,) * 3, 1)
 
 
@@ -165,11 +165,12 @@ def table() -> str:
     head = "| case | direction | fused ms | of a copy | eager | autocast | torch.compile | device, commit |"
     lines = [head, "|---" * 8 + "|"]
     for case, direction in itertools.product(CASES, DIRECTIONS):
-        found = {provider: newest.get((case.name, f"{direction} graph cold", provider)) for provider in PROVIDERS}
-        if None in found.values():
+        mode = f"{direction} graph cold"
+        measured = {provider: newest.get((case.name, mode, provider)) for provider in PROVIDERS}
+        if None in measured.values():
             continue
-        ms = {provider: float(row["p50"]) for provider, row in found.items() if row}
-        fused = newest[case.name, f"{direction} graph cold", "fused"]
+        ms = {provider: float(row["p50"]) for provider, row in measured.items() if row}
+        fused = newest[case.name, mode, "fused"]
         lines.append(
             f"| {case.name} | {direction} | {ms['fused']:.3f} | {ms['fused'] / ms['copy']:.2f}x | "
             f"{ms['eager'] / ms['fused']:.1f}x slower | {ms['autocast'] / ms['fused']:.1f}x slower | "

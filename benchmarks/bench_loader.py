@@ -53,8 +53,8 @@ def ours(images: Path, batch: int, workers: int, decoder: str) -> Iterator[Batch
     from pipelines.batches.loader import Loader
 
     loader = Loader(images / "shards", "train", GEOMETRY, batch, decoding=Decoding(decoder, workers))
-    for found in loader:
-        yield found.images, found.labels
+    for loaded in loader:
+        yield loaded.images, loaded.labels
 
 
 def imagefolder(images: Path, batch: int, workers: int) -> Iterator[Batch]:

@@ -68,8 +68,8 @@ def rank(arguments: Sequence[str]) -> None:
 
 
 def _merged(recipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    found = dataclasses.asdict(recipe)
-    return found | {name: found[name] | values for name, values in settings.items()}
+    merged = dataclasses.asdict(recipe)
+    return merged | {name: merged[name] | values for name, values in settings.items()}
 
 
 def measure(world: int, batch: int, size: int, steps: int) -> dict[str, list[float]]:

@@ -112,9 +112,9 @@ def main() -> int:
         assert server.stderr is not None
         try:
             first = server.stderr.readline()
-            if (found := re.match(r"http://\S+", first)) is None:
+            if (match := re.match(r"http://\S+", first)) is None:
                 parser.error(first.strip())
-            load, memory = asyncio.run(_load(found[0], server.pid, options.seconds, options.clients, options.hostile))
+            load, memory = asyncio.run(_load(match[0], server.pid, options.seconds, options.clients, options.hostile))
         finally:
             server.terminate()
     rate = sum(load.statuses.values()) / options.seconds

@@ -99,8 +99,8 @@ def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str
 
     Loop._train_step = timed  # type: ignore[method-assign, assignment]
     train_as(variant, config, data)
-    found = {name: values[WARM_UP:] for name, values in spent.items()}
-    return found | ({"memory": [torch.cuda.max_memory_allocated()]} if torch.cuda.is_available() else {})
+    measured = {name: values[WARM_UP:] for name, values in spent.items()}
+    return measured | ({"memory": [torch.cuda.max_memory_allocated()]} if torch.cuda.is_available() else {})
 
 
 def train_as(variant: str, config: RunConfig, data: Path) -> None:
@@ -109,11 +109,11 @@ def train_as(variant: str, config: RunConfig, data: Path) -> None:
     from rg.training import engine
     from rg.training.train import train
 
-    how = VARIANTS[variant]
-    engine.MEMORY_FORMAT = how.memory_format
-    if how.kept:
+    chosen = VARIANTS[variant]
+    engine.MEMORY_FORMAT = chosen.memory_format
+    if chosen.kept:
         malloc.keep_freed_memory()
-    training = dataclasses.replace(config.train, compile=how.compiler, activation_checkpointing=how.checkpointed)
+    training = dataclasses.replace(config.train, compile=chosen.compiler, activation_checkpointing=chosen.checkpointed)
     config = dataclasses.replace(config, train=training)
     with tempfile.TemporaryDirectory() as folder:
         train(config, data, Path(folder) / "run")
@@ -182,23 +182,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for kind in options.kinds
             for variant in options.variants
         }
-        found: dict[tuple[str, str], dict[str, list[float]]] = {
+        figures: dict[tuple[str, str], dict[str, list[float]]] = {
             turn: {metric: [] for metric in UNITS} for turn in turns
         }
         for turn in itertools.chain.from_iterable([turns] * options.rounds):
             measured, peak = process.alone(turns[turn])
-            values = found[turn]
+            values = figures[turn]
             values["time"] += [1000 * seconds for seconds in measured["step"]]
             values["data wait"] += [
                 100 * waited / whole for waited, whole in zip(measured["wait"], measured["step"], strict=True)
             ]
             values["memory"] += [size / 1e6 for size in measured.get("memory", [peak])]
     case = f"{options.recipe}, {options.batch} images of {options.size} px"
-    for (kind, variant), values in found.items():
+    for (kind, variant), values in figures.items():
         p20, p50, p80 = comparison.percentiles(values["time"])
-        others = {("whole network", variant), (kind, options.variants[0])} & set(found) - {(kind, variant)}
+        others = {("whole network", variant), (kind, options.variants[0])} & set(figures) - {(kind, variant)}
         times = [
-            f"{p50 / comparison.percentiles(found[other]['time'])[1]:.3f}x that of {' '.join(other)}"
+            f"{p50 / comparison.percentiles(figures[other]['time'])[1]:.3f}x that of {' '.join(other)}"
             for other in others
         ]
         print(
@@ -206,7 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             + f"{1000 * options.batch / p50:.1f} images/s, {comparison.percentiles(values['memory'])[1]:.0f} MB"
             + "".join(f", {time}" for time in sorted(times))
         )
-        mode = ", ".join([device, options.precision, variant] + [options.input] * (options.input != CACHED))
+        mode = f"{device}, {options.precision}, {variant}"
+        if options.input != CACHED:
+            mode += f", {options.input}"
         for metric, unit in UNITS.items() if options.record else ():
             if metric == "data wait" and options.input == CACHED:
                 continue

@@ -93,21 +93,21 @@ def compare(root: Path, base: str, words: Sequence[str], rounds: int) -> list[Ch
     if not commits["base"]:
         raise ValueError(f"BASE: expected a commit, branch or tag, got {base!r}")
     commits["now"] = _git(root, "stash", "create") or _git(root, "rev-parse", "HEAD")
-    found: dict[tuple[str, ...], Change] = {}
+    changes: dict[tuple[str, ...], Change] = {}
     with contextlib.ExitStack() as stack:
         trees = {side: stack.enter_context(_checkout(root, commit)) for side, commit in commits.items()}
         for turn in range(rounds):
             for side in ("base", "now") if turn % 2 == 0 else ("now", "base"):
                 for row in _recorded(trees[side], words):
                     key = tuple(row[column] for column in NAME)
-                    change = found.setdefault(key, Change(", ".join(key), row["unit"]))
+                    change = changes.setdefault(key, Change(", ".join(key), row["unit"]))
                     getattr(change, side).append(float(row["p50"]))
                 print(f"round {turn + 1} of {rounds}: {side}", file=sys.stderr, flush=True)
-    if not any(change.base and change.now for change in found.values()):
+    if not any(change.base and change.now for change in changes.values()):
         raise ValueError(
-            f"{words[0]}: expected numbers that both sides record, got none: {'; '.join(map(str, found.values()))}"
+            f"{words[0]}: expected numbers that both sides record, got none: {'; '.join(map(str, changes.values()))}"
         )
-    return list(found.values())
+    return list(changes.values())
 
 
 @contextlib.contextmanager
@@ -128,12 +128,12 @@ def _recorded(tree: Path, words: Sequence[str]) -> list[dict[str, str]]:
     command = [sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:], "--record"]
     surroundings = os.environ | {"PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=surroundings, capture_output=True, text=True)
-    said = " ".join(command[2:])
+    invocation = " ".join(command[2:])
     if done.returncode:
-        raise ValueError(f"{said}: code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        raise ValueError(f"{invocation}: code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     appended = [row for path, rows in _rows(tree).items() for row in rows[len(before.get(path, [])) :]]
     if not appended:
-        raise ValueError(f"{said}: expected rows in {RESULTS}, got none")
+        raise ValueError(f"{invocation}: expected rows in {RESULTS}, got none")
     return appended
 
 

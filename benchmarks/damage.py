@@ -26,12 +26,20 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.tools.damages import (
+    RAW_DAMAGE,
+    SHARD_DAMAGE,
+    SHORT_TAR,
+    WRONG_SUM,
+    damage_raw,
+    damage_shards,
+    keys_in,
+)
 from pipelines import plan
 from pipelines.batches.decoding import Decoding
 from pipelines.batches.geometry import Geometry
@@ -39,10 +47,7 @@ from pipelines.batches.loader import Loader
 from pipelines.datasets.folder import Folder
 from pipelines.shards import writer
 from pipelines.shards.manifest import Manifest, Schema
-from pipelines.shards.reader import read_fields, read_index
-from pipelines.shards.storage import open_storage
 from pipelines.shards.verify import repair, verify
-from pipelines.shards.writer import write_shard
 
 CLASSES = 8
 SHARDS = 20
@@ -53,9 +58,7 @@ TRAIN = replace(TEST, training=True)
 DAMAGED, ALLOWED = 0.01, 0.02  # shares of the samples
 TOO_MANY, TOO_FEW_ALLOWED = 0.05, 0.01
 LEFT_OUT = re.compile(r"left out [^:]+: ([^:]+): ")
-NO_IMAGE = b"<html>404 Not Found</html>"
 FINE = ("PNG called .jpg", "suffix .JPG")  # raw files that can be used all the same
-WRONG_SUM, SHORT_TAR, STALE_INDEX = "wrong sha256", "truncated tar", "stale index"
 
 GROUPS = {
     "": ("samples", "damaged"),
@@ -68,8 +71,6 @@ GROUPS = {
 }
 WIDTHS = [[max(len(name), 7) for name in names] for names in GROUPS.values()]
 KIND_WIDTH = 16
-
-Fields = dict[str, bytes]
 
 
 @dataclass
@@ -90,13 +91,13 @@ class Row:
         """Appends cells."""
         self.cells += map(str, cells)
 
-    def expect(self, what: str, found: object, expected: object) -> None:
+    def expect(self, what: str, actual: object, expected: object) -> None:
         """Notes what is not as expected."""
-        if found == expected:
+        if actual == expected:
             return
-        if isinstance(found, set) and isinstance(expected, set):  # three that only one of them has are enough
-            found, expected = (sorted(only)[:3] for only in (found - expected, expected - found))
-        self.wrong.append(f"{what}: expected {expected}, got {found}")
+        if isinstance(actual, set) and isinstance(expected, set):  # three that only one of them has are enough
+            actual, expected = (sorted(only)[:3] for only in (actual - expected, expected - actual))
+        self.wrong.append(f"{what}: expected {expected}, got {actual}")
 
 
 class Log(logging.Handler):
@@ -136,121 +137,6 @@ def pack(raw: Path, out: Path, seed: int = 0) -> Manifest:
     return writer.write(out, "damage", sources, schema=schema, options={}, samples_per_shard=per_shard, seed=seed)
 
 
-def keys_in(folder: Path) -> set[str]:
-    """Keys of all samples, as the indexes of the shards have them."""
-    storage = open_storage(folder)
-    return {entry.key for path in folder.glob("*.idx") for entry in read_index(storage, path.name)}
-
-
-# Damage
-
-
-def first_half(data: bytes) -> bytes:
-    """What is left of a file that was cut short."""
-    return data[: len(data) // 2]
-
-
-def zero_tail(data: bytes) -> bytes:
-    """What is left of a file whose last blocks never reached the disk."""
-    return first_half(data).ljust(len(data), b"\0")
-
-
-def save_as_png(path: Path) -> None:
-    """Replaces an image by a PNG under the same name."""
-    with Image.open(path) as image:
-        image.load()
-    image.save(path, "PNG")
-
-
-def without(name: str, fields: Fields) -> Fields:
-    """All fields but one."""
-    return {other: data for other, data in fields.items() if other != name}
-
-
-RAW_DAMAGE: dict[str, Callable[[Path], object]] = {
-    "truncated JPEG": lambda path: path.write_bytes(first_half(path.read_bytes())),
-    "zero-filled tail": lambda path: path.write_bytes(zero_tail(path.read_bytes())),
-    "empty file": lambda path: path.write_bytes(b""),
-    "all zero bytes": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "not an image": lambda path: path.write_bytes(NO_IMAGE),
-    "PNG called .jpg": save_as_png,
-    "suffix .JPG": lambda path: path.rename(path.with_suffix(".JPG")),
-}
-SAMPLE_DAMAGE: dict[str, Callable[[Fields], Fields]] = {
-    "truncated JPEG": lambda fields: fields | {"jpg": first_half(fields["jpg"])},
-    "zero-filled tail": lambda fields: fields | {"jpg": zero_tail(fields["jpg"])},
-    "all zero bytes": lambda fields: fields | {"jpg": bytes(len(fields["jpg"]))},
-    "not an image": lambda fields: fields | {"jpg": NO_IMAGE},
-    "missing label": partial(without, "cls"),
-    "damaged label": lambda fields: fields | {"cls": b"\xff"},
-    "missing field": partial(without, "json"),
-    "member .JPG": lambda fields: {"JPG" if name == "jpg" else name: data for name, data in fields.items()},
-}
-SHARD_DAMAGE = (*SAMPLE_DAMAGE, WRONG_SUM, SHORT_TAR, STALE_INDEX)
-
-
-def chosen(names: Iterable[str], share: float) -> set[str]:
-    """A share of some names."""
-    names = sorted(names)
-    return set(np.random.default_rng(0).choice(names, round(share * len(names)), replace=False).tolist())
-
-
-def damage_raw(kind: str, raw: Path) -> set[str]:
-    """Damages raw files and returns where they lie below the folder."""
-    hit = chosen((path.relative_to(raw).as_posix() for path in raw.glob("train/*/*")), DAMAGED)
-    for name in hit:
-        RAW_DAMAGE[kind](raw / name)
-    return hit
-
-
-def damage_shards(kind: str, folder: Path, share: float, other: Path) -> set[str]:
-    """Damages shards without telling the manifest.
-
-    Args:
-        kind: One of ``SHARD_DAMAGE``.
-        folder: The shards.
-        share: Share of the samples that are hit.
-        other: Another packing of the same images.
-
-    Returns:
-        The keys of the damaged samples; a stale index damages none.
-    """
-    if kind == STALE_INDEX:
-        shutil.copy(other / "train-00000.idx", folder)
-        return set()
-    storage = open_storage(folder)
-    keys = keys_in(folder)
-    if kind == SHORT_TAR:
-        name = max(folder.glob("*.tar")).stem
-        lost = read_index(storage, f"{name}.idx")[-round(share * len(keys)) :]
-        os.truncate(folder / f"{name}.tar", sum(lost[0].span) // 2)
-        return {entry.key for entry in lost}
-    hit = chosen(keys, share)
-    for path in sorted(folder.glob("*.tar")):
-        entries = read_index(storage, f"{path.stem}.idx")
-        if kind == WRONG_SUM:
-            for entry in entries:
-                if entry.key in hit:
-                    change_byte(path, *entry.fields["jpg"])
-        elif any(entry.key in hit for entry in entries):
-            content = [(entry.key, read_fields(storage, path.name, entry)) for entry in entries]
-            damage = SAMPLE_DAMAGE[kind]
-            write_shard(folder, path.stem, [(key, damage(data) if key in hit else data) for key, data in content])
-    return hit
-
-
-def change_byte(path: Path, start: int, size: int) -> None:
-    """Changes a byte in the middle of a JPEG, that neither makes nor unmakes a marker."""
-    with path.open("r+b") as file:
-        for position in range(start + size // 2, start + size):
-            file.seek(position - 1)
-            before, byte, after = file.read(3)
-            if 0xFF not in (before, byte, byte ^ 0x10, after):
-                file.seek(position)
-                file.write(bytes([byte ^ 0x10]))
-                return
-
-
 # What the pipelines do
 
 
@@ -279,7 +165,7 @@ def raw_row(kind: str, raw: Path, decoding: Decoding, scratch: Path) -> Row:
     """Damages raw files and follows them from prepare on."""
     log, row = Log(), Row()
     copy, folder = shutil.copytree(raw, scratch / "raw"), scratch / "shards"
-    hit = damage_raw(kind, copy)
+    hit = damage_raw(kind, copy, DAMAGED)
     split = pack(copy, folder).split("train")
     quarantined = {sample.source for sample in split.quarantined}
     files = len(list(copy.glob("train/*/*")))

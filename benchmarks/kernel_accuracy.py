@@ -36,9 +36,9 @@ def errors(operator: Operator, case: Case, device: str) -> dict[str, float]:
     """Largest error by name: of assign absolutely (it lies in 0 to 1), of the others relative to the largest value."""
     inputs = case.draw(device)
     exact = _results(reference.region_grouping, tuple(tensor.double() for tensor in inputs))
-    found = _results(operator, inputs)
+    actual = _results(operator, inputs)
     return {
-        name: ((found[name].double() - truth).abs().max() / (1 if name == "assign" else truth.abs().max())).item()
+        name: ((actual[name].double() - truth).abs().max() / (1 if name == "assign" else truth.abs().max())).item()
         for name, truth in exact.items()
     }
 
@@ -71,8 +71,8 @@ def main() -> None:
         "eager under bf16 autocast": errors(autocast, bf16, device),
     }
     print(f"{'':<28}" + "".join(f"{name:>22}" for name in rows["fused, bf16 features"]))
-    for provider, found in rows.items():
-        print(f"{provider:<28}" + "".join(f"{error:>22.1e}" for error in found.values()))
+    for provider, largest in rows.items():
+        print(f"{provider:<28}" + "".join(f"{error:>22.1e}" for error in largest.values()))
 
 
 if __name__ == "__main__":

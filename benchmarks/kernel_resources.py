@@ -72,8 +72,8 @@ class Compilation:
 
     @property
     def blocks(self) -> str:
-        found = [str(self.constant(name)) for name in ("BLOCK_P", "BLOCK_C", "BLOCK_K", "BLOCK") if self.has(name)]
-        return "x".join(found) + f" w{dict(self.options)['num_warps']}"
+        sizes = [str(self.constant(name)) for name in ("BLOCK_P", "BLOCK_C", "BLOCK_K", "BLOCK") if self.has(name)]
+        return "x".join(sizes) + f" w{dict(self.options)['num_warps']}"
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def launches(
             grouping._backward(x, centers, sigma, assign, lse, None, assign)
             grouping._forward(x, centers, sigma, assign, pool=True)
             grouping._backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
-        found, winner = occurrence._forward(assign, 2, 0.4, "valid")
+        occurrences, winner = occurrence._forward(assign, 2, 0.4, "valid")
         last = case.layout == "channels_last"
-        occurrence._backward(found, winner, case.H, case.W, last, assign.dtype, 2, 0.4)
+        occurrence._backward(occurrences, winner, case.H, case.W, last, assign.dtype, 2, 0.4)
     finally:
         for patch in patches:
             patch.stop()
@@ -220,12 +220,12 @@ def shipped(architecture: int) -> dict[Compilation, str]:
     others += [replace(plain, layout="cut_out"), replace(plain, N=1), Case(2, 70, 7, 7, 3, "bf16", "contiguous")]
     work = [(case, torch.float64 if case.dtype == "fp64" else torch.float32) for case in (*CASES, *others)]
     work += [(replace(plain, dtype=dtype), torch.bfloat16) for dtype in ("bf16", "fp32")]
-    found: dict[Compilation, str] = {}
+    compilations: dict[Compilation, str] = {}
     for case, parameters in work:
         every = case.N == plain.N and case.H == plain.H and case.K == plain.K
         for kernel, arguments in launches(case, divmod(architecture, 10), parameters, every):
-            found.setdefault(describe(kernel, arguments), case.name)
-    return found
+            compilations.setdefault(describe(kernel, arguments), case.name)
+    return compilations
 
 
 def main() -> int:
@@ -247,7 +247,8 @@ def main() -> int:
         results = pool.map(compile, [item for item, _, _ in work], [sm for _, _, sm in work])
         for (item, case, sm), used in zip(work, results, strict=True):
             wrong = failures(item, used, sm)
-            missed += bool(wrong)
+            if wrong:
+                missed += 1
             print(
                 f"{sm:>4} {item.name:<22}{item.blocks:<16}{used.registers:>5}{used.stack:>6}{used.shared:>8}"
                 f"{used.matrix:>5}{used.wide_loads:>5}{used.narrow_loads:>7}  {case}"

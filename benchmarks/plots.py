@@ -87,7 +87,7 @@ def rows(plot: Plot, results: Path = report.ledger.RESULTS) -> list[report.Row]:
     Raises:
         ValueError: there are none.
     """
-    found = [
+    newest = [
         row
         for row in report.read(plot.rows, results)
         if (row["case"], row["mode"].split(", ")[: len(plot.mode)]) == (plot.case, list(plot.mode))
@@ -95,24 +95,24 @@ def rows(plot: Plot, results: Path = report.ledger.RESULTS) -> list[report.Row]:
         and row["metric"] in plot.metrics
         and row["provider"] in plot.providers
     ]
-    if not found:
+    if not newest:
         raise ValueError(f"{plot.rows}: expected rows of {plot.case}, {', '.join(plot.mode)}, got none")
-    return [row for row in found if row["device"] == found[-1]["device"]]
+    return [row for row in newest if row["device"] == newest[-1]["device"]]
 
 
-def sha256(found: Sequence[report.Row]) -> str:
+def sha256(rows: Sequence[report.Row]) -> str:
     """Of the rows, whatever their order."""
-    text = "\n".join(sorted(",".join(row.values()) for row in found))
+    text = "\n".join(sorted(",".join(row.values()) for row in rows))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def drawn_from(picture: Path) -> str | None:
     """The sum that a picture holds; None if it is missing or holds none."""
-    found = _SUM.search(picture.read_text()) if picture.is_file() else None
-    return found[1] if found else None
+    match = _SUM.search(picture.read_text()) if picture.is_file() else None
+    return match[1] if match else None
 
 
-def draw(plot: Plot, found: Sequence[report.Row], path: Path) -> None:
+def draw(plot: Plot, measured: Sequence[report.Row], path: Path) -> None:
     """Writes the picture, an SVG."""
     import matplotlib
 
@@ -121,23 +121,25 @@ def draw(plot: Plot, found: Sequence[report.Row], path: Path) -> None:
 
     # The same bytes for the same rows; text stays text, and no colour depends on the page behind.
     with pyplot.rc_context({"svg.hashsalt": "rows", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(7.5, 1.1 + BAR * len(found)), layout="constrained")
-        names = [", ".join(_names(plot, row)) for row in found]
-        values = [float(row["p50"]) for row in found]
-        below = [value - float(row["p20"]) for value, row in zip(values, found, strict=True)]
-        above = [float(row["p80"]) - value for value, row in zip(values, found, strict=True)]
-        bars = axes.barh(range(len(found)), values, xerr=[below, above], color="#3b7ea1", ecolor="#1c1c1c", capsize=2)
+        figure, axes = pyplot.subplots(figsize=(7.5, 1.1 + BAR * len(measured)), layout="constrained")
+        names = [", ".join(_names(plot, row)) for row in measured]
+        values = [float(row["p50"]) for row in measured]
+        below = [value - float(row["p20"]) for value, row in zip(values, measured, strict=True)]
+        above = [float(row["p80"]) - value for value, row in zip(values, measured, strict=True)]
+        bars = axes.barh(
+            range(len(measured)), values, xerr=[below, above], color="#3b7ea1", ecolor="#1c1c1c", capsize=2
+        )
         axes.bar_label(bars, [f"{value:,.4g}" for value in values], padding=6)
-        axes.set_yticks(range(len(found)), names)
+        axes.set_yticks(range(len(measured)), names)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel(f"{found[0]['unit']}, median with p20 and p80; {found[-1]['device']}")
+        axes.set_xlabel(f"{measured[0]['unit']}, median with p20 and p80; {measured[-1]['device']}")
         axes.set_title(plot.title, loc="left")
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            about = {"Date": None, "Description": f"rows {sha256(found)}"}
-            pyplot.savefig(file, format="svg", metadata=about, facecolor="white")
+            metadata = {"Date": None, "Description": f"rows {sha256(measured)}"}
+            pyplot.savefig(file, format="svg", metadata=metadata, facecolor="white")
         pyplot.close(figure)
 
 

@@ -140,21 +140,22 @@ def fits(rows: Iterable[report.Row]) -> list[Fit]:
         name = ", ".join(word for word in words if word)
         points.setdefault(name, []).append((shared * int(case["images"]), float(row["p50"])))
     return [
-        fit(name, *zip(*found, strict=True)) for name, found in points.items() if len({n for n, _ in found}) >= LEAST
+        fit(name, *zip(*measured, strict=True))
+        for name, measured in points.items()
+        if len({n for n, _ in measured}) >= LEAST
     ]
 
 
-def pick(found: Sequence[Fit], words: str) -> Fit:
+def pick(candidates: Sequence[Fit], words: str) -> Fit:
     """The only fit whose name holds the words.
 
     Raises:
         ValueError: there is none, or there are several.
     """
-    matching = [one for one in found if words in one.name]
+    matching = [candidate for candidate in candidates if words in candidate.name]
     if len(matching) != 1:
-        raise ValueError(
-            f"--fit: expected words of one of {'; '.join(one.name for one in found) or 'no rows'}, got {words!r}"
-        )
+        names = "; ".join(candidate.name for candidate in candidates)
+        raise ValueError(f"--fit: expected words of one of {names or 'no rows'}, got {words!r}")
     return matching[0]
 
 
@@ -177,21 +178,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=at_least(1), nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="how many")
     parser.add_argument("--gpus", type=at_least(1), default=8, help="of a node")
     parser.add_argument("--images", type=at_least(1), default=64, help="of a GPU, a step")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--throughput", type=duration, default=1430.0, help="images/s of one GPU by itself")
-    how.add_argument("--fit", help="take them from the rows whose device, recipe, size, provider and mode hold this")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--throughput", type=duration, default=1430.0, help="images/s of one GPU by itself")
+    source.add_argument("--fit", help="take them from the rows whose device, recipe, size, provider and mode hold this")
     parser.add_argument("--network", type=duration, default=100.0, help="GB/s that a node sends")
     parser.add_argument("--loader", type=duration, default=math.inf, help="images/s of a node's; default: enough")
     parser.add_argument("--epoch", type=at_least(1), default=inat2017.TRAIN_IMAGES, help="images; default: iNaturalist")
     options = parser.parse_args(arguments)
     try:
-        found = fits([row for name in ROWS if (ledger.RESULTS / f"{name}.csv").is_file() for row in report.read(name)])
-        chosen = pick(found, options.fit) if options.fit else None
+        fitted = fits([row for name in ROWS if (ledger.RESULTS / f"{name}.csv").is_file() for row in report.read(name)])
+        chosen = pick(fitted, options.fit) if options.fit else None
     except ValueError as error:
         parser.error(str(error))
-    for one in found:
-        errors = ", ".join(f"{n}: {error:+.1%}" for n, error in zip(one.images, one.errors, strict=True))
-        print(f"{one.name}: {one.fixed:.1f} ms + {one.per_image:.2f} ms an image (error at {errors})")
+    for line in fitted:
+        errors = ", ".join(f"{n}: {error:+.1%}" for n, error in zip(line.images, line.errors, strict=True))
+        print(f"{line.name}: {line.fixed:.1f} ms + {line.per_image:.2f} ms an image (error at {errors})")
     compute = chosen.step(options.images) if chosen else 1000 * options.images / options.throughput
     print(
         f"Assumed: {f'the fit of {chosen.name}' if chosen else f'{options.throughput:,.0f} images/s a GPU'}, so "

@@ -43,7 +43,7 @@ Passage = Mapping[str, Any]
 
 def passages(path: Path = NUMBERS) -> dict[Path, list[Passage]]:
     """The documents with measured numbers, and the passages of each that hold them."""
-    return {ROOT / name: found for name, found in json.loads(path.read_text()).items()}
+    return {ROOT / name: marked for name, marked in json.loads(path.read_text()).items()}
 
 
 def read(name: str, results: Path = ledger.RESULTS) -> list[Row]:
@@ -54,7 +54,7 @@ def read(name: str, results: Path = ledger.RESULTS) -> list[Row]:
     """
     path = results / f"{name}.csv"
     if not path.is_file():
-        names = ", ".join(sorted(found.stem for found in results.glob("*.csv")))
+        names = ", ".join(sorted(path.stem for path in results.glob("*.csv")))
         raise ValueError(f"{name}: expected one of {names}")
     with path.open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["date"])
@@ -73,11 +73,11 @@ def value(rows: Sequence[Row], words: str) -> float:
     *wanted, column = words.split(", ")
     if column not in VALUES:
         raise ValueError(f"{words}: expected one of {', '.join(VALUES)} at the end, got {column}")
-    found = [row for row in rows if _holds(row, ", ".join(wanted))]
-    if len(found) != 1:
-        names = "; ".join(", ".join(row[key] for key in KEY) for row in found)
+    matching = [row for row in rows if _holds(row, ", ".join(wanted))]
+    if len(matching) != 1:
+        names = "; ".join(", ".join(row[key] for key in KEY) for row in matching)
         raise ValueError(f"{words}: expected one row, got {names or 'none'}")
-    return float(found[0][column])
+    return float(matching[0][column])
 
 
 def _holds(row: Row, words: str) -> bool:
@@ -155,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rows:
             print(table(read(options.rows)))
             return 0
-        for path, found in passages().items():
-            text, changes = render(path.read_text(), found)
+        for path, marked in passages().items():
+            text, changes = render(path.read_text(), marked)
             print("".join(f"{path}: {change}\n" for change in changes), end="")
             wrong += len(changes)
             if changes and options.write:

@@ -97,9 +97,9 @@ def attach(model: Any, clock: Clock) -> None:
         clock.mark(("backbone", "forward"))
         on_gradient(features, ("grouping" if hasattr(model, "dictionary") else "head", "backward"))
 
-    def after_grouping(_: object, __: object, found: tuple[Tensor, ...]) -> None:
+    def after_grouping(_: object, __: object, grouped: tuple[Tensor, ...]) -> None:
         clock.mark(("grouping", "forward"))
-        on_gradient(found[1], ("head", "backward"))
+        on_gradient(grouped[1], ("head", "backward"))
 
     model.backbone.register_forward_pre_hook(lambda *_: clock.mark(("rest", "before")))
     model.backbone.register_forward_hook(after_backbone)
@@ -161,18 +161,18 @@ def device_work(events: Sequence[Any]) -> str:
     kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
     busy = sum(event.device_time_total for event in kernels) / 1000 / PROFILED
     waits = collections.Counter(event.name for event in events if "Synchronize" in event.name)
-    told = ", ".join(f"{name} {count / PROFILED:g}" for name, count in sorted(waits.items())) or "nothing"
+    waiting = ", ".join(f"{name} {count / PROFILED:g}" for name, count in sorted(waits.items())) or "nothing"
     return (
         f"a step: the GPU works {busy:.1f} ms in {len(kernels) / PROFILED:.0f} kernels and copies; the host waits in "
-        f"{told} (once in cudaDeviceSynchronize to read the clock)"
+        f"{waiting} (once in cudaDeviceSynchronize to read the clock)"
     )
 
 
-def table(found: dict[str, list[dict[tuple[str, str], float]]]) -> str:
+def table(spent: dict[str, list[dict[tuple[str, str], float]]]) -> str:
     """Medians of every part in milliseconds, a column for each variant, in Markdown."""
-    lines = [f"| part | {' | '.join(found)} |", "|---|" + "---|" * len(found)]
+    lines = [f"| part | {' | '.join(spent)} |", "|---|" + "---|" * len(spent)]
     for part in (*PARTS, WHOLE):
-        medians = [comparison.percentiles([step.get(part, 0.0) for step in steps])[1] for steps in found.values()]
+        medians = [comparison.percentiles([step.get(part, 0.0) for step in steps])[1] for steps in spent.values()]
         cells = [f"{median:.1f}" for median in medians]
         if any(float(cell) for cell in cells):
             lines.append(f"| {', '.join(part)} | {' | '.join(cells)} |")
@@ -203,18 +203,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if process.missing():
         parser.error(process.missing())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    how = (options.recipe, bench_train.KINDS[options.kind], options.batch, options.size, options.precision)
-    config = bench_train.settings(*how, "auto")
-    found: dict[str, list[dict[tuple[str, str], float]]] = {variant: [] for variant in options.variants}
+    words = (options.recipe, bench_train.KINDS[options.kind], options.batch, options.size, options.precision)
+    config = bench_train.settings(*words, "auto")
+    spent: dict[str, list[dict[tuple[str, str], float]]] = {variant: [] for variant in options.variants}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "birds"
         world_sizes.draw(data, options.batch * (WARM_UP + options.steps), options.size)
         for _, variant in itertools.product(range(options.rounds), options.variants):
-            found[variant] += process.alone(measure, config, data, variant, options.operators)[0]
+            spent[variant] += process.alone(measure, config, data, variant, options.operators)[0]
     case = f"{options.recipe}, {options.batch} images of {options.size} px"
-    print(f"{case}, {options.kind}, {device}, {options.precision}, milliseconds\n{table(found)}")
-    for variant, part in itertools.product(found, (*PARTS, WHOLE)) if options.record else ():
-        values = [step.get(part, 0.0) for step in found[variant]]
+    print(f"{case}, {options.kind}, {device}, {options.precision}, milliseconds\n{table(spent)}")
+    for variant, part in itertools.product(spent, (*PARTS, WHOLE)) if options.record else ():
+        values = [step.get(part, 0.0) for step in spent[variant]]
         row: dict[str, object] = {"case": case, "provider": options.kind, "metric": ", ".join(part), "unit": "ms"}
         row |= {"mode": f"{device}, {options.precision}, {variant}", "n": len(values)}
         row |= dict(zip(("p20", "p50", "p80"), (round(v, 2) for v in comparison.percentiles(values)), strict=True))

@@ -46,11 +46,11 @@ def compare_images(images: Path) -> dict[str, list[float]]:
     loader = Loader(images / "shards", "train", Geometry(GEOMETRY.short_side, GEOMETRY.crop), COMPARED)
     batch = next(iter(loader))
     originals = reader.read(images / "shards", "train", batch.keys)
-    found = [
+    measured = [
         differences(pixels.permute(1, 2, 0).numpy(), Image.open(io.BytesIO(sample.jpeg)))
         for pixels, sample in zip(batch.images, originals, strict=True)
     ]
-    return {name: [each[name] for each in found] for name in UNITS}
+    return {name: [each[name] for each in measured] for name in UNITS}
 
 
 def differences(ours: np.ndarray, original: Image.Image) -> dict[str, float]:

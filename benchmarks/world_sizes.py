@@ -82,18 +82,18 @@ def rank(arguments: Sequence[str]) -> None:
     gradients: list[dict[str, Tensor]] = []
 
     def noting(self: engine.Engine, number: int, last: bool, skip: bool = False) -> None:
-        found = {name: value.grad for name, value in self.model.named_parameters()}
-        if last and None not in found.values():  # ZeRO leaves no whole gradients
-            gradients.append({name: value.clone() for name, value in found.items() if value is not None})
+        named = {name: value.grad for name, value in self.model.named_parameters()}
+        if last and None not in named.values():  # ZeRO leaves no whole gradients
+            gradients.append({name: value.clone() for name, value in named.items() if value is not None})
         take_step(self, number, last, skip)
 
     engine.Engine.step = noting  # type: ignore[method-assign]
     for number, mode in enumerate(modes):
-        how = None
+        engine_settings = None
         if "how" in MODES[mode]:
-            how = out / f"{number}.json"
-            how.write_text(json.dumps(MODES[mode]["how"] | UNTESTED))
-        train.train(settings(mode, size), data, out / str(number), deepspeed=how)
+            engine_settings = out / f"{number}.json"
+            engine_settings.write_text(json.dumps(MODES[mode]["how"] | UNTESTED))
+        train.train(settings(mode, size), data, out / str(number), deepspeed=engine_settings)
         if torch.distributed.get_rank() == 0:
             torch.save(gradients, out / str(number) / "gradients.pt")
         gradients.clear()
@@ -121,16 +121,16 @@ def _read(run: Path) -> Measured:
     }
 
 
-def difference(one: Measured, other: Measured) -> dict[str, float | None]:
+def difference(first: Measured, second: Measured) -> dict[str, float | None]:
     """Largest relative difference of each quantity; None for what ZeRO does not tell."""
-    found: dict[str, float | None] = {}
+    differences: dict[str, float | None] = {}
     for name in ("loss", "prior loss"):
-        pairs = zip(*(torch.tensor(run[name], dtype=torch.float64) for run in (one, other)), strict=True)
-        found[name] = max(_relative(a, b) for a, b in pairs)
-    both = zip(one["gradients"], other["gradients"], strict=False)
-    found["gradients"] = max((_relative(_flat(a), _flat(b)) for a, b in both), default=None)
-    found |= {name: _relative(_flat(one[name]), _flat(other[name])) for name in ("weights", "momentum")}
-    return found
+        pairs = zip(*(torch.tensor(run[name], dtype=torch.float64) for run in (first, second)), strict=True)
+        differences[name] = max(_relative(a, b) for a, b in pairs)
+    both = zip(first["gradients"], second["gradients"], strict=False)
+    differences["gradients"] = max((_relative(_flat(a), _flat(b)) for a, b in both), default=None)
+    differences |= {name: _relative(_flat(first[name]), _flat(second[name])) for name in ("weights", "momentum")}
+    return differences
 
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:

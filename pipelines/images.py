@@ -194,11 +194,11 @@ def _frame(jpeg: bytes) -> int | None:
 
 def _segments(jpeg: bytes) -> list[tuple[int, int]]:
     """Marker and position of the segments of a JPEG that follow each other, up to the first scan."""
-    found = []
+    segments = []
     position = 2
     while jpeg[position : position + 1] == b"\xff" and position + 4 <= len(jpeg):
-        found.append((jpeg[position + 1], position))
+        segments.append((jpeg[position + 1], position))
         if jpeg[position + 1] == SOS:
             break
         position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-    return found
+    return segments

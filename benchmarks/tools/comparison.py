@@ -69,5 +69,5 @@ def record_all(results: Path, case: str, workers: str, pooled: Mapping[Key, Figu
 def record(results: Path, case: str, provider: str, mode: str, metric: str, unit: str, values: Sequence[float]) -> None:
     """Appends a row to the ledger."""
     row = {"case": case, "provider": provider, "mode": mode, "metric": metric, "unit": unit, "n": len(values)}
-    found = dict(zip(("p20", "p50", "p80"), (f"{value:.4g}" for value in percentiles(values)), strict=True))
-    ledger.append(results, row | found, gpu=provider == "dali_mixed")
+    columns = dict(zip(("p20", "p50", "p80"), (f"{value:.4g}" for value in percentiles(values)), strict=True))
+    ledger.append(results, row | columns, gpu=provider == "dali_mixed")

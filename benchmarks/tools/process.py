@@ -83,6 +83,6 @@ def _tree(root: int) -> dict[int, list[str]]:
             with contextlib.suppress(OSError):
                 stats[int(entry)] = Path(PROC, entry, "stat").read_text().rpartition(") ")[2].split()
     members = {root} & set(stats)
-    while found := {pid for pid, stat in stats.items() if int(stat[1]) in members} - members:
-        members |= found
+    while children := {pid for pid, stat in stats.items() if int(stat[1]) in members} - members:
+        members |= children
     return {pid: stats[pid] for pid in members}

@@ -49,8 +49,8 @@ class DaliDecoder:
             np.array([(window.y0, window.x0) for window in windows], np.float32),
             np.array([(window.height, window.width) for window in windows], np.float32),
             np.array([(window.rows, window.columns) for window in windows], np.float32),
-            np.array([(0, window.width * window.flipped) for window in windows], np.float32),
-            np.array([(window.height, window.width * (not window.flipped)) for window in windows], np.float32),
+            np.array([(0, window.width if window.flipped else 0) for window in windows], np.float32),
+            np.array([(window.height, 0 if window.flipped else window.width) for window in windows], np.float32),
             np.array([window.brightness for window in windows], np.float32),
         )
 

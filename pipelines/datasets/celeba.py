@@ -329,15 +329,15 @@ def _large_faces(folder: Path, names: Sequence[str], boxes: np.ndarray) -> list[
     """The images whose face covers enough of them; boxes [images, 4] are x, y, width and height."""
     areas = {name: w * h for name, (_, _, w, h) in zip(names, boxes.tolist(), strict=True) if w > 0 and h > 0}
     paths = [folder / name for name in areas]
-    found: list[str] = []
+    large: list[str] = []
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(paths), BLOCK):
             block = paths[start : start + BLOCK]
             logger.info("%s: reading the sizes of %d images, %d are done", folder, len(paths), start)
             for path, (width, height) in zip(block, pool.map(_size, block), strict=True):
                 if width * height and 100 * areas[path.name] >= MIN_FACE_PERCENT * width * height:
-                    found.append(path.name)
-    return found
+                    large.append(path.name)
+    return large
 
 
 def _size(path: Path) -> tuple[int, int]:

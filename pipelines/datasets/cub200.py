@@ -106,8 +106,8 @@ class Cub200:
 
         training = _by_image(folder, TRAINING, files)[:, 0, 0] == 1
         counts = (len(files), len(classes), len(parts), int(training.sum()), int((~training).sum()))
-        for (what, expected), found in zip(COUNTS.items(), counts, strict=True):
-            check_count(f"{folder}: {what}", found, expected, allow_partial)
+        for (what, expected), count in zip(COUNTS.items(), counts, strict=True):
+            check_count(f"{folder}: {what}", count, expected, allow_partial)
         labels = _by_image(folder, LABELS, files)[:, 0, 0]
         _require(folder, LABELS, files, np.isin(labels, list(classes)), f"a class of {CLASSES}")
         boxes = _by_image(folder, BOXES, files)[:, 0]
@@ -209,15 +209,15 @@ def _table(folder: Path, name: str) -> dict[int, str]:
 
 def _by_image(folder: Path, name: str, files: Mapping[int, str], lines: int = 1) -> np.ndarray:
     """float64 [images, lines, columns but the first]: what a file says of every image, its lines sorted."""
-    found: dict[int, list[list]] = {image: [] for image in files}
+    by_image: dict[int, list[list]] = {image: [] for image in files}
     for image, *values in _rows(folder, name):
-        if image not in found:
+        if image not in by_image:
             raise ValueError(f"{folder / name}: image {image} is not in {IMAGES}")
-        found[image].append(values)
-    counts = np.array([len(values) for values in found.values()], dtype=int)
+        by_image[image].append(values)
+    counts = np.array([len(values) for values in by_image.values()], dtype=int)
     _require(folder, name, files, counts == lines, f"{lines} lines" if lines > 1 else "one line")
     shape = len(files), lines, len(COLUMNS[name]) - 1
-    return np.array([sorted(values) for values in found.values()], dtype=float).reshape(shape)
+    return np.array([sorted(values) for values in by_image.values()], dtype=float).reshape(shape)
 
 
 def _require(folder: Path, name: str, files: Mapping[int, str], fulfilled: np.ndarray, expected: str) -> None:

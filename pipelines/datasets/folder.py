@@ -133,14 +133,14 @@ def _split_folders(raw: Path) -> dict[str, Path]:
     """Split -> folder; empty if the class folders lie in the raw folder itself."""
     if not raw.is_dir():
         raise ValueError(f"{raw}: no such folder; {LAYOUT}")
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for folder in _subfolders(raw):
         for split, names in SPLIT_FOLDERS.items():
             if folder.name.lower() in names:
-                if split in found:
-                    raise ValueError(f"{raw}: has both {found[split].name} and {folder.name}; remove or rename one")
-                found[split] = folder
-    return found if "train" in found and (len(found) > 1 or _holds_classes(found["train"])) else {}
+                if split in folders:
+                    raise ValueError(f"{raw}: has both {folders[split].name} and {folder.name}; remove or rename one")
+                folders[split] = folder
+    return folders if "train" in folders and (len(folders) > 1 or _holds_classes(folders["train"])) else {}
 
 
 def _holds_classes(folder: Path) -> bool:

@@ -112,10 +112,10 @@ class INat2017:
             )
         missing = _missing(self.raw, [listed.files[image] for image in chosen])
         if missing:
-            found = f"{self.raw}: {len(missing)} of {len(chosen)} images are missing, the first is {min(missing)}"
+            message = f"{self.raw}: {len(missing)} of {len(chosen)} images are missing, the first is {min(missing)}"
             if not allow_partial:
-                raise ValueError(f"{found}; --allow-partial prepares what is there")
-            logger.warning("%s", found)
+                raise ValueError(f"{message}; --allow-partial prepares what is there")
+            logger.warning("%s", message)
             chosen = [image for image in chosen if listed.files[image] not in missing]
         if not chosen:
             raise ValueError(f"{self.raw}: no images for the split {split!r}")
@@ -320,21 +320,21 @@ def _column(
     values: list[Any] = [entry.get(key, missing) if isinstance(entry, dict) else None for entry in entries]
     for number, value in enumerate(values):
         if type(value) is not kind or (kind is int and not 0 <= value < 2**31):
-            found = "none" if value is None else repr(value)[:60]
-            raise ValueError(f"{path}: {table}[{number}]: expected {key} ({kind.__name__}), got {found}")
+            actual = "none" if value is None else repr(value)[:60]
+            raise ValueError(f"{path}: {table}[{number}]: expected {key} ({kind.__name__}), got {actual}")
     return values
 
 
 def _missing(raw: Path, files: Sequence[str]) -> set[str]:
     """Files that are not there. Every folder is listed once: on network disks that is far faster than many look-ups."""
-    found: set[str] = set()
+    missing: set[str] = set()
     for folder, of_folder in itertools.groupby(sorted(files), key=os.path.dirname):
         try:
             names = set(os.listdir(raw / folder))
         except (FileNotFoundError, NotADirectoryError):
             names = set()
-        found.update(file for file in of_folder if os.path.basename(file) not in names)
-    return found
+        missing.update(file for file in of_folder if os.path.basename(file) not in names)
+    return missing
 
 
 def _clipped(boxes: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -65,17 +65,17 @@ def find(raw: Path, *places: str) -> Path:
     raise ValueError(f"{raw}: {' or '.join(places)} is missing")
 
 
-def check_count(what: str, found: int, expected: int, allow_partial: bool) -> None:
+def check_count(what: str, count: int, expected: int, allow_partial: bool) -> None:
     """Compares a number with the published one.
 
     Raises:
         ValueError: they differ, and a part of the data set is not allowed.
     """
-    if found == expected:
+    if count == expected:
         return
     if not allow_partial:
-        raise ValueError(f"{what}: expected {expected}, found {found}; --allow-partial prepares what is there")
-    logger.warning("%s: found %d, the published number is %d", what, found, expected)
+        raise ValueError(f"{what}: expected {expected}, found {count}; --allow-partial prepares what is there")
+    logger.warning("%s: found %d, the published number is %d", what, count, expected)
 
 
 def splits(val_fraction: float) -> tuple[str, ...]:
@@ -107,16 +107,16 @@ def digest(raw: Path, annotations: Iterable[Path], files: Iterable[str]) -> str:
         annotations: Files whose content counts.
         files: Paths of the images below ``raw``.
     """
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for path in annotations:
-        found.update(f"{path.relative_to(raw).as_posix()} {sha256(path)}\n".encode())
+        checksum.update(f"{path.relative_to(raw).as_posix()} {sha256(path)}\n".encode())
     for file in sorted(files):
         try:
             size = os.stat(raw / file).st_size
         except OSError:
             size = -1
-        found.update(f"{file} {size}\n".encode(errors="surrogatepass"))
-    return found.hexdigest()
+        checksum.update(f"{file} {size}\n".encode(errors="surrogatepass"))
+    return checksum.hexdigest()
 
 
 def _extract(archive: Path, folder: Path) -> None:

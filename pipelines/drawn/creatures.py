@@ -23,7 +23,8 @@ import numpy as np
 from PIL import ImageDraw
 
 from pipelines.drawn import scenes
-from pipelines.drawn.creature_shapes import ANATOMIES, PARTS, Anatomy, Part, Puppet, Species, puppet
+from pipelines.drawn.anatomies import ANATOMIES, PARTS, Anatomy, Part
+from pipelines.drawn.creature_shapes import Puppet, Species, puppet
 from pipelines.drawn.scenes import OVERSAMPLING, SCENES
 from pipelines.drawn.shapes import COLOURS, rotation
 from pipelines.drawn.species import Variant

@@ -188,29 +188,29 @@ def draw_species(count: int, rng: np.random.Generator) -> tuple[list[Species], l
     Returns:
         The species, and for each pair of near-duplicates the two indices and the part in which they differ.
     """
-    found: list[Species] = []
+    drawn: list[Species] = []
     pairs: list[tuple[int, int, str]] = []
     for family in itertools.cycle(FAMILIES):
-        if len(found) == count:
+        if len(drawn) == count:
             break
         base = _draw_one(family, rng)
         telling = [str(rng.choice(place)) for place in _TELLING]
         other = {part: _other(base, part, rng) for part in telling}
-        codes = _GRAY_CODE[: count - len(found)]
+        codes = _GRAY_CODE[: count - len(drawn)]
         genus = [
             _replaced(base, {part: other[part] for bit, part in enumerate(telling) if code >> bit & 1})
             for code in codes
         ]
-        if any(_differences(new, old) < MARGIN for new in genus for old in found):
+        if any(_differences(new, old) < MARGIN for new in genus for old in drawn):
             continue
         for a, b in itertools.combinations(range(len(genus)), 2):
             bits = codes[a] ^ codes[b]
             if bits.bit_count() == 1:
-                pairs.append((len(found) + a, len(found) + b, telling[bits.bit_length() - 1]))
-        found += genus
+                pairs.append((len(drawn) + a, len(drawn) + b, telling[bits.bit_length() - 1]))
+        drawn += genus
     order = rng.permutation(count)
     label = np.argsort(order).tolist()
-    return [found[k] for k in order], [(label[a], label[b], part) for a, b, part in pairs]
+    return [drawn[k] for k in order], [(label[a], label[b], part) for a, b, part in pairs]
 
 
 def draw_names(species: list[Species], pairs: list[tuple[int, int, str]], rng: np.random.Generator) -> list[str]:
@@ -220,11 +220,11 @@ def draw_names(species: list[Species], pairs: list[tuple[int, int, str]], rng: n
         telling[a].add(part)
         telling[b].add(part)
     names: list[str] = []
-    for label, one in enumerate(species):
+    for label, bird in enumerate(species):
         while True:
             part = str(rng.choice(sorted(telling[label]) or PARTS))
-            adjective = f"{one.parts[PARTS.index(part)].colour}-{_ADJECTIVES[part]}"
-            name = f"{adjective} {rng.choice(_PREFIXES)}{rng.choice(FAMILIES[one.family].nouns)}"
+            adjective = f"{bird.parts[PARTS.index(part)].colour}-{_ADJECTIVES[part]}"
+            name = f"{adjective} {rng.choice(_PREFIXES)}{rng.choice(FAMILIES[bird.family].nouns)}"
             if name not in names:
                 break
         names.append(name)

@@ -52,43 +52,43 @@ class Schema:
 
     def violations(self, sample: Sample) -> list[str]:
         """In which ways a sample contradicts the schema; empty if in none."""
-        found = []
+        violations = []
         if isinstance(sample.label, tuple) or self.multi_label:
             if not self.multi_label:
-                found.append(f"label {sample.label}, expected a class index")
+                violations.append(f"label {sample.label}, expected a class index")
             elif not isinstance(sample.label, tuple) or len(sample.label) != len(self.classes):
-                found.append(f"label {sample.label}, expected {len(self.classes)} values")
+                violations.append(f"label {sample.label}, expected {len(self.classes)} values")
             elif not set(sample.label) <= {0, 1}:
-                found.append(f"label {sample.label}, expected values of 0 or 1")
+                violations.append(f"label {sample.label}, expected values of 0 or 1")
         elif not 0 <= sample.label < len(self.classes):
-            found.append(f"label {sample.label}, expected 0 to {len(self.classes) - 1}")
+            violations.append(f"label {sample.label}, expected 0 to {len(self.classes) - 1}")
         elif self.super_categories and sample.super_category != self.super_categories[sample.label]:
             expected = self.super_categories[sample.label]
-            found.append(f"super-category {sample.super_category!r}, expected {expected!r}")
+            violations.append(f"super-category {sample.super_category!r}, expected {expected!r}")
         landmarks = 0 if sample.landmarks is None else len(sample.landmarks)
         if landmarks != len(self.landmarks):
-            found.append(f"{landmarks} landmarks, expected {len(self.landmarks)}")
+            violations.append(f"{landmarks} landmarks, expected {len(self.landmarks)}")
         for x0, y0, x1, y1 in sample.boxes.tolist() if sample.boxes is not None else ():
             if not (0 <= x0 <= x1 <= sample.width and 0 <= y0 <= y1 <= sample.height):
-                found.append(f"box {x0, y0, x1, y1} is not inside the {sample.width}x{sample.height} image")
+                violations.append(f"box {x0, y0, x1, y1} is not inside the {sample.width}x{sample.height} image")
         if sample.part_map is not None and sample.part_map.max() > len(self.parts):
-            found.append(f"part index {sample.part_map.max()}, expected 0 to {len(self.parts)}")
-        return found + self._absence_violations(sample)
+            violations.append(f"part index {sample.part_map.max()}, expected 0 to {len(self.parts)}")
+        return violations + self._absence_violations(sample)
 
     def _absence_violations(self, sample: Sample) -> list[str]:
         if sample.absent is None:
             return ["no list of absent parts"] if self.absence else []
-        found = []
+        violations = []
         for part in sample.absent:
             if part not in self.parts:
-                found.append(f"absent part {part!r}, expected one of {', '.join(self.parts) or 'no parts'}")
+                violations.append(f"absent part {part!r}, expected one of {', '.join(self.parts) or 'no parts'}")
                 continue
             index = self.parts.index(part)
             if self.absence and not self.absence[index]:
-                found.append(f"absent part {part!r}, expected to be in every sample")
+                violations.append(f"absent part {part!r}, expected to be in every sample")
             if sample.part_map is not None and (sample.part_map == index + 1).any():
-                found.append(f"absent part {part!r} is in the part map")
-        return found
+                violations.append(f"absent part {part!r} is in the part map")
+        return violations
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,8 @@ def size_problem(path: Path, size: int) -> list[str]:
     """Whether a file is missing or has the wrong size: at most one line."""
     if not path.is_file():
         return [f"{path.name} is missing"]
-    found = path.stat().st_size
-    return [] if found == size else [f"{path.name}: expected {size} bytes, found {found}"]
+    actual = path.stat().st_size
+    return [] if actual == size else [f"{path.name}: expected {size} bytes, found {actual}"]
 
 
 def _split(content: dict[str, Any]) -> Split:

@@ -87,11 +87,11 @@ class Reader:
         lost = 0
         for file, size in ((shard.tar, shard.bytes), (shard.index, shard.index_bytes)):
             try:
-                found = self.storage.size(file)
+                actual = self.storage.size(file)
             except FileNotFoundError:
                 raise ValueError(f"{self.storage.location}: {file} is missing") from None
-            if found != size:
-                logger.warning("%s: expected %d bytes, found %d; see rg verify", file, size, found)
+            if actual != size:
+                logger.warning("%s: expected %d bytes, found %d; see rg verify", file, size, actual)
                 ends = [parse_entry(line).span[1] for line in self._lines(shard)]
                 lost = shard.samples - sum(end <= self.storage.size(shard.tar) for end in ends)
         return lost

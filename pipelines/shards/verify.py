@@ -19,7 +19,8 @@ from pipelines.shards.manifest import Manifest, Quarantined, Shard, Split, size_
 from pipelines.shards.reader import read_fields, read_index
 from pipelines.shards.samples import Sample
 from pipelines.shards.storage import open_storage
-from pipelines.shards.writer import Progress, count_labels, run, write_index, write_shard
+from pipelines.shards.workers import run
+from pipelines.shards.writer import Progress, count_labels, write_index, write_shard
 
 REPAIRED_NAME = re.compile(r"(.+)-r(\d+)")  # of a shard that replaces a damaged one
 
@@ -125,14 +126,14 @@ def _check(
     """Calls a function for every shard; the results are in the order of the manifest."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     total = sum(shard.samples for shard in shards)
-    found: dict[Shard, Checked] = {}
+    results: dict[Shard, Checked] = {}
     if progress:
         progress(0, total)
     for shard, result in run(function, shards, jobs):
-        found[shard] = result
+        results[shard] = result
         if progress:
-            progress(sum(shard.samples for shard in found), total)
-    return {shard: found[shard] for shard in shards}
+            progress(sum(shard.samples for shard in results), total)
+    return {shard: results[shard] for shard in shards}
 
 
 def _problems(folder: Path, manifest: Manifest, reports: Mapping[Shard, _Report]) -> list[str]:
@@ -161,10 +162,10 @@ def _verify_shard(folder: Path, manifest: Manifest, decode_images: bool, shard: 
     try:
         for entry in _entries(tar):
             entries.append(entry)
-            sample, _, found = _checked(tar, entry, manifest, decode_images)
+            sample, _, sample_problems = _checked(tar, entry, manifest, decode_images)
             if sample:
                 count_labels(sample, counts)
-            problems += [f"{shard.tar}: {entry.key}: {problem}" for problem in found]
+            problems += [f"{shard.tar}: {entry.key}: {problem}" for problem in sample_problems]
     except FileNotFoundError:
         pass  # one of _file_problems
     except (OSError, tarfile.TarError) as error:
@@ -192,11 +193,11 @@ def _repair_shard(folder: Path, manifest: Manifest, shard: Shard) -> _Repaired:
 
     def good() -> Iterator[tuple[str, dict[str, bytes]]]:
         for entry in entries:
-            sample, fields, found = _checked(tar, entry, manifest, True)
+            sample, fields, sample_problems = _checked(tar, entry, manifest, True)
             if sample:
                 yield entry.key, fields
             else:
-                quarantined.append(Quarantined(_source(entry.key, fields), "; ".join(found)))
+                quarantined.append(Quarantined(_source(entry.key, fields), "; ".join(sample_problems)))
 
     new = write_shard(folder, _successor(shard.name), good())
     lost = shard.samples - len(entries)
@@ -288,10 +289,10 @@ def _checked(
         return None, {}, [_reason(error, entry)]
     try:
         sample = samples.decode(entry.key, fields)
-        found = _sample_problems(sample, tuple(fields), manifest, decode_images)
+        sample_problems = _sample_problems(sample, tuple(fields), manifest, decode_images)
     except Exception as error:  # a damaged field can break its parser in any way
         return None, fields, [_reason(error, entry)]
-    return (None if found else sample), fields, found
+    return (None if sample_problems else sample), fields, sample_problems
 
 
 def _reason(error: Exception, entry: Entry) -> str:
@@ -312,13 +313,13 @@ def _sample_problems(sample: Sample, fields: tuple[str, ...], manifest: Manifest
 
 
 def _index_problems(index: bytes, entries: list[Entry], shard: Shard) -> list[str]:
-    expected, found = index_text(entries).encode().splitlines(), index.splitlines()
-    for number, (line, content) in enumerate(zip(found, expected, strict=False)):
+    expected, lines = index_text(entries).encode().splitlines(), index.splitlines()
+    for number, (line, content) in enumerate(zip(lines, expected, strict=False)):
         if line != content:
             key = entries[number - 1].key if number else "first line"
             return [f"{shard.index}: {key}: the index does not fit the tar"]
     if index != index_text(entries).encode():
-        return [f"{shard.index}: the index has {len(found)} lines, expected {len(expected)}"]
+        return [f"{shard.index}: the index has {len(lines)} lines, expected {len(expected)}"]
     return []
 
 

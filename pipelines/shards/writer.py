@@ -12,20 +12,15 @@ import contextlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import random
 import re
-import signal
 import tarfile
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pipelines.files import atomic_write, json_line, locked, read_json_lines, sha256
 from pipelines.shards import samples
@@ -42,14 +37,13 @@ from pipelines.shards.manifest import (
     size_problems,
 )
 from pipelines.shards.samples import Sample
+from pipelines.shards.workers import run
 
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
 UNFINISHED = "unfinished"  # marks a folder that is being written, so that only our own remains are ever removed
 OUR_FILE = re.compile(rf"([a-z0-9_]+-\d{{5}}\.(tar|idx)|manifest\.json)(\.tmp)?|{UNFINISHED}")
 
 Progress = Callable[[int, int], None]
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -236,62 +230,13 @@ def count_labels(sample: Sample, counts: list[int]) -> None:
         counts[sample.label] += 1
 
 
-def run(
-    function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
-) -> Generator[tuple[Task, Result], None, None]:
-    """Calls a function for every task, in up to ``jobs`` processes, and yields the results as they come.
-
-    ``function`` is pickled once for every process. Closing the iterator waits for the tasks in progress.
-
-    Raises:
-        OSError: a process died.
-    """
-    jobs = min(jobs, len(tasks))
-    if jobs <= 1:
-        for task in tasks:
-            yield task, function(task)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(function,))
-    try:
-        futures = {pool.submit(_call, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise OSError("a worker process died (killed, or out of memory?); try fewer --jobs") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_function: Callable[[Any], Any]
-
-
-def _start_worker(function: Callable[[Any], Any]) -> None:
-    global _function
-    _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent deals with it
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A parent that is killed cannot stop its workers, which would wait for tasks forever."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
-
-
-def _call(task: Any) -> Any:
-    return _function(task)
-
-
 def _complete(out: Path, plan: Manifest, counts: Mapping[str, int]) -> Manifest | None:
     """The manifest of a folder that holds what is planned already; None if nothing is complete."""
     if not (out / NAME).exists():
         return None
     manifest = Manifest.load(out)
-    found = {split: content.samples + len(content.quarantined) for split, content in manifest.splits.items()}
-    _refuse_changes(out, manifest, found, plan, counts)
+    counted = {split: content.samples + len(content.quarantined) for split, content in manifest.splits.items()}
+    _refuse_changes(out, manifest, counted, plan, counts)
     for split in manifest.splits:
         check_files(out, manifest, split)
     (out / UNFINISHED).unlink(missing_ok=True)
@@ -316,14 +261,14 @@ def _continue(out: Path, plan: Manifest, counts: Mapping[str, int]) -> dict[str,
     lines = list(read_json_lines(out / UNFINISHED, drop_half_line=True)) if started else []
     if lines:
         try:
-            made, found = Manifest.from_json(lines[0]["plan"]), dict(lines[0]["counts"])
+            made, counted = Manifest.from_json(lines[0]["plan"]), dict(lines[0]["counts"])
             written = {line["name"]: _written(line) for line in lines[1:]}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"{out / UNFINISHED}: not a record of this version ({reason}); delete the folder"
             ) from None
-        _refuse_changes(out, made, found, plan, counts)
+        _refuse_changes(out, made, counted, plan, counts)
     kept = {name: done for name, done in written.items() if done.shard and not size_problems(out, done.shard)}
     with atomic_write(out / UNFINISHED) as record:
         record.write(json_line({"plan": plan.to_json(), "counts": counts}))
@@ -335,15 +280,15 @@ def _continue(out: Path, plan: Manifest, counts: Mapping[str, int]) -> dict[str,
 
 
 def _refuse_changes(
-    out: Path, made: Manifest, found: Mapping[str, int], plan: Manifest, wanted: Mapping[str, int]
+    out: Path, made: Manifest, counted: Mapping[str, int], plan: Manifest, wanted: Mapping[str, int]
 ) -> None:
     """Checks that a folder was made, as far as it was, in the way and of the raw samples that are wanted now."""
     differences = made.differences(plan)
     way_out = "delete the folder or choose another --out"
     if differences:
         raise ValueError(f"{out}: holds shards that were made differently ({'; '.join(differences)}); {way_out}")
-    if found != wanted or made.options.get(FILES) != plan.options.get(FILES):
-        counts = [f"{name}: {found.get(name, 0)} then, {wanted.get(name, 0)} now" for name in {**found, **wanted}]
+    if counted != wanted or made.options.get(FILES) != plan.options.get(FILES):
+        counts = [f"{name}: {counted.get(name, 0)} then, {wanted.get(name, 0)} now" for name in {**counted, **wanted}]
         raise ValueError(
             f"{out}: the images have changed since these shards were written ({'; '.join(counts)}); {way_out}"
         )

@@ -235,15 +235,15 @@ class _Account:
         for name, values in curves.ends.items():
             self._ends[name] += values.tolist()
         for key, explain in self._defined.items():
-            values, explained = self._values[key], maps[key]
+            scores, explained = self._values[key], maps[key]
             hits = pointing_game(explained, batch.boxes(), (images.shape[2], images.shape[3]))
-            values["pointing_error"] += [np.nan if hit is None else float(not hit) for hit in hits]
-            values["deletion"] += areas(curves.deletion(explained)).tolist()
-            values["insertion"] += areas(curves.insertion(explained)).tolist()
+            scores["pointing_error"] += [np.nan if hit is None else float(not hit) for hit in hits]
+            scores["deletion"] += areas(curves.deletion(explained)).tolist()
+            scores["insertion"] += areas(curves.insertion(explained)).tolist()
             noisy = under_noise(explain, images, classes, explained, self._protocol.noise, self._protocol.seed)
-            values["noise_stability"] += noisy.tolist()
+            scores["noise_stability"] += noisy.tolist()
             shifted = under_shift(explain, images, classes, explained, self._model.backbone.stride)
-            values["shift_stability"] += shifted.tolist()
+            scores["shift_stability"] += shifted.tolist()
         return classes, maps
 
     def results(self) -> dict[str, Any]:

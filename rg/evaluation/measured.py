@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-MEASURED = (  # name, key in metrics.json, meaning, what it needs of the data set
-    ("Accuracy", "accuracy", "Share of right answers.", None),
-    ("Mean class accuracy", "mean_class_accuracy", "The same, every class counted once.", None),
-    (
+
+class Metric(NamedTuple):
+    """A number of metrics.json.
+
+    Attributes:
+        name: For people.
+        key: In metrics.json.
+        meaning: A sentence.
+        needs: What it needs of the data set; None if any has it.
+    """
+
+    name: str
+    key: str
+    meaning: str
+    needs: str | None = None
+
+
+MEASURED = (
+    Metric("Accuracy", "accuracy", "Share of right answers."),
+    Metric("Mean class accuracy", "mean_class_accuracy", "The same, every class counted once."),
+    Metric(
         "Landmark error",
         "landmark_error",
         "Distance of landmarks told from part centres, by size of the box, or by that between the eyes.",
         "landmarks",
     ),
-    ("Mean-shape error", "mean_shape_error", "The same for one mean shape, without looking.", "landmarks"),
-    ("Pointing-game error", "pointing_error", "Attribution peaks that miss the box of the object.", "boxes"),
-    ("NMI at landmarks", "nmi", "Mutual information of parts and landmarks, normalised.", "landmarks"),
-    ("ARI at landmarks", "ari", "Adjusted Rand index of the same; 0 by chance.", "landmarks"),
-    ("NMI on part maps", "part_map_nmi", "Mutual information of parts and true parts of all pixels.", "part maps"),
-    ("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", "part maps"),
+    Metric("Mean-shape error", "mean_shape_error", "The same for one mean shape, without looking.", "landmarks"),
+    Metric("Pointing-game error", "pointing_error", "Attribution peaks that miss the box of the object.", "boxes"),
+    Metric("NMI at landmarks", "nmi", "Mutual information of parts and landmarks, normalised.", "landmarks"),
+    Metric("ARI at landmarks", "ari", "Adjusted Rand index of the same; 0 by chance.", "landmarks"),
+    Metric(
+        "NMI on part maps", "part_map_nmi", "Mutual information of parts and true parts of all pixels.", "part maps"
+    ),
+    Metric("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", "part maps"),
 )
 
 
 def not_measured(result: Mapping[str, Any]) -> list[str]:
     """One line that names the metrics that the data set cannot tell, and why; none if there is nothing to name."""
-    absent = {name: needs for name, key, _, needs in MEASURED if result[key] is None}
+    absent = {metric.name: metric.needs for metric in MEASURED if result[metric.key] is None}
     if not absent:
         return []
     needs = " or ".join(", ".join(dict.fromkeys(filter(None, absent.values()))).rsplit(", ", 1))

@@ -10,11 +10,12 @@ from rg.evaluation.parts import problems
 
 def table(result: dict[str, Any]) -> str:
     """The metrics for people: percentages, and a line per part."""
-    percentages = {key: f"{100 * result[key]:.2f} %" for _, key, _, _ in MEASURED if result.get(key) is not None}
+    keys = [metric.key for metric in MEASURED if result.get(metric.key) is not None]
+    percentages = {key: f"{100 * result[key]:.2f} %" for key in keys}
     if result["chance"] is not None:
         right = round(result["accuracy"] * result["samples"])
         percentages["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
-    rows = [(name, percentages[key]) for name, key, _, _ in MEASURED if key in percentages]
+    rows = [(metric.name, percentages[metric.key]) for metric in MEASURED if metric.key in percentages]
     for name, level in result["levels"].items():
         rows.append((f"Accuracy by {name.replace('_', '-')}", f"{100 * level['accuracy']:.2f} %"))
     rows.append(("Calibration error", f"{100 * result['reliability']['ece']:.2f} %"))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pipelines.drawn.creature_shapes import ANATOMIES, PARTS, Species, puppet
+from pipelines.drawn.anatomies import ANATOMIES, PARTS
+from pipelines.drawn.creature_shapes import Species, puppet
 from pipelines.drawn.creatures import Creatures, CreaturesConfig, draw, draw_species
 from pipelines.drawn.shapes import COLOURS
 from pipelines.drawn.species import Variant

@@ -403,7 +403,7 @@ def test_a_backbone_of_fixed_size_does_not_see_whole_images(small_birds, tmp_pat
 
 
 def test_what_is_not_measured_is_put_in_words():
-    result = dict.fromkeys((key for _, key, _, _ in MEASURED), 0.5)
+    result = dict.fromkeys((metric.key for metric in MEASURED), 0.5)
     assert not_measured(result) == []
     assert not_measured(result | {"pointing_error": None}) == ["Not measured without boxes: Pointing-game error"]
     two = result | {"pointing_error": None, "part_map_ari": None}

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from pipelines.datasets.folder import Folder
-from pipelines.shards import samples, writer
+from pipelines.shards import samples, workers, writer
 from pipelines.shards.manifest import Manifest, Schema, check_files
 from pipelines.shards.reader import read, read_index
 from pipelines.shards.samples import Sample
@@ -482,7 +482,7 @@ def test_failing_progress_stops_the_workers(raw: Path, tmp_path: Path) -> None:
 
 def test_killed_worker_is_an_error_of_one_line() -> None:
     with pytest.raises(OSError, match=r"^a worker process died \(killed, or out of memory\?\); try fewer --jobs$"):
-        list(writer.run(os._exit, [1, 1], jobs=2))
+        list(workers.run(os._exit, [1, 1], jobs=2))
 
 
 def test_other_photos_of_equal_names_and_sizes_are_refused(raw: Path, tmp_path: Path) -> None:
