@@ -55,8 +55,8 @@ def image_progress() -> Iterator[Callable[[int, int], None]]:
         now = time.monotonic()
         if bar.disable and done > first and (now - logged >= LOG_SECONDS or done == total):
             rate = (done - first) / max(now - began, 1e-9)
-            left = tqdm.format_interval((total - done) / rate)
-            logger.info("%d/%d images %.0f img/s eta %s", done, total, rate, left)
+            eta = tqdm.format_interval((total - done) / rate)
+            logger.info("%d/%d images %.0f img/s eta %s", done, total, rate, eta)
             logged = now
 
     with logging_redirect_tqdm(), progress_bar(smoothing=0) as bar:

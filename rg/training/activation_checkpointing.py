@@ -58,12 +58,12 @@ def _forward(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any
 def _untracked(block: nn.Module) -> Iterator[None]:
     """Inside, batch norms do not count what they see: they have seen it before."""
     norms = [norm for norm in block.modules() if isinstance(norm, _BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, (_, count) in zip(norms, before, strict=True):
+    tracking = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, tracking, strict=True):
         # They must go on tracking, or autograd would find other tensors than those of the forward pass.
         norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+        for norm, (momentum, count) in zip(norms, tracking, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count

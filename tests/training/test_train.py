@@ -321,7 +321,7 @@ def test_damaged_checkpoints_are_one_line(small_birds, finished, tmp_path):
 CLOCK = """
 import sys
 from types import SimpleNamespace
-import rg.history, rg.loop
+import rg.training.history, rg.training.loop
 now = 0.0
 def taking(seconds, function):
     def timed(*arguments, **options):
