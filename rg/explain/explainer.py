@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -95,15 +95,38 @@ class Explainer:
         others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
         return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)), others)
 
-    def explain(
+    # A string is a sequence of strings, too; checkers take the first that fits, which is what happens.
+    @overload
+    def explain(  # type: ignore[overload-overlap]
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike,
         *,
         view: str = "auto",
         top_k: int = 5,
         batch_size: int = 16,
         versus: str | None = None,
-    ) -> Any:
+    ) -> Explanation: ...
+
+    @overload
+    def explain(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        view: str = "auto",
+        top_k: int = 5,
+        batch_size: int = 16,
+        versus: str | None = None,
+    ) -> Explanations: ...
+
+    def explain(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        view: str = "auto",
+        top_k: int = 5,
+        batch_size: int = 16,
+        versus: str | None = None,
+    ) -> Explanation | Explanations:
         """Explain one image or a list of images.
 
         Args:
@@ -115,16 +138,16 @@ class Explainer:
             versus: The class that the label is compared with; the runner-up if None.
 
         Returns:
-            An ``Explanation``, or a list of them in the order of the images (``Explanations``).
+            An ``Explanation`` of one image; of several, a list of them in the same order (``Explanations``).
 
         Raises:
             ValueError: an image cannot be decoded, an argument is off, or the whole image is asked for and the backbone
                 takes no other size than that of testing.
         """
         single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
-        several: Any = [images] if single else images
-        found = list(self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus))
-        return found[0] if single else Explanations(found)
+        several = cast("Iterable[ImageLike]", [images] if single else images)
+        explanations = self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus)
+        return next(explanations) if single else Explanations(explanations)
 
     def stream(
         self,
