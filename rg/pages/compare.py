@@ -21,6 +21,7 @@ from pipelines.images import open_rgb
 from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, factorize, methods
 from rg.attribution.pointing import peaks
 from rg.config import RunConfig
+from rg.explain.colors import HEAT
 from rg.explain.image_files import find_images, name_each
 from rg.explain.pictures import data_uri
 from rg.model.build import Model
@@ -250,4 +251,4 @@ def _record(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str])
 
 def _page(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -> str:
     page = template("rg.pages", PAGE, percent=percent, uri=data_uri, zip=zip)
-    return page.render(sides=sides, rows=rows, left_out=left_out)
+    return page.render(sides=sides, rows=rows, left_out=left_out, heat=HEAT)

@@ -1,4 +1,4 @@
-"""Numbers as pages show them."""
+"""Numbers as pages show them; ``numbers.js`` writes the same in a browser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     if value is None:
         return "\N{EN DASH}"
     least = 0.1**digits
-    text = f"{100 * value:.{digits}f}"
+    text = f"{100 * (value or 0):.{digits}f}"
     if 0 < value < 1 and float(text) in (0, 100):
         text = f"< {least:.{digits}f}" if value < 0.5 else f"> {100 - least:.{digits}f}"
     return f"{text}\u00a0%"

@@ -23,7 +23,7 @@ from rg.evaluation.calibration import Reliability
 from rg.evaluation.measured import MEASURED, not_measured
 from rg.evaluation.parts import mostly_background
 from rg.explain import pictures
-from rg.explain.colors import css, ink_on, palette
+from rg.explain.colors import HEAT, css, ink_on, palette
 from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
 from rg.explain.pictures import data_uri
@@ -119,6 +119,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
         least_span=pictures.NOTABLE,
+        heat=HEAT,
         colors=[css(color) for color in colors],
         inks=[css(ink_on(color)) for color in colors],
         withheld=_selective_rows(metrics["selective"]),

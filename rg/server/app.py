@@ -33,6 +33,7 @@ from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
 from rg.explain.facts import at_image_size, covering
 from rg.explain.pictures import data_uri
+from rg.pages.scripts import script
 from rg.runs.inputs import evaluation_geometry
 from rg.server.uploads import Limits, Upload, decode, receive
 
@@ -350,7 +351,8 @@ def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str
 
 
 def _asset(name: str, media_type: str) -> Any:
-    content = (Path(__file__).parent / name).read_bytes()
+    is_script = media_type == "text/javascript"
+    content = script("rg.server", name) if is_script else (Path(__file__).parent / name).read_text(encoding="utf-8")
 
     async def asset(_: Request) -> Response:
         return Response(content, media_type=media_type)

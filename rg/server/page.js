@@ -1,8 +1,7 @@
-// The page of rg/serve.py: sends photos to POST explain, one request each, and shows what comes back.
+// The page of rg/server/app.py: sends photos to POST explain, one request each, and shows what comes back.
 
 const AT_ONCE = 2; // requests
 const ROWS = 8; // parts that are shown one by one at first
-const NOTABLE = 0.05; // of a logit, as in rg/pictures.py
 const NEAR = 6; // pixels of the part map from an edge at which a number stands well
 const VIEWS = { parts: "Parts", photo: "Photo", attribution: "Attention" };
 
@@ -16,19 +15,6 @@ function make(tag, className = "", text = "") {
   if (className) made.className = className;
   made.textContent = text;
   return made;
-}
-
-function signed(value) {
-  let text = Math.abs(value).toFixed(2);
-  if (value && !Number(text)) text = String(Number(Math.abs(value).toPrecision(2)));
-  return (value < 0 ? "−" : "+") + text;
-}
-
-function percent(share, digits = 1) {
-  const least = 10 ** -digits;
-  if (share > 0 && 100 * share < least / 2) return `<\u00a0${least}\u00a0%`;
-  if (share < 1 && 100 * share > 100 - least / 2) return `>\u00a0${100 - least}\u00a0%`;
-  return `${(100 * share).toFixed(digits)}\u00a0%`;
 }
 
 const called = (part) => (part.named ? part.name : `part ${part.part}`);

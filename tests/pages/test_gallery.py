@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipelines.files import write_json
 from rg.pages import gallery
+from rg.pages.numbers import percent, signed
 from rg.runs.part_names import Part
 
 SCRIPT = "</script><script>console.log('acted')</script><!--"
@@ -113,9 +114,26 @@ def test_the_page_holds_what_was_explained_and_nothing_acts(tmp_path):
     for row, one in zip(content["rows"], lines, strict=True):
         assert (row[0], labels[row[2]]) == (one["source"].replace("\udc80", "\ufffd"), one["label"])
         assert (labels[row[5]] if row[5] >= 0 else None) == one["truth"]
-        assert row[3] == pytest.approx(one["probability"], abs=1e-4)
+        assert row[3] == pytest.approx(one["probability"], abs=1e-5)
         assert sum(row[9]) + row[8] == pytest.approx(one["logit"] + one["constant"], abs=1e-6)
     assert [part["name"] for part in content["about"]["parts"]] == ["part 0", SCRIPT, "crown", "part 3", "part 4"]
+
+
+def test_shares_are_rounded_but_not_to_none_or_all(tmp_path):
+    make(tmp_path, 10)
+    path = tmp_path / "explanations.jsonl"
+    one = json.loads(path.read_text().splitlines()[0])
+    exact = (0.0, 1e-7, 0.123456789, 1 - 1e-7, 1.0)
+    for part, share in zip(one["parts"], exact, strict=True):
+        part |= {"attention": share, "occurrence": share, "contribution": -share / 100}
+    path.write_text("".join(json.dumps(one | {"probability": share}) + "\n" for share in exact))
+    gallery.write(tmp_path)
+    rows = json.loads(Scripts((tmp_path / "gallery.html").read_text()).scripts[0][1])["rows"]
+    assert [percent(row[3]) for row in rows] == [percent(share) for share in exact]
+    for row in rows:
+        assert [signed(value) for value in row[9]] == [signed(-share / 100) for share in exact]
+        assert [percent(share, 0) for share in row[10]] == [percent(share, 0) for share in row[11]]
+        assert [percent(share, 0) for share in row[10]] == [percent(share, 0) for share in exact]
 
 
 def test_a_folder_without_images_has_a_page(tmp_path):
@@ -172,8 +190,8 @@ def test_a_browser_shows_ten_thousand(tmp_path):
         "part=2": of(lambda one: max(one["parts"], key=lambda part: part["contribution"])["part"] == 2),
         "role=occurs": of(lambda one: occurrence(one) >= 50),
         "role=lacks": of(lambda one: occurrence(one) < 50),
-        "least=25": of(lambda one: round(one["probability"], 4) >= 0.25),
-        "most=75": of(lambda one: round(one["probability"], 4) <= 0.75),
+        "least=25": of(lambda one: one["probability"] >= 0.25),
+        "most=75": of(lambda one: one["probability"] <= 0.75),
         "answer=1": of(lambda one: one["answer"] == "unsure"),
         "correct=wrong": of(lambda one: one["truth"] not in (None, one["label"])),
         "correct=open": of(lambda one: one["truth"] is None),
@@ -181,15 +199,14 @@ def test_a_browser_shows_ten_thousand(tmp_path):
     }
     last, second = lines[-1], lines[-2]
     assert found["first"] == f"{lines[0]['label']}\n{lines[0]['source']}".replace("\udc80", "\ufffd")
-    assert found["title"] == f"{last['label']} 100.0 %"
+    assert found["title"] == f"{last['label']} {percent(last['probability'])}"
     assert found["source"] == last["source"].replace("\udc80", "\ufffd")
     assert found["second"] == second["source"].replace("\udc80", "\ufffd")
     assert found["picture"] == 64
     parts = sorted(last["parts"], key=lambda part: -part["contribution"])
     names = {1: SCRIPT, 2: "crown"}
     shown = [(f"{part['part']}{names.get(part['part'], '')}", part["contribution"]) for part in parts]
-    expected = [f"{name}{value:+.2f}".replace("+-", "-") for name, value in [*shown, ("constant", 0.5)]]
-    assert [row.replace("\N{MINUS SIGN}", "-") for row in found["rows"]] == expected
+    assert found["rows"] == [f"{name}{signed(value)}" for name, value in [*shown, ("constant", 0.5)]]
     assert found["closed"]
     assert found["nothing"] == "No image fits these filters."
     assert found["fetched"] == []
