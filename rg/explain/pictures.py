@@ -1,4 +1,7 @@
-"""Explanations as pictures: parts, attribution and contributions, drawn with Pillow."""
+"""Explanations as pictures: parts, attribution and contributions, drawn with Pillow.
+
+A ``size`` is width and height, as in Pillow; a ``shape`` is height and width, as of arrays and tensors.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from scipy import ndimage
 
 from rg.explain.colors import BLACK, FAINT, HEAT, INK, LINE, PAPER, Color, ink_on, palette
-from rg.explain.facts import Facts
+from rg.explain.facts import Facts, scaled
 
 F = TypeVar("F", bound=Facts)
-Size = tuple[int, int]
+Size = tuple[int, int]  # width and height, as in Pillow
 
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
 BARS_MIN_WIDTH, ROW_HEIGHT, NAME_WIDTH = 260, 24, 96
@@ -48,8 +51,10 @@ class Bar:
 
 def signed(value: float) -> str:
     """With its sign and two decimals, or two digits where those would be zeros."""
-    text = f"{value or 0:+.2f}"
-    return f"{value:+#.2g}" if value and not float(text) else text
+    if value == 0:
+        return "+0.00"
+    text = f"{value:+.2f}"
+    return text if float(text) else f"{value:+#.2g}"
 
 
 def stands_out(explanation: Facts) -> bool:
@@ -71,8 +76,8 @@ def bars(explanation: Facts, limit: int, versus_rival: bool = False) -> list[Bar
     rival = explanation.rival if versus_rival else None
     values = [part.contribution - (part.rival_contribution if rival else 0) for part in explanation.parts]
     by_weight = sorted(explanation.parts, key=lambda part: -abs(values[part.index]))
-    fits = len(by_weight) < limit
-    shown, rest = (by_weight, []) if fits else (by_weight[: limit - 2], by_weight[limit - 2 :])
+    singles = len(by_weight) if len(by_weight) < limit else limit - 2
+    strongest, rest = by_weight[:singles], by_weight[singles:]
     rows = [
         Bar(
             str(part.index),
@@ -82,7 +87,7 @@ def bars(explanation: Facts, limit: int, versus_rival: bool = False) -> list[Bar
             part.background,
             "" if part.name == f"part {part.index}" else part.name,
         )
-        for part in sorted(shown, key=lambda part: -values[part.index])
+        for part in sorted(strongest, key=lambda part: -values[part.index])
     ]
     if rest:
         total, attention = sum(values[part.index] for part in rest), sum(part.attention for part in rest)
@@ -112,8 +117,7 @@ def photo(explanation: Facts, size: Size | None = None) -> Image.Image:
     height, width = explanation.image.shape[:2]
     size = size or (width, height)
     image = Image.fromarray(explanation.image).resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    scale = (size[0] / width, size[1] / height) * 2
-    x0, y0, x1, y1 = (round(value * factor) for value, factor in zip(explanation.window, scale, strict=True))
+    x0, y0, x1, y1 = (round(value) for value in scaled(explanation.window, size[0] / width, size[1] / height))
     out = image.point(lambda level: level * 0.3)
     out.paste(image.crop((x0, y0, x1, y1)), (x0, y0))
     return out
@@ -130,20 +134,21 @@ def parts_overlay(explanation: Facts, background: bool = False, size: Size | Non
     base = photo(explanation, size)
     winners = _winners(explanation, base.size)
     pixels = np.array(base, dtype=np.float32)
-    shown = [part for part in explanation.parts if background or not part.background]
+    visible = [part for part in explanation.parts if background or not part.background]
     colors = palette(len(explanation.parts))
     tinted = np.zeros(len(colors) + 1, dtype=bool)  # the last is that of pixels without a part, -1
-    tinted[[part.index for part in shown]] = True
+    tinted[[part.index for part in visible]] = True
     tint = np.array([*colors, BLACK], dtype=np.float32)[winners]
     share = np.where(_borders(winners, _line_width(base.size)), np.float32(1.0), np.float32(0.34)) * tinted[winners]
     out = Image.fromarray((pixels + share[..., None] * (tint - pixels)).round().astype(np.uint8))
     draw = ImageDraw.Draw(out)
-    scale = base.width / explanation.image.shape[1], base.height / explanation.image.shape[0]
+    height, width = explanation.image.shape[:2]
+    x_scale, y_scale = base.width / width, base.height / height
     radius = max(7.0, min(base.size) / 21)
-    for part in shown:
+    for part in visible:
         mask = winners == part.index
         if mask.sum() > radius**2:
-            anchor = _anchor(mask, (part.center[0] * scale[0], part.center[1] * scale[1]))
+            anchor = _anchor(mask, (part.center[0] * x_scale, part.center[1] * y_scale))
             _badge(draw, anchor, radius, str(part.index), colors[part.index])
     return out
 
@@ -297,10 +302,10 @@ def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 def _winners(explanation: Facts, size: Size) -> np.ndarray:
     """Index of the part at every pixel of a picture of that size [h, w], -1 where there is none."""
     strongest = explanation.parts[0].strongest
-    found = np.flatnonzero(np.bincount(strongest[strongest >= 0], minlength=1))
+    parts = np.flatnonzero(np.bincount(strongest[strongest >= 0], minlength=1))
     # Shares of a pixel in 8 bits: enough to tell which is largest.
-    masks = np.stack([np.asarray(_resize((strongest == index).astype(np.uint8) * 255, size)) for index in found])
-    return np.where(masks.sum(0, dtype=np.int32) >= 128, found[masks.argmax(0)], -1)
+    masks = np.stack([np.asarray(_resize((strongest == index).astype(np.uint8) * 255, size)) for index in parts])
+    return np.where(masks.sum(0, dtype=np.int32) >= 128, parts[masks.argmax(0)], -1)
 
 
 def _resize(values: np.ndarray, size: Size) -> Image.Image:

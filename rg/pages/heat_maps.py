@@ -54,9 +54,9 @@ def overlay(image: Image.Image, values: Tensor, neutral: float = 0.0) -> Image.I
         values: [h, w], any size; up-sampled bicubically, as in the pointing game.
         neutral: The value of a position that speaks neither for nor against the class.
     """
-    size = (image.height, image.width)
+    shape = (image.height, image.width)
     maps = values[None].float()
-    up = F.interpolate(maps[:, None], size, mode="bicubic", align_corners=False)[0, 0].numpy()
+    up = F.interpolate(maps[:, None], shape, mode="bicubic", align_corners=False)[0, 0].numpy()
     above = np.maximum(up - neutral, 0)
     heat = np.clip(above / max(float(np.percentile(above, BRIGHTEST)), neutral, np.finfo(np.float32).tiny), 0, 1)
     stops, channels = np.linspace(0, 1, len(HEAT)), np.array([ImageColor.getrgb(stop) for stop in HEAT]).T

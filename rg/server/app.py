@@ -31,7 +31,7 @@ from rg.explain import pictures
 from rg.explain.colors import css, ink_on, palette
 from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
-from rg.explain.facts import at_image_size, covering
+from rg.explain.facts import at_image_size, covering, scaled
 from rg.explain.pictures import data_uri
 from rg.pages.scripts import script
 from rg.runs.inputs import evaluation_geometry
@@ -306,11 +306,10 @@ def part_map(explanation: Explanation) -> np.ndarray:
     """
     height, width = explanation.image.shape[:2]
     scale = MAP_SIDE / max(width, height)
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    x0, y0, x1, y1 = (value * scale for value in explanation.window)
-    window = covering((x0, y0, x1, y1), size)
+    shape = max(1, round(height * scale)), max(1, round(width * scale))
+    window = covering(scaled(explanation.window, scale, scale), shape)
     attention = np.array([part.attention for part in explanation.parts])
-    return at_image_size(explanation.assign, attention, window, size)[0].astype(int)
+    return at_image_size(explanation.assign, attention, window, shape)[0].astype(int)
 
 
 def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str], limits: Limits) -> None:

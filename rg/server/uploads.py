@@ -186,10 +186,11 @@ def _size(data: bytes) -> tuple[int, int]:
 
 def scans(data: bytes) -> int:
     """How many scans a JPEG has up to its end, or up to ``MAX_SCANS`` and one more; 0 for anything else."""
-    found, position = 0, 2
+    count, position = 0, 2
     if not data.startswith(b"\xff\xd8"):
         return 0
-    while found <= MAX_SCANS and (marker := MARKER.search(data, position)) and marker[1] != b"\xd9":
-        found += marker[1] == b"\xda"
+    while count <= MAX_SCANS and (marker := MARKER.search(data, position)) and marker[1] != b"\xd9":
+        if marker[1] == b"\xda":
+            count += 1
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return found
+    return count

@@ -139,10 +139,10 @@ def test_why_not_another(page):
     expect(card.locator("caption")).to_have_text(f"What speaks for {label}")
 
 
-def test_views_are_chosen_with_the_keyboard(page):
+def test_layers_are_chosen_with_the_keyboard(page):
     card = page.locator(".card").first
     photo = card.locator("img").get_attribute("src")
-    card.locator(".views input:checked").focus()
+    card.locator(".layers input:checked").focus()
     page.keyboard.press("ArrowRight")
     assert card.locator(".marks span").count() == 0
     assert card.locator("img").get_attribute("src") == photo
