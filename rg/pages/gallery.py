@@ -44,7 +44,7 @@ def write(folder: Path) -> Path:
             if label is not None:
                 labels.setdefault(label, len(labels))
     colors = palette(len(settings["parts"]))
-    about = {
+    facts = {
         "labels": list(labels),
         "answers": ANSWERS,
         "parts": [
@@ -66,7 +66,7 @@ def write(folder: Path) -> Path:
         run=settings["run"],
         folder=folder.resolve().name,
         left_out=left_out,
-        about=_embedded(about),
+        facts=_embedded(facts),
         rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
         script=Markup(source),
         script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),

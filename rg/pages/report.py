@@ -159,7 +159,11 @@ def _pictures(
     wanted: list[tuple[str | int, Prediction]] = [
         *(("gallery", prediction) for prediction in showcase.best(predictions, manifest)[:GALLERY]),
         *(("mistakes", prediction) for prediction in showcase.worst(predictions)[:MISTAKES]),
-        *((k, one) for k, part in enumerate(parts) for one in showcase.showing(predictions, k, part)[:STRIP]),
+        *(
+            (k, prediction)
+            for k, part in enumerate(parts)
+            for prediction in showcase.showing(predictions, k, part)[:STRIP]
+        ),
     ]
     explained = _explain(explainer, data, metrics["split"], [prediction for _, prediction in wanted], manifest)
     for (place, prediction), explanation in zip(wanted, explained, strict=True):
@@ -261,19 +265,19 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
     """Name, value and remark of the numbers that matter most, of those that were measured."""
     chance = metrics["chance"]
     objects = sum(not part.background for part in parts)
-    about = "of all attributes of all images"
+    sample = "of all attributes of all images"
     if chance is not None:
         right = round(metrics["accuracy"] * metrics["samples"])
-        about = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
+        sample = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
     unit = "the box" if metrics["evaluation"]["landmark_scale"] == "box" else "the distance between the eyes"
     tiles = [
-        ("Accuracy", "accuracy", about),
+        ("Accuracy", "accuracy", sample),
         ("Mean class accuracy", "mean_class_accuracy", "every class counted once"),
         ("Landmark error", "landmark_error", f"of {unit}; one mean shape has {percent(metrics['mean_shape_error'])}"),
         ("Pointing-game error", "pointing_error", "of the attribution peaks miss the object"),
     ]
     return [
-        *((name, percent(metrics[key]), about) for name, key, about in tiles if metrics[key] is not None),
+        *((name, percent(metrics[key]), remark) for name, key, remark in tiles if metrics[key] is not None),
         (
             "Parts in use",
             f"{metrics['parts_in_use']} of {len(parts)}",
@@ -285,20 +289,24 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
 def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and meaning of every metric that was measured."""
     return [
-        *((name, percent(metrics[key], 2), about) for name, key, about, _ in MEASURED if metrics[key] is not None),
+        *((name, percent(metrics[key], 2), meaning) for name, key, meaning, _ in MEASURED if metrics[key] is not None),
         *(
-            (f"Accuracy by {level.replace('_', '-')}", percent(of["accuracy"], 2), "Classes of a group count as one.")
-            for level, of in metrics["levels"].items()
+            (
+                f"Accuracy by {level.replace('_', '-')}",
+                percent(measured["accuracy"], 2),
+                "Classes of a group count as one.",
+            )
+            for level, measured in metrics["levels"].items()
         ),
         ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
     ]
 
 
-def _selective_rows(of: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+def _selective_rows(selective: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     """Name, value and meaning of what becomes of the answers if some are withheld."""
-    if of is None:
+    if selective is None:
         return []
-    target = percent(of["target_precision"])
+    target = percent(selective["target_precision"])
     rows = [
         ("Answers given", "coverage", "Share of the answers that are sure enough, about images with known parts."),
         ("Right among those", "precision", f"The threshold was chosen on validation images for {target}."),
@@ -306,7 +314,7 @@ def _selective_rows(of: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
         ("No known part fits", "unknown", "Of these images, which show what the model knows, so false alarms."),
         ("Area under risk and coverage", "aurc", "Mean error of the n surest answers, over all n; 0 is best."),
     ]
-    return [(name, percent(of[key], 2), about) for name, key, about in rows]
+    return [(name, percent(selective[key], 2), meaning) for name, key, meaning in rows]
 
 
 def _reliability(metrics: Mapping[str, Any]) -> charts.ReliabilityChart:
