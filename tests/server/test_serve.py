@@ -23,8 +23,11 @@ from rg.explain.explainer import Explainer  # noqa: E402
 from rg.model.region_grouping import RegionGroupingModel  # noqa: E402
 from rg.runs.folder import Classes  # noqa: E402
 from rg.runs.part_names import Part  # noqa: E402
-from rg.server import app  # noqa: E402
-from rg.server.app import HEADERS, Protocol, application, part_map  # noqa: E402
+from rg.server import protocol  # noqa: E402
+from rg.server.app import application  # noqa: E402
+from rg.server.drawing import part_map  # noqa: E402
+from rg.server.headers import HEADERS  # noqa: E402
+from rg.server.protocol import Protocol  # noqa: E402
 from rg.server.uploads import MAX_SCANS, Limits, scans  # noqa: E402
 
 NAMES = ("wren", "robin", "jay")
@@ -267,7 +270,7 @@ REQUEST = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 @pytest.mark.parametrize("sent", [b"", REQUEST[:30], REQUEST + b"GET"])
 def test_who_connects_and_does_not_ask_is_hung_up_on(server, monkeypatch, sent):
-    monkeypatch.setattr(app, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=4) as idle:
         idle.sendall(sent)
