@@ -1,10 +1,13 @@
-"""Why one image got its label, as facts that anything can be drawn or written of."""
+"""Why one image got its label, as facts that anything can be drawn or written of.
+
+A size is width and height, as in Pillow; a shape is height and width, as of arrays and tensors.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +16,8 @@ import torch.nn.functional as F
 from rg.runs.confidence import Answer
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
-Shape = tuple[int, int]  # height and width, as of arrays
+Shape = tuple[int, int]  # height and width
+Size = tuple[int, int]  # width and height
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Facts:
     window: Box
     source: str | None = None
     answer: Answer = "label"
-    photo_size: tuple[int, int] | None = None
+    photo_size: Size | None = None
 
     def contribution_map(self, versus_rival: bool = False) -> np.ndarray:
         """What every pixel adds to the logit of the label.
@@ -162,6 +166,26 @@ class Facts:
                 for part in self.parts
             ],
         }
+
+
+AnyFacts = TypeVar("AnyFacts", bound=Facts)
+
+
+def crop_to_window(explanation: AnyFacts) -> AnyFacts:
+    """The same explanation of nothing but the pixels that the model saw."""
+    x0, y0, x1, y1 = (round(value) for value in explanation.window)
+    strongest = explanation.parts[0].strongest[y0:y1, x0:x1]
+    return replace(
+        explanation,
+        image=explanation.image[y0:y1, x0:x1],
+        attribution=explanation.attribution[y0:y1, x0:x1],
+        parts=[
+            replace(part, strongest=strongest, center=(part.center[0] - x0, part.center[1] - y0))
+            for part in explanation.parts
+        ],
+        window=(0.0, 0.0, float(x1 - x0), float(y1 - y0)),
+        photo_size=None,
+    )
 
 
 def scaled(box: Box, x_scale: float, y_scale: float) -> Box:

@@ -23,6 +23,7 @@ from pipelines.files import atomic_write, locked, write_json
 from rg.explain import pictures
 from rg.explain.explanation import Explanation
 from rg.explain.image_files import name_each
+from rg.explain.overlays import parts_overlay
 from rg.runs.folder import read_json
 
 SETTINGS, EXPLANATIONS, LEFT_OUT = "settings.json", "explanations.jsonl", "left_out.jsonl"
@@ -66,7 +67,7 @@ class ExplainedFolder:
         }
         if self.kind != "none":
             picture, thumbnail = _pictures(self.path, self.kind, name)
-            parts = pictures.parts_overlay(explanation, size=pictures.panel_size(explanation))
+            parts = parts_overlay(explanation, size=pictures.panel_size(explanation))
             with atomic_write(picture) as out:
                 pictures.write(pictures.panel(explanation, parts), out, self.kind)
             parts.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))

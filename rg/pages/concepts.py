@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rg.evaluation.parts import ADVICE
-from rg.explain.pictures import NOTABLE
+from rg.explain.contributions import NOTABLE
 from rg.model.losses import prior_quantiles
 from rg.pages.charts import quantile_path
 from rg.runs.part_names import Part

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rg.explain import pictures
+from rg.explain import contributions
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -20,4 +20,4 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def signed(value: float) -> str:
     """As in the pictures, with a true minus."""
-    return pictures.signed(value).replace("-", "\N{MINUS SIGN}")
+    return contributions.signed(value).replace("-", "\N{MINUS SIGN}")

@@ -22,11 +22,12 @@ from rg.config import flatten
 from rg.evaluation.calibration import Reliability
 from rg.evaluation.measured import MEASURED, not_measured
 from rg.evaluation.parts import mostly_background
-from rg.explain import pictures
+from rg.explain import contributions, overlays
 from rg.explain.colors import HEAT, css, ink_on, palette
 from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
-from rg.explain.pictures import data_uri
+from rg.explain.facts import crop_to_window
+from rg.explain.pictures import ANSWERS, data_uri
 from rg.pages import charts, showcase
 from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
@@ -37,7 +38,7 @@ from rg.runs.part_names import Part
 
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
-NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {pictures.NOTABLE} to or from the logit."
+NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {contributions.NOTABLE} to or from the logit."
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Card:
     image: str
     parts: str
     attribution: str
-    bars: list[pictures.Bar]
-    versus: list[pictures.Bar]
+    bars: list[contributions.Bar]
+    versus: list[contributions.Bar]
 
 
 def report(run: Path, data: Location | None = None, out: Path | None = None) -> Path:
@@ -118,7 +119,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         spots=spots,
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
-        least_span=pictures.NOTABLE,
+        least_span=contributions.NOTABLE,
         heat=HEAT,
         colors=[css(color) for color in colors],
         inks=[css(ink_on(color)) for color in colors],
@@ -126,7 +127,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         reliability=_reliability(metrics),
         charts=charts.charts(history),
         quantile_size=(charts.QUANTILE_WIDTH, charts.QUANTILE_HEIGHT),
-        answers=pictures.ANSWERS,
+        answers=ANSWERS,
         chart_size=(charts.WIDTH, charts.HEIGHT),
         settings=_plain(flatten(dataclasses.asdict(config))),
         data=_plain(
@@ -168,7 +169,7 @@ def _pictures(
     explained = _explain(explainer, data, metrics["split"], [prediction for _, prediction in wanted], manifest)
     for (place, prediction), explanation in zip(wanted, explained, strict=True):
         if isinstance(place, int):
-            spot = pictures.spotlight(explanation, place, (side, side))
+            spot = overlays.spotlight(explanation, place, (side, side))
             spots[place].append((data_uri(spot), _label(prediction, manifest)))
         elif _confirmed(prediction, explanation, manifest):
             cards[place].append(_card(prediction, explanation, manifest))
@@ -203,7 +204,7 @@ def _explain(
     for sample, prediction in zip(bar, predictions, strict=True):
         truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
         image = Image.open(io.BytesIO(sample.jpeg))
-        yield pictures.crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
+        yield crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
 
 
 def _confirmed(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> bool:
@@ -219,29 +220,31 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
     elif showcase.errors(prediction):
         remark = _argument(explanation)
     else:
-        remark = "" if pictures.stands_out(explanation) else NOTHING_STANDS_OUT
+        remark = "" if contributions.stands_out(explanation) else NOTHING_STANDS_OUT
     if rival and not manifest.multi_label:
         other = ("In truth" if showcase.errors(prediction) else "Next", rival.label, rival.probability)
-        versus = pictures.bars(explanation, BARS, versus_rival=True)
+        versus = contributions.bars(explanation, BARS, versus_rival=True)
     return Card(
         key=prediction["key"],
         other=other,
         remark=remark,
         explanation=explanation,
-        image=data_uri(pictures.photo(explanation, size)),
-        parts=data_uri(pictures.parts_overlay(explanation, size=size)),
-        attribution=data_uri(pictures.attribution_overlay(explanation, size)),
-        bars=pictures.bars(explanation, BARS),
+        image=data_uri(overlays.photo(explanation, size)),
+        parts=data_uri(overlays.parts_overlay(explanation, size=size)),
+        attribution=data_uri(overlays.attribution_overlay(explanation, size)),
+        bars=contributions.bars(explanation, BARS),
         versus=versus,
     )
 
 
 def _argument(explanation: Explanation) -> str:
     """The one or two parts that spoke most for the label, in words."""
-    if not pictures.stands_out(explanation):
+    if not contributions.stands_out(explanation):
         return NOTHING_STANDS_OUT
     ranked = sorted(explanation.parts, key=lambda part: -part.contribution)[:2]
-    spoke = [f"{part.name} ({signed(part.contribution)})" for part in ranked if part.contribution >= pictures.NOTABLE]
+    spoke = [
+        f"{part.name} ({signed(part.contribution)})" for part in ranked if part.contribution >= contributions.NOTABLE
+    ]
     return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part clearly spoke for it."
 
 

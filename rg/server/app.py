@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -98,7 +97,7 @@ def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _asset(name: str, media_type: str) -> Any:
+def _asset(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
     is_script = media_type == "text/javascript"
     content = script("rg.server", name) if is_script else (Path(__file__).parent / name).read_text(encoding="utf-8")
 

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from rg.explain.explanation import Explanation
-from rg.explain.facts import at_image_size, covering, scaled
-from rg.explain.pictures import Size, attribution_overlay, data_uri
+from rg.explain.facts import Size, at_image_size, covering, scaled
+from rg.explain.overlays import attribution_overlay
+from rg.explain.pictures import data_uri
 
 MAP_SIDE, PHOTO_SIDE = 480, 1280  # pixels of the longest side
 

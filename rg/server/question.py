@@ -25,7 +25,7 @@ class Question:
     format: str = "json"
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> Question:
+    def from_query(cls, query: Mapping[str, str]) -> Question:
         """From the query of an address.
 
         Raises:

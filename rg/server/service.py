@@ -66,7 +66,7 @@ class Service:
         """POST /explain."""
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             raise HTTPException(403, "pages of other sites may not ask")
-        question = Question.of(request.query_params)
+        question = Question.from_query(request.query_params)
         if self.waiting >= self.limits.waiting:
             raise HTTPException(503, "too many requests at once; try again soon", RETRY_AFTER)
         self.waiting += 1

@@ -6,7 +6,7 @@ from scipy.stats import beta
 from scipy.stats.mstats import mquantiles
 
 from rg.evaluation.parts import ADVICE, mostly_background, problems
-from rg.explain.pictures import NOTABLE
+from rg.explain.contributions import NOTABLE
 from rg.pages import charts
 from rg.pages.charts import QUANTILE_HEIGHT, QUANTILE_WIDTH, QUANTILES, quantile_path
 from rg.pages.concepts import class_means, concepts, prior_path

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from rg.explain.pictures import NOTABLE
+from rg.explain.contributions import NOTABLE
 from rg.pages import numbers
 from rg.pages.numbers import percent, signed
 from rg.pages.scripts import script
