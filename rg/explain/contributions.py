@@ -15,7 +15,7 @@ class Bar:
     """One row of a chart of contributions.
 
     Attributes:
-        number: Of the part, or what else the row stands for.
+        number: Of the part, or in words what else the row stands for.
         value: What it adds to the logit, or to the difference of two.
         attention: Weight of the part; None for the constant.
         color: Of the part; None for the rest.

@@ -73,7 +73,7 @@ class Explainer:
         classes: Names of the classes.
         device: Where the model runs.
         parts: Name and kind of every part.
-        confidence: What the run was found to deserve on its validation split, None if it is not known.
+        confidence: Temperature and thresholds fitted on the validation split of the run; None if there are none.
         confidences: The same in other views than that of the run, by evaluation view.
     """
 
@@ -142,7 +142,7 @@ class Explainer:
             view: ``whole`` shows the model the whole image (fully convolutional, at the size of testing); ``crop`` the
                 central square that it is tested on; ``auto`` the whole image if the backbone takes images of any size.
             top_k: Number of best classes to name.
-            batch_size: Images at once, if they have the same shape.
+            batch_size: Images in one pass through the model, if they have the same shape.
             versus: The class that the label is compared with; the runner-up if None.
 
         Returns:
@@ -169,19 +169,25 @@ class Explainer:
         longest_side: int | None = None,
         jobs: int = 1,
     ) -> Iterator[Explanation]:
-        """Like ``explain``, one explanation after the other, holding one batch of images and two for each job.
+        """Explain images one after the other; memory holds one batch of them, and two images per job.
 
         Args:
-            images: As for ``explain``, like everything that is not named here.
-            view: See there.
-            top_k: See there.
-            batch_size: See there.
-            versus: See there.
-            failed: Called with an image that cannot be read, and why in one line; it is then left out. Without it, that
-                is an error.
-            longest_side: In pixels, of the image in the explanation: larger photos are scaled down for it, not for the
-                model.
+            images: See ``explain``; any number.
+            view: See ``explain``.
+            top_k: See ``explain``.
+            batch_size: See ``explain``.
+            versus: See ``explain``.
+            failed: Called with an image that cannot be read, and with the reason in one line; that image is left out.
+                If None, such an image is an error.
+            longest_side: Of the image in the explanation, in pixels. Larger photos are scaled down for the
+                explanation, not for the model.
             jobs: Threads that decode and resize ahead of the model.
+
+        Yields:
+            One explanation per image, in the order of the images.
+
+        Raises:
+            ValueError: see ``explain``.
         """
         if min(top_k, batch_size, jobs) < 1:
             raise ValueError(f"top_k, batch_size, jobs: expected at least 1, got {top_k}, {batch_size}, {jobs}")

@@ -1,4 +1,4 @@
-"""An explanation as people use it: facts, their picture, and what is saved of both."""
+"""An explanation: facts, the picture of them, and how both are saved."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Removes what ``explain`` wrote and nothing else."""
+    """Remove what ``explain`` wrote, and nothing else."""
     if (path / EXPLANATIONS).is_file():
         for line in read_lines(path):
             if line["picture"]:
@@ -158,7 +158,7 @@ def _clear(path: Path) -> None:
 
 
 def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
-    """Drops lines that are half or no longer true; source and name of the others."""
+    """Drop half lines, and lines of files that have changed; return source and name of the others."""
     done: dict[str, str] = {}
     if not (path / EXPLANATIONS).is_file():
         return done
@@ -175,7 +175,7 @@ def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
 
 
 def _version(file: Path) -> dict[str, int]:
-    """Tells a file from what it was before it was edited."""
+    """Size in bytes and modification time: what changes when a file is edited."""
     stat = file.stat()
     return {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
 

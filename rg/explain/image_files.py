@@ -1,4 +1,4 @@
-"""Image files that people name, and names for what is written for each of them."""
+"""Image files in files and folders, and a name for the output of each."""
 
 from __future__ import annotations
 

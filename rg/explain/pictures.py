@@ -120,7 +120,7 @@ def write(picture: Image.Image, file: IO[bytes], kind: str) -> None:
 
 
 def data_uri(picture: Image.Image, form: str = "webp", quality: int = 85) -> str:
-    """A picture as part of a page.
+    """A picture as a data URI, which a page holds in itself.
 
     Args:
         picture: RGB.

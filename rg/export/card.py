@@ -1,6 +1,6 @@
 """The model card of an exported model: what it is, what it was made of, how good it is and what it cannot do.
 
-A Markdown page that says what the files of the run say and nothing else; what was not measured is called so.
+A Markdown page that repeats what the files of the run record. What was not measured is marked as not measured.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class ReliabilityCurve:
 
 @dataclass(frozen=True)
 class ReliabilityChart:
-    """Accuracy against confidence, the same on the diagonal, an SVG path; the description is for who cannot see it."""
+    """Accuracy against confidence, the same on the diagonal, an SVG path; the description is its text alternative."""
 
     title: str
     description: str

@@ -70,7 +70,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of an image, and the maps that explain it.
+    """The answer of a model to an image, and the maps that explain it.
 
     Attributes:
         label: The winning class, or the most probable attribute.

@@ -1,4 +1,4 @@
-"""What is said of the parts of an evaluated run: when they occur, which classes they matter for, what is wrong."""
+"""The parts of an evaluated run: when they occur, which classes they matter for, and what is wrong with them."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def sheet(title: str, image: Image.Image, strips: Sequence[Strip]) -> Image.Imag
 
 
 def _words(text: str, size: Size) -> Image.Image:
-    """A cell that says something instead of showing it."""
+    """A cell with words instead of a picture."""
     out = Image.new("RGB", size, BLANK)
     draw = ImageDraw.Draw(out)
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=LINE)

@@ -41,7 +41,7 @@ def application(explainer: Explainer, name: str, hosts: Sequence[str], limits: L
         name: What the page calls it.
         hosts: Names by which the server may be called (Host header); others may be a trick to reach it from a page of
             another site (DNS rebinding).
-        limits: What it takes on.
+        limits: Of uploads and of waiting requests.
     """
     service = Service(explainer, name, limits or Limits())
     return Starlette(
@@ -69,7 +69,7 @@ def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str
         port: Port to listen on; 0 for any that is free.
         device: cpu, cuda, cuda:1, ..., or auto.
         allow_host: Names by which the server may be called beside ``host`` and localhost.
-        limits: What it takes on.
+        limits: Of uploads and of waiting requests.
 
     Raises:
         ValueError: the folder holds no finished run.

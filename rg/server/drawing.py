@@ -41,7 +41,7 @@ def drawn(explanation: Explanation) -> dict[str, Any]:
 
 
 def part_map(explanation: Explanation) -> np.ndarray:
-    """The strongest part of every spot: int [h, w], -1 where the model saw nothing.
+    """The strongest part of every position: int [h, w], -1 where the model saw nothing.
 
     Its longest side is ``MAP_SIDE`` whatever the size of the image, so that edges are smooth in a small one, too.
     """

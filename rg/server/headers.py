@@ -23,7 +23,7 @@ class SecureHeaders:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI says."""
+        """Answer a request by the application, with the headers; see the specification of ASGI."""
 
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,19 +6,19 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_SECONDS = 10.0  # in which whoever connects must have asked
+HEAD_SECONDS = 10.0  # in which a request must have arrived on a connection
 
 
 class Protocol(H11Protocol):
-    """HTTP that hangs up on who connects and does not ask: uvicorn itself waits for the first request for ever."""
+    """HTTP that closes a connection on which no request arrives; uvicorn alone would wait for ever."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As asyncio says."""
+        """Start to wait for the first request."""
         super().connection_made(transport)
         self._expect_request()
 
     def on_response_complete(self) -> None:
-        """As uvicorn says."""
+        """Start to wait for the next request."""
         answered = self.cycle
         super().on_response_complete()
         self._expect_request(answered)

@@ -29,7 +29,7 @@ class Question:
         """From the query of an address.
 
         Raises:
-            HTTPException: 400, it does not say what it may.
+            HTTPException: 400, a field is unknown or its value is out of range.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(query) - known):

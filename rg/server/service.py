@@ -46,7 +46,7 @@ class Service:
     Args:
         explainer: The model.
         name: What the page calls it.
-        limits: What it takes on.
+        limits: Of uploads and of waiting requests.
     """
 
     def __init__(self, explainer: Explainer, name: str, limits: Limits) -> None:
