@@ -241,16 +241,16 @@ def test_names_of_parts_stand_beside_their_numbers():
 def test_bars_have_the_lengths_of_their_values():
     shown = explanation(contributions=(2.0, -1.0, 0.5), constant=0.0)
     pixels = np.asarray(pictures.contribution_bars(shown))
-    found = {}
+    ends = {}
     for k, color in enumerate(palette(3)):
         columns = np.flatnonzero((pixels[:, 76:] == color).all(2).any(0))  # right of the numbers
-        found[k] = columns.min(), columns.max()
-    zero = found[0][0]
-    length = found[0][1] - zero
+        ends[k] = columns.min(), columns.max()
+    zero = ends[0][0]
+    length = ends[0][1] - zero
     # Both ends of a bar are whole pixels, and the line at zero covers one.
-    assert found[1][1] == pytest.approx(zero, abs=2)
-    assert found[1][0] == pytest.approx(zero - length / 2, abs=2)
-    assert found[2] == (pytest.approx(zero, abs=2), pytest.approx(zero + length / 4, abs=2))
+    assert ends[1][1] == pytest.approx(zero, abs=2)
+    assert ends[1][0] == pytest.approx(zero - length / 2, abs=2)
+    assert ends[2] == (pytest.approx(zero, abs=2), pytest.approx(zero + length / 4, abs=2))
     with pytest.raises(ValueError, match="size: expected at least"):
         pictures.contribution_bars(shown, (100, 320))
 
