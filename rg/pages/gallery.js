@@ -161,7 +161,7 @@ function show(index) {
   by("dialog").scrollTop = 0;
 }
 
-const step = (by_) => { if (shown[current + by_]) show(current + by_); };
+const step = (offset) => { if (shown[current + offset]) show(current + offset); };
 by("previous").addEventListener("click", () => step(-1));
 by("next").addEventListener("click", () => step(1));
 by("close").addEventListener("click", () => by("dialog").close());
