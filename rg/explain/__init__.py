@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rg.explain.explainer import Explainer as Explainer
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from pipelines.batches.geometry import central_start
 from pipelines.images import open_rgb
 from rg.config import RunConfig, View
 from rg.explain.explanation import Explanation, Explanations
-from rg.explain.facts import PartExplanation, Rival, at_image_size, covering
+from rg.explain.facts import Box, PartExplanation, Rival, at_image_size, covering
 from rg.explain.lookahead import in_order
 from rg.model.device import pick_device
 from rg.model.maps import part_centers
@@ -38,11 +38,19 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
 class _Waiting(NamedTuple):
-    """An image that the model is about to see."""
+    """An image that the model is about to see.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], the image in the explanation.
+        shown: uint8 [3, h, w], what the model is shown.
+        window: What that is of the image.
+        source: Path of the image, if it came from a file.
+        photo_size: Width and height of the photo, of which the image may be a smaller copy.
+    """
 
     pixels: np.ndarray
-    seen: Tensor
-    window: tuple[float, float, float, float]
+    shown: Tensor
+    window: Box
     source: str | None
     photo_size: tuple[int, int]
 
@@ -65,7 +73,7 @@ class Explainer:
         classes: Names of the classes.
         device: Where the model runs.
         parts: Name and kind of every part.
-        confidence: What the run was found to deserve on its validation split, None if it is not known.
+        confidence: Temperature and thresholds fitted on the validation split of the run; None if there are none.
         confidences: The same in other views than that of the run, by evaluation view.
     """
 
@@ -95,15 +103,38 @@ class Explainer:
         others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
         return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)), others)
 
-    def explain(
+    # A string is a sequence of strings, too; checkers take the first that fits, which is what happens.
+    @overload
+    def explain(  # type: ignore[overload-overlap]
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike,
         *,
         view: str = "auto",
         top_k: int = 5,
         batch_size: int = 16,
         versus: str | None = None,
-    ) -> Any:
+    ) -> Explanation: ...
+
+    @overload
+    def explain(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        view: str = "auto",
+        top_k: int = 5,
+        batch_size: int = 16,
+        versus: str | None = None,
+    ) -> Explanations: ...
+
+    def explain(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        view: str = "auto",
+        top_k: int = 5,
+        batch_size: int = 16,
+        versus: str | None = None,
+    ) -> Explanation | Explanations:
         """Explain one image or a list of images.
 
         Args:
@@ -111,20 +142,20 @@ class Explainer:
             view: ``whole`` shows the model the whole image (fully convolutional, at the size of testing); ``crop`` the
                 central square that it is tested on; ``auto`` the whole image if the backbone takes images of any size.
             top_k: Number of best classes to name.
-            batch_size: Images at once, if they have the same shape.
+            batch_size: Images in one pass through the model, if they have the same shape.
             versus: The class that the label is compared with; the runner-up if None.
 
         Returns:
-            An ``Explanation``, or a list of them in the order of the images (``Explanations``).
+            An ``Explanation`` of one image; of several, a list of them in the same order (``Explanations``).
 
         Raises:
             ValueError: an image cannot be decoded, an argument is off, or the whole image is asked for and the backbone
                 takes no other size than that of testing.
         """
         single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
-        several: Any = [images] if single else images
-        found = list(self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus))
-        return found[0] if single else Explanations(found)
+        several = cast("Iterable[ImageLike]", [images] if single else images)
+        explanations = self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus)
+        return next(explanations) if single else Explanations(explanations)
 
     def stream(
         self,
@@ -138,19 +169,25 @@ class Explainer:
         longest_side: int | None = None,
         jobs: int = 1,
     ) -> Iterator[Explanation]:
-        """Like ``explain``, one explanation after the other, holding one batch of images and two for each job.
+        """Explain images one after the other; memory holds one batch of them, and two images per job.
 
         Args:
-            images: As for ``explain``, like everything that is not named here.
-            view: See there.
-            top_k: See there.
-            batch_size: See there.
-            versus: See there.
-            failed: Called with an image that cannot be read, and why in one line; it is then left out. Without it, that
-                is an error.
-            longest_side: In pixels, of the image in the explanation: larger photos are scaled down for it, not for the
-                model.
+            images: See ``explain``; any number.
+            view: See ``explain``.
+            top_k: See ``explain``.
+            batch_size: See ``explain``.
+            versus: See ``explain``.
+            failed: Called with an image that cannot be read, and with the reason in one line; that image is left out.
+                If None, such an image is an error.
+            longest_side: Of the image in the explanation, in pixels. Larger photos are scaled down for the
+                explanation, not for the model.
             jobs: Threads that decode and resize ahead of the model.
+
+        Yields:
+            One explanation per image, in the order of the images.
+
+        Raises:
+            ValueError: see ``explain``.
         """
         if min(top_k, batch_size, jobs) < 1:
             raise ValueError(f"top_k, batch_size, jobs: expected at least 1, got {top_k}, {batch_size}, {jobs}")
@@ -165,37 +202,37 @@ class Explainer:
                 return image, error
 
         def explain(waiting: Sequence[_Waiting]) -> Iterator[Explanation]:
-            for one, explanation in zip(waiting, self._explain(waiting, view, top_k, versus), strict=True):
-                yield replace(explanation, photo_size=one.photo_size)
+            for image, explanation in zip(waiting, self._explain(waiting, view, top_k, versus), strict=True):
+                yield replace(explanation, photo_size=image.photo_size)
 
         waiting: list[_Waiting] = []
         with ThreadPoolExecutor(jobs) as pool:
-            for image, found in in_order(pool, prepare, images, 2 * jobs):
-                if not isinstance(found, _Waiting):
+            for image, prepared in in_order(pool, prepare, images, 2 * jobs):
+                if not isinstance(prepared, _Waiting):
                     if failed is None:
-                        raise found
-                    failed(image, str(found))
+                        raise prepared
+                    failed(image, str(prepared))
                     continue
-                if waiting and (len(waiting) == batch_size or waiting[0].seen.shape != found.seen.shape):
+                if waiting and (len(waiting) == batch_size or waiting[0].shown.shape != prepared.shown.shape):
                     yield from explain(waiting)
                     waiting = []
-                waiting.append(found)
+                waiting.append(prepared)
             if waiting:
                 yield from explain(waiting)
 
     def _prepare(self, image: ImageLike, view: str, longest_side: int | None) -> _Waiting:
         source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         pixels = _open(image)
-        seen, window = self._view(pixels, view)
-        width, height = photo_size = pixels.size
+        shown, window = self._window(pixels, view)
+        photo_width, photo_height = photo_size = pixels.size
         if longest_side and max(photo_size) > longest_side:
             scale = longest_side / max(photo_size)
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            x0, y0, x1, y1 = window
-            scaled = (x0 * size[0] / width, y0 * size[1] / height, x1 * size[0] / width, y1 * size[1] / height)
-            window = covering(scaled, size[::-1])
-            pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-        return _Waiting(np.asarray(pixels), seen, window, source, photo_size)
+            width, height = max(1, round(photo_width * scale)), max(1, round(photo_height * scale))
+            x0, x1 = (x * width / photo_width for x in window[::2])
+            y0, y1 = (y * height / photo_height for y in window[1::2])
+            window = covering((x0, y0, x1, y1), (height, width))
+            pixels = pixels.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return _Waiting(np.asarray(pixels), shown, window, source, photo_size)
 
     def resolve_view(self, view: str) -> str:
         """``whole`` or ``crop``, also for ``auto``.
@@ -231,34 +268,40 @@ class Explainer:
         logger.warning("%s takes images of %dx%d only: explaining the central square of every image", name, crop, crop)
         return "crop"
 
-    def _view(self, image: Image.Image, view: str) -> tuple[Tensor, tuple[float, float, float, float]]:
-        """uint8 [3, h, w] for the model, and the box of the image that it shows."""
+    def _window(self, image: Image.Image, view: str) -> tuple[Tensor, Box]:
+        """What the model is shown, uint8 [3, h, w], and which box of the image that is."""
         geometry = inputs.evaluation_geometry(self.config.input)
         width, height = image.size
         short, stride = min(width, height), self.model.backbone.stride
+
+        def whole_positions(length: float) -> int:
+            """Pixels for so many of the image, a multiple of the stride."""
+            return max(1, round(geometry.short_side * length / short / stride)) * stride
+
         if view == "crop":
-            seen = geometry.central_window(width, height)
-            extent, size = (seen.width, seen.height), (seen.columns, seen.rows)
+            central = geometry.central_window(width, height)
+            window_width, window_height = central.width, central.height
+            columns, rows = central.columns, central.rows
         else:
-            # Whole positions of the feature map; a panorama is cut to its middle before it fills the memory.
-            extent = (min(width, MAX_ASPECT * short), min(height, MAX_ASPECT * short))
-            size = tuple(max(1, round(geometry.short_side * length / short / stride)) * stride for length in extent)  # type: ignore[assignment]
-        x0, y0 = central_start(width, extent[0]), central_start(height, extent[1])
-        window = (x0, y0, x0 + extent[0], y0 + extent[1])
-        resized = image.crop(window).resize(size, Image.Resampling.BILINEAR)
+            # A panorama is cut to its middle before it fills the memory.
+            window_width, window_height = min(width, MAX_ASPECT * short), min(height, MAX_ASPECT * short)
+            columns, rows = whole_positions(window_width), whole_positions(window_height)
+        x0, y0 = central_start(width, window_width), central_start(height, window_height)
+        window = (x0, y0, x0 + window_width, y0 + window_height)
+        resized = image.crop(window).resize((columns, rows), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1), window
 
     @torch.inference_mode()
     def _explain(self, waiting: Sequence[_Waiting], view: str, top_k: int, versus: str | None) -> Iterator[Explanation]:
-        output = self.model(torch.stack([one.seen for one in waiting]).to(self.device))
+        output = self.model(torch.stack([image.shown for image in waiting]).to(self.device))
         logits, confidence = output.logits, self.confidence_in(view)
         scaled = logits / confidence.temperature if confidence and confidence.temperature else logits
         probabilities = torch.sigmoid(scaled) if self.classes.multi_label else torch.softmax(scaled, 1)
         best = probabilities.topk(min(max(top_k, 2), logits.shape[1]), dim=1)
         compared = best.indices[:, :2].clone()  # the label and its rival
         if versus is not None and compared.shape[1] == 2:
-            asked = self.classes.names.index(versus)
-            compared[:, 1] = torch.where(compared[:, 0] == asked, compared[:, 1], asked)
+            index = self.classes.names.index(versus)
+            compared[:, 1] = torch.where(compared[:, 0] == index, compared[:, 1], index)
         contributions, constants = self.model.contributions(output, compared)
         attention = output.attention
         if self.classes.multi_label:
@@ -270,9 +313,9 @@ class Explainer:
         top, probable = best.indices.cpu(), best.values.cpu()
         logits, probabilities, compared = logits.cpu(), probabilities.cpu(), compared.cpu()
         contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
-        for n, one in enumerate(waiting):
-            strongest, attribution = at_image_size(assign[n], attention[n], one.window, one.pixels.shape[:2])
-            x0, y0, x1, y1 = one.window
+        for n, image in enumerate(waiting):
+            strongest, attribution = at_image_size(assign[n], attention[n], image.window, image.pixels.shape[:2])
+            x0, y0, x1, y1 = image.window
             label, *rest = compared[n].tolist()
             rival = None
             if rest:
@@ -303,9 +346,9 @@ class Explainer:
                     )
                     for k, part in enumerate(self.parts)
                 ],
-                image=one.pixels,
-                window=one.window,
-                source=one.source,
+                image=image.pixels,
+                window=image.window,
+                source=image.source,
                 answer=confidence.answer(probabilities[n, label].item(), presence[n]) if confidence else "label",
             )
 

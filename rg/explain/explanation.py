@@ -1,4 +1,4 @@
-"""An explanation as people use it: facts, their picture, and what is saved of both."""
+"""An explanation: facts, the picture of them, and how both are saved."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Explanation(Facts):
 
     def _repr_html_(self) -> str:
         """The picture, for notebooks."""
-        about = html.escape(f"{self.label}, {self.probability:.1%}: the parts and what each adds to the logit")
-        return f'<img src="{pictures.data_uri(self.picture(), "png")}" alt="{about}" style="max-width: 100%">'
+        description = html.escape(f"{self.label}, {self.probability:.1%}: the parts and what each adds to the logit")
+        return f'<img src="{pictures.data_uri(self.picture(), "png")}" alt="{description}" style="max-width: 100%">'
 
     def picture(self) -> Image.Image:
         """Image, parts, attribution and contributions side by side."""

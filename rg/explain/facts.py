@@ -1,16 +1,23 @@
-"""Why one image got its label, as facts that anything can be drawn or written of."""
+"""Why one image got its label, as facts that anything can be drawn or written of.
+
+A size is width and height, as in Pillow; a shape is height and width, as of arrays and tensors.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from rg.runs.confidence import Answer
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+Shape = tuple[int, int]  # height and width
+Size = tuple[int, int]  # width and height
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,10 @@ class Facts:
     assign: np.ndarray
     parts: list[PartExplanation]
     image: np.ndarray
-    window: tuple[float, float, float, float]
+    window: Box
     source: str | None = None
     answer: Answer = "label"
-    photo_size: tuple[int, int] | None = None
+    photo_size: Size | None = None
 
     def contribution_map(self, versus_rival: bool = False) -> np.ndarray:
         """What every pixel adds to the logit of the label.
@@ -125,8 +132,9 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON values, in pixels of the photo; areas are shares of the window."""
         x0, y0, x1, y1 = self.window
-        width, height = self.photo_size or self.image.shape[1::-1]
-        scale = (width / self.image.shape[1], height / self.image.shape[0])
+        rows, columns = self.image.shape[:2]
+        width, height = self.photo_size or (columns, rows)
+        x_scale, y_scale = width / columns, height / rows
         area = max(1.0, (x1 - x0) * (y1 - y0))
         strongest = self.parts[0].strongest
         pixels = np.bincount(strongest[strongest >= 0], minlength=len(self.parts))
@@ -135,20 +143,20 @@ class Facts:
             "source": self.source,
             "width": width,
             "height": height,
-            "window": [round(value * factor, 2) for value, factor in zip(self.window, scale * 2, strict=True)],
+            "window": [round(value, 2) for value in scaled(self.window, x_scale, y_scale)],
             "answer": self.answer,
             "label": self.label,
             "probability": self.probability,
             "logit": self.logit,
             "constant": self.constant,
             "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
-            "rival": rival and {name: getattr(rival, name) for name in ("label", "probability", "logit", "constant")},
+            "rival": asdict(rival) if rival else None,
             "parts": [
                 {
                     "part": part.index,
                     "name": part.name,
                     "background": part.background,
-                    "center": [round(value * factor, 2) for value, factor in zip(part.center, scale, strict=True)],
+                    "center": [round(part.center[0] * x_scale, 2), round(part.center[1] * y_scale, 2)],
                     "area": float(pixels[part.index] / area),
                     "occurrence": part.occurrence,
                     "attention": part.attention,
@@ -160,16 +168,43 @@ class Facts:
         }
 
 
-def up_sampled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One map [h, w] bilinearly at H, W: float32."""
-    up = F.interpolate(torch.from_numpy(values)[None, None], size, mode="bilinear", align_corners=False)
+AnyFacts = TypeVar("AnyFacts", bound=Facts)
+
+
+def crop_to_window(explanation: AnyFacts) -> AnyFacts:
+    """The same explanation of nothing but the pixels that the model saw."""
+    x0, y0, x1, y1 = (round(value) for value in explanation.window)
+    strongest = explanation.parts[0].strongest[y0:y1, x0:x1]
+    return replace(
+        explanation,
+        image=explanation.image[y0:y1, x0:x1],
+        attribution=explanation.attribution[y0:y1, x0:x1],
+        parts=[
+            replace(part, strongest=strongest, center=(part.center[0] - x0, part.center[1] - y0))
+            for part in explanation.parts
+        ],
+        window=(0.0, 0.0, float(x1 - x0), float(y1 - y0)),
+        photo_size=None,
+    )
+
+
+def scaled(box: Box, x_scale: float, y_scale: float) -> Box:
+    """The same box of an image that has been resized by these factors."""
+    x0, y0, x1, y1 = box
+    return x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale
+
+
+def up_sampled(values: np.ndarray, shape: Shape) -> np.ndarray:
+    """One map [h, w] up-sampled bilinearly: float32 of that shape."""
+    up = F.interpolate(torch.from_numpy(values)[None, None], shape, mode="bilinear", align_corners=False)
     return up[0, 0].numpy()
 
 
-def covering(window: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The window, wide enough to cover a whole pixel of an image of size H, W when it is rounded."""
+def covering(window: Box, shape: Shape) -> Box:
+    """The window, wide enough to cover a whole pixel of an image of that shape when it is rounded."""
+    height, width = shape
     x0, y0, x1, y1 = window
-    (x0, x1), (y0, y1) = _whole_pixel(x0, x1, size[1]), _whole_pixel(y0, y1, size[0])
+    (x0, x1), (y0, y1) = _whole_pixel(x0, x1, width), _whole_pixel(y0, y1, height)
     return x0, y0, x1, y1
 
 
@@ -181,7 +216,7 @@ def _whole_pixel(low: float, high: float, length: int) -> tuple[float, float]:
 
 
 def at_image_size(
-    assign: np.ndarray, attention: np.ndarray, window: tuple[float, float, float, float], size: tuple[int, int]
+    assign: np.ndarray, attention: np.ndarray, window: Box, shape: Shape
 ) -> tuple[np.ndarray, np.ndarray]:
     """The strongest part and the attribution of every pixel, after bilinear up-sampling.
 
@@ -191,7 +226,7 @@ def at_image_size(
         assign: Of one image, float32 [K, h, w].
         attention: [K].
         window: x0, y0, x1, y1: what the maps cover of the image, in whole pixels.
-        size: H, W of the image.
+        shape: H, W of the image.
 
     Returns:
         strongest: int8 [H, W], -1 outside the window.
@@ -199,7 +234,7 @@ def at_image_size(
     """
     x0, y0, x1, y1 = (round(value) for value in window)
     inside = (slice(y0, y1), slice(x0, x1))
-    strongest, attribution = np.full(size, -1, dtype=np.int8), np.zeros(size, dtype=np.float32)
+    strongest, attribution = np.full(shape, -1, dtype=np.int8), np.zeros(shape, dtype=np.float32)
     largest = np.zeros((y1 - y0, x1 - x0), dtype=np.float32)
     for k, weight in enumerate(attention.tolist()):
         values = up_sampled(assign[k], (y1 - y0, x1 - x0))

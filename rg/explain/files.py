@@ -17,7 +17,7 @@ from rg.runs.folder import WEIGHTS
 from rg.runs.progress import image_progress
 
 LONGEST_SIDE = 640  # pixels of a photo, of which pictures show 480 at most
-FEW = 20  # images whose labels are told one by one
+FEW = 20  # images whose labels are logged one by one
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from pipelines.files import atomic_write, json_line, locked, read_json_lines, wr
 from rg.explain import pictures
 from rg.explain.explanation import Explanation
 from rg.explain.image_files import name_each
+from rg.explain.overlays import parts_overlay
 from rg.runs.folder import read_json
 
 SETTINGS, EXPLANATIONS, LEFT_OUT = "settings.json", "explanations.jsonl", "left_out.jsonl"
@@ -65,7 +66,7 @@ class ExplainedFolder:
         }
         if self.kind != "none":
             picture, thumbnail = _pictures(self.path, self.kind, name)
-            parts = pictures.parts_overlay(explanation, size=pictures.panel_size(explanation))
+            parts = parts_overlay(explanation, size=pictures.panel_size(explanation))
             with atomic_write(picture) as out:
                 pictures.write(pictures.panel(explanation, parts), out, self.kind)
             parts.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
@@ -143,7 +144,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Removes what ``explain`` wrote and nothing else."""
+    """Remove what ``explain`` wrote, and nothing else."""
     if (path / EXPLANATIONS).is_file():
         for line in read_lines(path):
             if line["picture"]:
@@ -153,7 +154,7 @@ def _clear(path: Path) -> None:
 
 
 def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
-    """Drops lines that are half or no longer true; source and name of the others."""
+    """Drop half lines, and lines of files that have changed; return source and name of the others."""
     done: dict[str, str] = {}
     if not (path / EXPLANATIONS).is_file():
         return done
@@ -170,7 +171,7 @@ def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
 
 
 def _version(file: Path) -> dict[str, int]:
-    """Tells a file from what it was before it was edited."""
+    """Size in bytes and modification time: what changes when a file is edited."""
     stat = file.stat()
     return {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
 

@@ -1,4 +1,4 @@
-"""Image files that people name, and names for what is written for each of them."""
+"""Image files in files and folders, and a name for the output of each."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def find_images(paths: Sequence[Path], out: Path) -> list[Path]:
     own = out.resolve()
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            files += [file for file in found if own not in file.resolve().parents]
+            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            files += [image for image in images if own not in image.resolve().parents]
         elif path.is_file():
             if own in path.resolve().parents:
                 raise ValueError(f"{path}: lies in --out {out}, where pictures are written; choose another folder")

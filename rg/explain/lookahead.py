@@ -1,4 +1,4 @@
-"""Work done ahead of whoever needs it, in threads."""
+"""Results computed ahead of their use, in threads."""
 
 from __future__ import annotations
 

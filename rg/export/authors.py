@@ -91,7 +91,7 @@ def import_checkpoint(
     command: str | None = None,
     recipe: str | None = None,
 ) -> None:
-    """Make a run of a checkpoint, for ``evaluate`` and ``explain``.
+    """Make a run folder from a checkpoint, for ``evaluate`` and ``explain``.
 
     The number of parts is that of the checkpoint, whatever the configuration says.
 

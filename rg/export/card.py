@@ -1,6 +1,6 @@
 """The model card of an exported model: what it is, what it was made of, how good it is and what it cannot do.
 
-A Markdown page that says what the files of the run say and nothing else; what was not measured is called so.
+A Markdown page that repeats what the files of the run record. What was not measured is marked as not measured.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
     """
     config, classes = load_config(run)
     record = read_json(run / RECORD)
-    measured, on = _measured(run)
+    measured, sample = _measured(run)
     meanings = MEANINGS | ({"attention": "[N, L, K], the same for each of L attributes"} if classes.multi_label else {})
     page = template("rg.export", PAGE, text=text)
     return page.render(
@@ -92,7 +92,7 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
         grouping=flatten(dataclasses.asdict(config.model.grouping)),
         prior=_prior(config.loss),
         training=_training(config, record),
-        measured_on=on,
+        measured_on=sample,
         metrics=_metrics(measured),
         calibration=_calibration(measured),
         weights_licence=_weights_licence(config.model.backbone, record),
@@ -121,42 +121,43 @@ def example(file: str, metadata: Mapping[str, Any]) -> str:
     )
 
 
-def _preparing(how: Mapping[str, Any]) -> str:
-    if how["view"] == "stretch":
-        return f"the whole image becomes {how['crop']}x{how['crop']} pixels, bilinear"
-    return f"short side to {how['short_side']} pixels, bilinear, then the central {how['crop']}x{how['crop']} pixels"
+def _preparing(geometry: Mapping[str, Any]) -> str:
+    if geometry["view"] == "stretch":
+        return f"the whole image becomes {geometry['crop']}x{geometry['crop']} pixels, bilinear"
+    crop = f"the central {geometry['crop']}x{geometry['crop']} pixels"
+    return f"short side to {geometry['short_side']} pixels, bilinear, then {crop}"
 
 
 def _limits(
     config: RunConfig, classes: Classes, record: Mapping[str, Any], metadata: Mapping[str, Any], measured: Mapping
 ) -> list[str]:
-    found = []
+    limits = []
     if classes.multi_label:
-        found.append("It answers for every attribute, whatever the picture shows.")
+        limits.append("It answers for every attribute, whatever the picture shows.")
     else:
-        found.append(f"It always answers with one of its {len(classes.names)} classes, whatever the picture shows.")
+        limits.append(f"It always answers with one of its {len(classes.names)} classes, whatever the picture shows.")
     data = record.get("data", {})
     if data.get("dataset") in DRAWN and "files" not in data["options"]:  # a folder of photographs may have that name
-        found.append(
+        limits.append(
             "It was trained on drawings made by a program: what is measured on them says nothing of photographs."
         )
     if "parts" in metadata:
-        found.append(
+        limits.append(
             "Its parts are clusters of features, found without part labels: they need not be parts that people would "
             "name, and such names as they have were given by people."
         )
         if not config.model.head.attention:
-            found.append("It was trained without attention: every part counts the same.")
+            limits.append("It was trained without attention: every part counts the same.")
     if measured.get("temperature") is None:
-        found.append("Its confidence is not calibrated: a probability of 0.9 need not be right 9 times out of 10.")
+        limits.append("Its confidence is not calibrated: a probability of 0.9 need not be right 9 times out of 10.")
     else:
-        found.append("The logits of the file are not divided by the temperature under Measured.")
+        limits.append("The logits of the file are not divided by the temperature under Measured.")
     if not metadata["size"]["any"]:
         side = metadata["size"]["side"]
-        found.append(f"Its backbone takes images of {side}x{side} pixels only.")
+        limits.append(f"Its backbone takes images of {side}x{side} pixels only.")
     if not measured:
-        found.append("Nothing is known of how good it is: the run has not been evaluated.")
-    return found
+        limits.append("Nothing is known of how good it is: the run has not been evaluated.")
+    return limits
 
 
 def _data(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +218,8 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
         return {}, "The run was trained on since it was evaluated."
     sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}."
     if found["options"]:
-        sentence += f" The data is not as published: {', '.join(f'{k} = {v}' for k, v in found['options'].items())}."
+        options = ", ".join(f"{name} = {value}" for name, value in found["options"].items())
+        sentence += f" The data is not as published: {options}."
     return found, sentence
 
 

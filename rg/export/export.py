@@ -292,11 +292,11 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) 
     outputs = OUTPUTS if "parts" in metadata else OUTPUTS[:1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations between torch and onnxscript, which users cannot mend
-        found = torch.onnx.export(
+        exported = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=outputs, verbose=False
         )
-    assert found is not None
-    content = found.model_proto
+    assert exported is not None
+    content = exported.model_proto
     _name_sizes(content.graph)
     onnx.helper.set_model_props(content, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(content, full_check=True)
@@ -355,11 +355,11 @@ def compare(model: Model, program: Program, sizes: Sizes, crop: int) -> dict[str
         images = 255 * torch.rand(N, 3, height, width, generator=generator)
         expected = model(images)._asdict()
         try:
-            found = program(images)
+            outputs = program(images)
         except Exception as error:  # PyTorch and onnxruntime share no exception but this
             reason = str(error).splitlines()[0]
             raise ValueError(f"the exported model takes no {N} images of {height}x{width} pixels ({reason})") from error
-        for name, value in found.items():
+        for name, value in outputs.items():
             if value.shape != expected[name].shape:
                 raise ValueError(
                     f"{name} of the exported model: expected {list(expected[name].shape)} for {N} images of "
@@ -368,4 +368,4 @@ def compare(model: Model, program: Program, sizes: Sizes, crop: int) -> dict[str
             difference = (value - expected[name]).abs().max()
             differences.setdefault(name, []).append(difference)
             logger.debug("%d images %dx%d, %s: %.1e", N, height, width, name, difference)
-    return {name: float(torch.stack(found).max()) for name, found in differences.items()}  # a NaN stays one
+    return {name: float(torch.stack(largest).max()) for name, largest in differences.items()}  # a NaN stays one

@@ -70,7 +70,7 @@ class ReliabilityCurve:
 
 @dataclass(frozen=True)
 class ReliabilityChart:
-    """Accuracy against confidence, the same on the diagonal, an SVG path; the description is for who cannot see it."""
+    """Accuracy against confidence, the same on the diagonal, an SVG path; the description is its text alternative."""
 
     title: str
     description: str
@@ -82,7 +82,7 @@ class ReliabilityChart:
 
 def charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """The charts that the lines of metrics.jsonl have points for."""
-    found = []
+    drawn = []
     for title, lines in CURVES.items():
         points = {
             name: [(line["step"], line[key]) for line in history if line["kind"] == kind and math.isfinite(line[key])]
@@ -90,8 +90,8 @@ def charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
         }
         points = {name: values for name, values in points.items() if values}
         if points:
-            found.append(_chart(title, points, shares=title == "Accuracy"))
-    return found
+            drawn.append(_chart(title, points, shares=title == "Accuracy"))
+    return drawn
 
 
 def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], shares: bool) -> Chart:
@@ -131,16 +131,16 @@ def reliability_chart(measured: Mapping[str, Reliability]) -> ReliabilityChart:
         The chart. Names are in it as they are; the page escapes them.
     """
     curves = []
-    for name, one in measured.items():
+    for name, bins in measured.items():
         dots = []
-        for count, confidence, accuracy in zip(one.counts, one.confidences, one.accuracies, strict=True):
+        for count, confidence, accuracy in zip(bins.counts, bins.confidences, bins.accuracies, strict=True):
             if confidence is None or accuracy is None:
                 continue
-            radius = max(LEAST_RADIUS, LARGEST_RADIUS * math.sqrt(count / sum(one.counts)))
+            radius = max(LEAST_RADIUS, LARGEST_RADIUS * math.sqrt(count / sum(bins.counts)))
             text = f"{name}: {count} decisions, {percent(confidence)} sure, {percent(accuracy)} right"
             dots.append(Dot(round(confidence * WIDTH, 1), round(HEIGHT - accuracy * HEIGHT, 1), round(radius, 1), text))
         curves.append(
-            ReliabilityCurve(name, "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots), dots, percent(one.ece))
+            ReliabilityCurve(name, "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots), dots, percent(bins.ece))
         )
     errors = ", ".join(f"{curve.ece} {curve.name}" for curve in curves)
     return ReliabilityChart(
@@ -156,7 +156,7 @@ def reliability_chart(measured: Mapping[str, Reliability]) -> ReliabilityChart:
 def quantile_path(values: np.ndarray) -> str:
     """Values from 0 to 1 in ascending order, value n of N at (2n - 1) / 2N of the width: an SVG path.
 
-    More than ``QUANTILES`` of them are told by as many quantiles.
+    More than ``QUANTILES`` of them are drawn as so many quantiles.
     """
     count = min(len(values), QUANTILES)
     levels = (2 * np.arange(1, count + 1) - 1) / (2 * count)

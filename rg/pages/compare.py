@@ -19,6 +19,7 @@ from pipelines.images import open_rgb
 from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, factorize, methods
 from rg.attribution.pointing import peaks
 from rg.config import RunConfig
+from rg.explain.colors import HEAT
 from rg.explain.image_files import find_images, name_each
 from rg.explain.pictures import data_uri
 from rg.model.build import Model
@@ -68,7 +69,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of an image, and the maps that explain it.
+    """The answer of a model to an image, and the maps that explain it.
 
     Attributes:
         label: The winning class, or the most probable attribute.
@@ -99,7 +100,7 @@ class _Seen:
 
     pixels: Tensor
     window: Window
-    image: Image.Image
+    picture: Image.Image
 
 
 def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = None, device: str = "auto") -> Path:
@@ -139,15 +140,15 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
             left_out.append(str(file))
             continue
         readable.append(file)
-        for side, found in zip(sides, seen, strict=True):
-            found.append(_see(image, side.window(image)))
+        for side, inputs_of_side in zip(sides, seen, strict=True):
+            inputs_of_side.append(_see(image, side.window(image)))
     if not readable:
         raise ValueError(f"none of {len(files)} images could be decoded")
 
-    answers = [list(_answers(side, found)) for side, found in zip(sides, seen, strict=True)]
+    answers = [list(_answers(side, inputs_of_side)) for side, inputs_of_side in zip(sides, seen, strict=True)]
     names = name_each(readable)
     rows = [
-        Row(file, f"{names[str(file)]}.png", seen[0][n].image, [of_side[n] for of_side in answers])
+        Row(file, f"{names[str(file)]}.png", seen[0][n].picture, [of_side[n] for of_side in answers])
         for n, file in enumerate(readable)
     ]
     out.mkdir(parents=True, exist_ok=True)
@@ -172,9 +173,9 @@ def _plain_side(run: Path, main: Side) -> Side:
 
 def _see(image: Image.Image, window: Window) -> _Seen:
     scale = SIDE / max(window.columns, window.rows)
-    size = (max(1, round(window.columns * scale)), max(1, round(window.rows * scale)))
+    picture_size = (max(1, round(window.columns * scale)), max(1, round(window.rows * scale)))
     box = (window.x0, window.y0, window.x0 + window.width, window.y0 + window.height)
-    picture = image.crop(box).resize(size, Image.Resampling.BICUBIC)
+    picture = image.crop(box).resize(picture_size, Image.Resampling.BICUBIC)
     return _Seen(torch.from_numpy(show(image, window).copy()).permute(2, 0, 1), window, picture)
 
 
@@ -184,8 +185,11 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
     pixels = [one.pixels[None].to(device) for one in seen]
     parts = side.config.model.grouping.num_parts
     factors = factorize(side.model, pixels, len(pixels), parts, side.config.seed)
-    found = methods(side.model, factors, STEPS, side.config.seed)
-    shown = {key: one for key, one in found.items() if key not in side.left_out}
+    compared = {
+        key: method
+        for key, method in methods(side.model, factors, STEPS, side.config.seed).items()
+        if key not in side.left_out
+    }
     for one, image in zip(progress_bar(seen, desc=side.title), pixels, strict=True):
         with torch.no_grad():
             logits = side.model(image).logits.float()
@@ -194,11 +198,11 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
         label, probability = side.classes.names[winner[0]], float(probabilities[0, winner[0]])
         cells: list[Cell] = []
         places: dict[str, tuple[float, float] | None] = {}
-        for key, method in shown.items():
+        for key, method in compared.items():
             picture, places[key] = None, None
             if method.explain:
                 values = method.explain(image, winner)[0].cpu()
-                picture = heat_maps.overlay(one.image, values, 1 / parts if key == "attribution" else 0.0)
+                picture = heat_maps.overlay(one.picture, values, 1 / parts if key == "attribution" else 0.0)
                 places[key] = _peak(values, one.window)
             cells.append(Cell(method.name, picture, method.undefined))
         yield Answer(label, probability, places, Strip(f"{side.title}: {label}, {percent(probability)}", cells))
@@ -207,8 +211,8 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
 def _peak(values: Tensor, window: Window) -> tuple[float, float]:
     """Where a map is largest, in pixels of the image."""
     x, y = peaks(values[None], (window.rows, window.columns))[0].tolist()
-    scaled = window.x0 + x * window.width / window.columns, window.y0 + y * window.height / window.rows
-    return round(scaled[0], 2), round(scaled[1], 2)
+    x, y = window.x0 + x * window.width / window.columns, window.y0 + y * window.height / window.rows
+    return round(x, 2), round(y, 2)
 
 
 def _record(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -> dict[str, Any]:
@@ -244,4 +248,4 @@ def _record(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str])
 
 def _page(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -> str:
     page = template("rg.pages", PAGE, percent=percent, uri=data_uri, zip=zip)
-    return page.render(sides=sides, rows=rows, left_out=left_out)
+    return page.render(sides=sides, rows=rows, left_out=left_out, heat=HEAT)

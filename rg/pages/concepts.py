@@ -1,4 +1,4 @@
-"""What is said of the parts of an evaluated run: when they occur, which classes they matter for, what is wrong."""
+"""The parts of an evaluated run: when they occur, which classes they matter for, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rg.evaluation.parts import ADVICE
-from rg.explain.pictures import NOTABLE
+from rg.explain.contributions import NOTABLE
 from rg.model.losses import prior_quantiles
 from rg.pages.charts import quantile_path
 from rg.runs.part_names import Part
@@ -76,28 +76,28 @@ def concepts(
     """
     occurrence = np.array([prediction["occurrence"] for prediction in predictions])
     means = class_means(predictions, len(classes))
-    given = ~np.isnan(means[:, 0])
-    names = [name for name, there in zip(classes, given, strict=True) if there]
-    means = means[given]
-    found = []
-    for part, about in zip(parts, measured, strict=True):
+    predicted = np.flatnonzero(~np.isnan(means[:, 0])).tolist()
+    names = [classes[c] for c in predicted]
+    means = means[predicted]
+    concepts_of_run = []
+    for part, metrics in zip(parts, measured, strict=True):
         adds = means[:, part.index]
         effects = [
             ClassEffect(names[c], float(adds[c]), float(adds[c] - adds.mean()))
             for c in np.argsort(-adds, kind="stable")
         ]
-        found.append(
+        concepts_of_run.append(
             Concept(
                 part,
-                about,
+                metrics,
                 curve=quantile_path(occurrence[:, part.index]),
                 separation=float(adds.std()),
                 matters=[effect for effect in effects[:CLASSES] if effect.contribution >= NOTABLE],
                 against=[effect for effect in effects[: -CLASSES - 1 : -1] if effect.contribution <= -NOTABLE],
-                advice=ADVICE.get(about["state"].split()[0], ""),
+                advice=ADVICE.get(metrics["state"].split()[0], ""),
             )
         )
-    return found
+    return concepts_of_run
 
 
 def class_means(predictions: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:

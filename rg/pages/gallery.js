@@ -1,5 +1,4 @@
-// The page of rg/gallery.py: filters, a grid that holds only what is near the window, and a dialog for one image.
-"use strict";
+// The page of rg/pages/gallery.py: filters, a grid that holds only what is near the window, a dialog for one image.
 
 const { about, rows } = JSON.parse(document.getElementById("data").textContent);
 document.getElementById("data").remove();
@@ -10,10 +9,8 @@ const images = rows.map(([source, name, label, probability, answer, truth, rival
 }));
 
 const CHUNK = 60; // images; full rows for 1 to 6 columns
-const NARROWEST = 200, TEXT = 66, OCCURS = 50; // pixels of a card and of its text; percent from which a part occurs
+const NARROWEST = 200, TEXT = 66, OCCURS = 0.5; // pixels of a card and of its text; occurrence from which a part occurs
 const by = (id) => document.getElementById(id);
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
 const file = (folder, image, suffix) => `${folder}/${encodeURIComponent(image.name)}.${suffix}`;
 const isWrong = (image) => image.truth >= 0 && image.truth !== image.label;
 
@@ -138,7 +135,7 @@ function show(index) {
   by("picture").alt = `The image, its parts, the attention on it, and what each part adds to the logit of ${labels[image.label]}`;
   const order = image.adds.map((_, part) => part).sort((a, b) => image.adds[b] - image.adds[a]);
   const low = Math.min(0, image.constant, ...image.adds), high = Math.max(0, image.constant, ...image.adds);
-  const scale = 100 / Math.max(high - low, 0.05);
+  const scale = 100 / Math.max(high - low, NOTABLE);
   const bar = (name, value, color, ...rest) => {
     const span = element("span"), zero = element("i");
     Object.assign(span.style, { left: `${(Math.min(value, 0) - low) * scale}%`, width: `${Math.abs(value) * scale}%`, background: color });
@@ -153,7 +150,7 @@ function show(index) {
       badge.style.setProperty("--c", parts[part].color);
       badge.style.setProperty("--i", parts[part].ink);
       const name = parts[part].named ? parts[part].name : "";
-      return bar([badge, name], image.adds[part], parts[part].color, element("td", "", `${image.attention[part]} %`), element("td", "occurs", `${image.occurrence[part]} %`));
+      return bar([badge, name], image.adds[part], parts[part].color, element("td", "", percent(image.attention[part], 0)), element("td", "occurs", percent(image.occurrence[part], 0)));
     }),
     bar(["constant"], image.constant, "", element("td"), element("td", "occurs")),
   );
@@ -164,7 +161,7 @@ function show(index) {
   by("dialog").scrollTop = 0;
 }
 
-const step = (by_) => { if (shown[current + by_]) show(current + by_); };
+const step = (offset) => { if (shown[current + offset]) show(current + offset); };
 by("previous").addEventListener("click", () => step(-1));
 by("next").addEventListener("click", () => step(1));
 by("close").addEventListener("click", () => by("dialog").close());

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from markupsafe import Markup
 from pipelines.files import atomic_write
 from rg.explain.colors import css, ink_on, palette
 from rg.explain.folder import LEFT_OUT, SETTINGS, Line, read_lines
+from rg.pages.scripts import script
 from rg.pages.templates import template
 from rg.runs.folder import read_json
 
@@ -44,7 +44,7 @@ def write(folder: Path) -> Path:
             if label is not None:
                 labels.setdefault(label, len(labels))
     colors = palette(len(settings["parts"]))
-    about = {
+    facts = {
         "labels": list(labels),
         "answers": ANSWERS,
         "parts": [
@@ -59,17 +59,17 @@ def write(folder: Path) -> Path:
         ],
         "suffix": settings["pictures"],
     }
-    script = resources.files("rg.pages").joinpath(SCRIPT).read_text(encoding="utf-8")
+    source = script("rg.pages", SCRIPT)
     with (folder / LEFT_OUT).open("rb") as file:
         left_out = sum(1 for _ in file)
     page = template("rg.pages", GALLERY).generate(
         run=settings["run"],
         folder=folder.resolve().name,
         left_out=left_out,
-        about=_embedded(about),
+        facts=_embedded(facts),
         rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script=Markup(source),
+        script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
     )
     out = folder / GALLERY
     with atomic_write(out) as file:
@@ -79,23 +79,36 @@ def write(folder: Path) -> Path:
 
 
 def _row(line: Line, labels: dict[str, int]) -> list[Any]:
-    """What the page needs to know of one image, in the order in which rg/gallery.js reads it."""
+    """What the page needs to know of one image, in the order in which ``gallery.js`` reads it."""
     rival = line["rival"]
     parts = line["parts"]
     return [
         os.fsencode(line["source"]).decode(errors="replace"),
         line["name"],
         labels[line["label"]],
-        round(line["probability"], 4),
+        _share(line["probability"], 5),
         ANSWERS.index(line["answer"]),
         -1 if line["truth"] is None else labels[line["truth"]],
         labels[rival["label"]] if rival else -1,
-        round(rival["probability"], 4) if rival else 0,
-        round(line["constant"], 3),
-        [round(part["contribution"], 3) for part in parts],
-        [round(100 * part["attention"]) for part in parts],
-        [round(100 * part["occurrence"]) for part in parts],
+        _share(rival["probability"], 5) if rival else 0,
+        _logit(line["constant"]),
+        [_logit(part["contribution"]) for part in parts],
+        [_share(part["attention"], 2) for part in parts],
+        [_share(part["occurrence"], 2) for part in parts],
     ]
+
+
+def _share(value: float, digits: int) -> float:
+    """Rounded, for a small page; nothing but 0 and 1 becomes 0 and 1, which the page shows in another way."""
+    if value in (0, 1):
+        return value
+    least = 0.1 ** (digits + 1)
+    return round(min(max(round(value, digits), least), 1 - least), digits + 1)
+
+
+def _logit(value: float) -> float:
+    """In five digits, for a small page, which shows two or three of them."""
+    return float(f"{value:.5g}")
 
 
 def _embedded(value: Any) -> Markup:

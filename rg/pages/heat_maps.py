@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rg.attribution.pointing import peaks
-from rg.explain.colors import FAINT, HEAT, INK, LINE, PAPER, WHITE, Color
-from rg.explain.pictures import GAP, MARGIN, Size, shorten
+from rg.explain.colors import FAINT, INK, LINE, PAPER, WHITE, Color
+from rg.explain.facts import Size
+from rg.explain.lettering import font, shorten
+from rg.explain.overlays import heat_map
+from rg.explain.pictures import GAP, MARGIN
 
 SIDE = 224  # of the longer side of a picture, in pixels
 BRIGHTEST = 99.5  # percentile of a map that is drawn brightest: a single pixel does not darken all others
@@ -54,16 +57,12 @@ def overlay(image: Image.Image, values: Tensor, neutral: float = 0.0) -> Image.I
         values: [h, w], any size; up-sampled bicubically, as in the pointing game.
         neutral: The value of a position that speaks neither for nor against the class.
     """
-    size = (image.height, image.width)
+    shape = (image.height, image.width)
     maps = values[None].float()
-    up = F.interpolate(maps[:, None], size, mode="bicubic", align_corners=False)[0, 0].numpy()
+    up = F.interpolate(maps[:, None], shape, mode="bicubic", align_corners=False)[0, 0].numpy()
     above = np.maximum(up - neutral, 0)
     heat = np.clip(above / max(float(np.percentile(above, BRIGHTEST)), neutral, np.finfo(np.float32).tiny), 0, 1)
-    stops, channels = np.linspace(0, 1, len(HEAT)), np.array([ImageColor.getrgb(stop) for stop in HEAT]).T
-    colors = np.stack([np.interp(heat, stops, channel) for channel in channels], axis=-1)
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    share = 0.35 + 0.3 * heat[..., None]  # as in rg.explain.pictures
-    out = Image.fromarray(np.round(share * colors + (1 - share) * grey).astype(np.uint8))
+    out = heat_map(image, heat)
     if heat.max() > FAINTEST:
         _ring(out, peaks(maps, (image.height, image.width))[0].tolist())
     return out
@@ -77,7 +76,7 @@ def sheet(title: str, image: Image.Image, strips: Sequence[Strip]) -> Image.Imag
     total = 2 * MARGIN + width + len(methods) * step
     out = Image.new("RGB", (total, 2 * MARGIN + HEADING + len(strips) * row - GAP), PAPER)
     draw = ImageDraw.Draw(out)
-    large, text, small = (ImageFont.load_default(size=size) for size in (22, 16, 14))
+    large, text, small = (font(size) for size in (22, 16, 14))
     draw.text((MARGIN, MARGIN), shorten(title, large, total - 2 * MARGIN), INK, large)
     top, first = MARGIN + HEADING, MARGIN + step
     draw.text((MARGIN, top + HEADING), "image", FAINT, small)
@@ -94,19 +93,19 @@ def sheet(title: str, image: Image.Image, strips: Sequence[Strip]) -> Image.Imag
 
 
 def _words(text: str, size: Size) -> Image.Image:
-    """A cell that says something instead of showing it."""
+    """A cell with words instead of a picture."""
     out = Image.new("RGB", size, BLANK)
     draw = ImageDraw.Draw(out)
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=LINE)
-    font = ImageFont.load_default(size=14)
+    text_font = font(14)
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) > size[0] - 24 and lines[-1]:
+        if text_font.getlength(longer) > size[0] - 24 and lines[-1]:
             lines.append(word)
         else:
             lines[-1] = longer
-    draw.multiline_text((12, 12), "\n".join(lines), FAINT, font, spacing=5)
+    draw.multiline_text((12, 12), "\n".join(lines), FAINT, text_font, spacing=5)
     return out
 
 

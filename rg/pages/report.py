@@ -20,11 +20,12 @@ from rg.config import flatten
 from rg.evaluation.calibration import Reliability
 from rg.evaluation.measured import MEASURED, not_measured
 from rg.evaluation.parts import mostly_background
-from rg.explain import pictures
-from rg.explain.colors import css, ink_on, palette
+from rg.explain import contributions, overlays
+from rg.explain.colors import HEAT, css, ink_on, palette
 from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
-from rg.explain.pictures import data_uri
+from rg.explain.facts import crop_to_window
+from rg.explain.pictures import ANSWERS, data_uri
 from rg.pages import charts, showcase
 from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
@@ -36,7 +37,7 @@ from rg.runs.progress import progress_bar
 
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
-NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {pictures.NOTABLE} to or from the logit."
+NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {contributions.NOTABLE} to or from the logit."
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Card:
     image: str
     parts: str
     attribution: str
-    bars: list[pictures.Bar]
-    versus: list[pictures.Bar]
+    bars: list[contributions.Bar]
+    versus: list[contributions.Bar]
 
 
 def report(run: Path, data: Location | None = None, out: Path | None = None) -> Path:
@@ -115,14 +116,15 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         spots=spots,
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
-        least_span=pictures.NOTABLE,
+        least_span=contributions.NOTABLE,
+        heat=HEAT,
         colors=[css(color) for color in colors],
         inks=[css(ink_on(color)) for color in colors],
         withheld=_selective_rows(metrics["selective"]),
         reliability=_reliability(metrics),
         charts=charts.charts(history),
         quantile_size=(charts.QUANTILE_WIDTH, charts.QUANTILE_HEIGHT),
-        answers=pictures.ANSWERS,
+        answers=ANSWERS,
         chart_size=(charts.WIDTH, charts.HEIGHT),
         settings=_plain(flatten(dataclasses.asdict(config))),
         data=_plain(
@@ -155,12 +157,16 @@ def _pictures(
     wanted: list[tuple[str | int, Prediction]] = [
         *(("gallery", prediction) for prediction in showcase.best(predictions, manifest)[:GALLERY]),
         *(("mistakes", prediction) for prediction in showcase.worst(predictions)[:MISTAKES]),
-        *((k, one) for k, part in enumerate(parts) for one in showcase.showing(predictions, k, part)[:STRIP]),
+        *(
+            (k, prediction)
+            for k, part in enumerate(parts)
+            for prediction in showcase.showing(predictions, k, part)[:STRIP]
+        ),
     ]
     explained = _explain(explainer, data, metrics["split"], [prediction for _, prediction in wanted], manifest)
     for (place, prediction), explanation in zip(wanted, explained, strict=True):
         if isinstance(place, int):
-            spot = pictures.spotlight(explanation, place, (side, side))
+            spot = overlays.spotlight(explanation, place, (side, side))
             spots[place].append((data_uri(spot), _label(prediction, manifest)))
         elif _confirmed(prediction, explanation, manifest):
             cards[place].append(_card(prediction, explanation, manifest))
@@ -192,7 +198,7 @@ def _explain(
     for sample, prediction in zip(bar, predictions, strict=True):
         truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
         image = Image.open(io.BytesIO(sample.jpeg))
-        yield pictures.crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
+        yield crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
 
 
 def _confirmed(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> bool:
@@ -208,29 +214,31 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
     elif showcase.errors(prediction):
         remark = _argument(explanation)
     else:
-        remark = "" if pictures.stands_out(explanation) else NOTHING_STANDS_OUT
+        remark = "" if contributions.stands_out(explanation) else NOTHING_STANDS_OUT
     if rival and not manifest.multi_label:
         other = ("In truth" if showcase.errors(prediction) else "Next", rival.label, rival.probability)
-        versus = pictures.bars(explanation, BARS, versus_rival=True)
+        versus = contributions.bars(explanation, BARS, versus_rival=True)
     return Card(
         key=prediction["key"],
         other=other,
         remark=remark,
         explanation=explanation,
-        image=data_uri(pictures.photo(explanation, size)),
-        parts=data_uri(pictures.parts_overlay(explanation, size=size)),
-        attribution=data_uri(pictures.attribution_overlay(explanation, size)),
-        bars=pictures.bars(explanation, BARS),
+        image=data_uri(overlays.photo(explanation, size)),
+        parts=data_uri(overlays.parts_overlay(explanation, size=size)),
+        attribution=data_uri(overlays.attribution_overlay(explanation, size)),
+        bars=contributions.bars(explanation, BARS),
         versus=versus,
     )
 
 
 def _argument(explanation: Explanation) -> str:
     """The one or two parts that spoke most for the label, in words."""
-    if not pictures.stands_out(explanation):
+    if not contributions.stands_out(explanation):
         return NOTHING_STANDS_OUT
     ranked = sorted(explanation.parts, key=lambda part: -part.contribution)[:2]
-    spoke = [f"{part.name} ({signed(part.contribution)})" for part in ranked if part.contribution >= pictures.NOTABLE]
+    spoke = [
+        f"{part.name} ({signed(part.contribution)})" for part in ranked if part.contribution >= contributions.NOTABLE
+    ]
     return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part clearly spoke for it."
 
 
@@ -254,19 +262,19 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
     """Name, value and remark of the numbers that matter most, of those that were measured."""
     chance = metrics["chance"]
     objects = sum(not part.background for part in parts)
-    about = "of all attributes of all images"
+    sample = "of all attributes of all images"
     if chance is not None:
         right = round(metrics["accuracy"] * metrics["samples"])
-        about = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
+        sample = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
     unit = "the box" if metrics["evaluation"]["landmark_scale"] == "box" else "the distance between the eyes"
     tiles = [
-        ("Accuracy", "accuracy", about),
+        ("Accuracy", "accuracy", sample),
         ("Mean class accuracy", "mean_class_accuracy", "every class counted once"),
         ("Landmark error", "landmark_error", f"of {unit}; one mean shape has {percent(metrics['mean_shape_error'])}"),
         ("Pointing-game error", "pointing_error", "of the attribution peaks miss the object"),
     ]
     return [
-        *((name, percent(metrics[key]), about) for name, key, about in tiles if metrics[key] is not None),
+        *((name, percent(metrics[key]), remark) for name, key, remark in tiles if metrics[key] is not None),
         (
             "Parts in use",
             f"{metrics['parts_in_use']} of {len(parts)}",
@@ -278,20 +286,24 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
 def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and meaning of every metric that was measured."""
     return [
-        *((name, percent(metrics[key], 2), about) for name, key, about, _ in MEASURED if metrics[key] is not None),
+        *((name, percent(metrics[key], 2), meaning) for name, key, meaning, _ in MEASURED if metrics[key] is not None),
         *(
-            (f"Accuracy by {level.replace('_', '-')}", percent(of["accuracy"], 2), "Classes of a group count as one.")
-            for level, of in metrics["levels"].items()
+            (
+                f"Accuracy by {level.replace('_', '-')}",
+                percent(measured["accuracy"], 2),
+                "Classes of a group count as one.",
+            )
+            for level, measured in metrics["levels"].items()
         ),
         ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
     ]
 
 
-def _selective_rows(of: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+def _selective_rows(selective: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     """Name, value and meaning of what becomes of the answers if some are withheld."""
-    if of is None:
+    if selective is None:
         return []
-    target = percent(of["target_precision"])
+    target = percent(selective["target_precision"])
     rows = [
         ("Answers given", "coverage", "Share of the answers that are sure enough, about images with known parts."),
         ("Right among those", "precision", f"The threshold was chosen on validation images for {target}."),
@@ -299,7 +311,7 @@ def _selective_rows(of: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
         ("No known part fits", "unknown", "Of these images, which show what the model knows, so false alarms."),
         ("Area under risk and coverage", "aurc", "Mean error of the n surest answers, over all n; 0 is best."),
     ]
-    return [(name, percent(of[key], 2), about) for name, key, about in rows]
+    return [(name, percent(selective[key], 2), meaning) for name, key, meaning in rows]
 
 
 def _reliability(metrics: Mapping[str, Any]) -> charts.ReliabilityChart:

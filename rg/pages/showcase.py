@@ -41,21 +41,21 @@ def best(predictions: Sequence[Prediction], manifest: Manifest) -> list[Predicti
     def coarse(prediction: Prediction) -> Hashable:
         return manifest.super_categories[prediction["label"]] if manifest.super_categories else None
 
-    ranked = sorted(predictions, key=lambda one: (errors(one), -one["probability"], one["key"]))
+    ranked = sorted(predictions, key=lambda image: (errors(image), -image["probability"], image["key"]))
     if manifest.multi_label:
         return take_turns(ranked, _group)
-    return take_turns(take_turns((one for one in ranked if not errors(one)), _group), coarse)
+    return take_turns(take_turns((image for image in ranked if not errors(image)), _group), coarse)
 
 
 def worst(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Wrong and sure, of different classes."""
-    wrong = [one for one in predictions if errors(one)]
-    return take_turns(sorted(wrong, key=lambda one: (-errors(one), -one["probability"], one["key"])), _group)
+    wrong = [image for image in predictions if errors(image)]
+    return take_turns(sorted(wrong, key=lambda image: (-errors(image), -image["probability"], image["key"])), _group)
 
 
 def showing(predictions: Sequence[Prediction], k: int, part: Mapping[str, Any]) -> list[Prediction]:
     """Where part k occurs most surely, in different classes, of the images with a place where it is the strongest."""
     if part["state"] == "dead":
         return []
-    shown = (one for one in predictions if one["area"][k])
-    return take_turns(sorted(shown, key=lambda one: (-one["occurrence"][k], one["key"])), _group)
+    visible = (image for image in predictions if image["area"][k])
+    return take_turns(sorted(visible, key=lambda image: (-image["occurrence"][k], image["key"])), _group)

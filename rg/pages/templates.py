@@ -1,4 +1,4 @@
-"""The templates that pages and cards are made of."""
+"""The templates of pages and model cards."""
 
 from __future__ import annotations
 

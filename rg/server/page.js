@@ -1,10 +1,9 @@
-// The page of rg/serve.py: sends photos to POST explain, one request each, and shows what comes back.
+// The page of rg/server/app.py: sends photos to POST explain, one request each, and shows what comes back.
 
 const AT_ONCE = 2; // requests
 const ROWS = 8; // parts that are shown one by one at first
-const NOTABLE = 0.05; // of a logit, as in rg/pictures.py
 const NEAR = 6; // pixels of the part map from an edge at which a number stands well
-const VIEWS = { parts: "Parts", photo: "Photo", attribution: "Attention" };
+const LAYERS = { parts: "Parts", photo: "Photo", attribution: "Attention" };
 
 const $ = (id) => document.getElementById(id);
 const model = await (await fetch("model")).json();
@@ -16,19 +15,6 @@ function make(tag, className = "", text = "") {
   if (className) made.className = className;
   made.textContent = text;
   return made;
-}
-
-function signed(value) {
-  let text = Math.abs(value).toFixed(2);
-  if (value && !Number(text)) text = String(Number(Math.abs(value).toPrecision(2)));
-  return (value < 0 ? "−" : "+") + text;
-}
-
-function percent(share, digits = 1) {
-  const least = 10 ** -digits;
-  if (share > 0 && 100 * share < least / 2) return `<\u00a0${least}\u00a0%`;
-  if (share < 1 && 100 * share > 100 - least / 2) return `>\u00a0${100 - least}\u00a0%`;
-  return `${(100 * share).toFixed(digits)}\u00a0%`;
 }
 
 const called = (part) => (part.named ? part.name : `part ${part.part}`);
@@ -84,7 +70,7 @@ class Card {
   constructor(file) {
     this.file = file;
     this.number = ++cards;
-    this.view = "parts";
+    this.layer = "parts";
     this.side = "label";
     this.lit = this.pinned = null;
     this.all = false;
@@ -131,8 +117,8 @@ class Card {
     this.find(".progress").hidden = true;
     this.root.setAttribute("aria-label", `${this.find("h2").textContent}: ${answer.label}`);
     this.verdict();
-    radios(this.find(".views"), `view${this.number}`, Object.entries(VIEWS).map(([value, text]) => [value, text, value === this.view]), (view) => {
-      this.view = view;
+    radios(this.find(".layers"), `layer${this.number}`, Object.entries(LAYERS).map(([value, text]) => [value, text, value === this.layer]), (layer) => {
+      this.layer = layer;
       this.draw();
     });
     this.listen();
@@ -324,9 +310,9 @@ class Card {
 
   draw() {
     const { photo, attribution, part_map: { width, height } } = this.answer.pictures;
-    const image = this.find("img"), canvas = this.find("canvas"), source = this.view === "attribution" ? attribution : photo;
+    const image = this.find("img"), canvas = this.find("canvas"), source = this.layer === "attribution" ? attribution : photo;
     if (image.getAttribute("src") !== source) image.src = source;
-    image.alt = `${this.find("h2").textContent}${this.view === "attribution" ? ", under a heat map of the attention" : ""}`;
+    image.alt = `${this.find("h2").textContent}${this.layer === "attribution" ? ", under a heat map of the attention" : ""}`;
     Object.assign(canvas, { width, height });
     const lit = this.lit ?? this.pinned, { map } = this, context = canvas.getContext("2d"), pixels = context.createImageData(width, height);
     const colors = model.parts.map(({ color }) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16)));
@@ -339,11 +325,11 @@ class Card {
           if (part === lit) put(at, colors[part], edge ? 255 : 0);
           else put(at, [12, 15, 18], 178);
         } else if (part < 0) put(at, [12, 15, 18], 178);
-        else if (this.view === "parts" && !model.parts[part].background) put(at, colors[part], edge ? 255 : 84);
+        else if (this.layer === "parts" && !model.parts[part].background) put(at, colors[part], edge ? 255 : 84);
       }
     }
     context.putImageData(pixels, 0, 0);
-    const marked = lit !== null ? [lit] : this.view === "parts" ? model.parts.filter((part) => !part.background).map(({ part }) => part) : [];
+    const marked = lit !== null ? [lit] : this.layer === "parts" ? model.parts.filter((part) => !part.background).map(({ part }) => part) : [];
     this.find(".marks").replaceChildren(...marked.flatMap((part) => this.numberAt(part)));
   }
 

@@ -1,4 +1,4 @@
-"""What strangers send -> upright RGB pixels, in memory and within limits, or an HTTP status and one line of reason."""
+"""Uploads -> upright RGB pixels, in memory and within limits, or an HTTP status and one line of reason."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ RUN_LENGTHS = (1, 2)  # compressions of BMP: before Pillow 13, 60 bytes of them 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes on.
+    """How much the server takes on.
 
     Attributes:
-        megabytes: Of one upload.
-        megapixels: Of one picture.
+        megabytes: Of one upload, at most.
+        megapixels: Of one picture, at most.
         side: Pixels; larger pictures are scaled down to this longest side before the model sees them.
-        waiting: Requests that may wait for the model or send their picture; more are told to come again.
+        waiting: Requests that may wait for the model or send their picture; more are refused with status 503.
         upload_seconds: In which a picture must have arrived.
         answer_seconds: In which an answer must be there, from the first byte of the request on.
     """
@@ -60,11 +60,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it came.
+    """A file as it was received.
 
     Attributes:
         data: Its bytes.
-        name: What its sender calls it, without folders; None if not said.
+        name: Given by its sender, without folders; None if there is none.
     """
 
     data: bytes
@@ -168,7 +168,10 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """What the header says. Pillow's own limit is set aside: ours is asked next, and its message is no help."""
+    """Width and height in the header of a picture, 0 and 0 if it cannot be read.
+
+    Pillow's own limit is set aside: ours comes next, and Pillow's message is no help to a user.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -186,10 +189,11 @@ def _size(data: bytes) -> tuple[int, int]:
 
 def scans(data: bytes) -> int:
     """How many scans a JPEG has up to its end, or up to ``MAX_SCANS`` and one more; 0 for anything else."""
-    found, position = 0, 2
+    count, position = 0, 2
     if not data.startswith(b"\xff\xd8"):
         return 0
-    while found <= MAX_SCANS and (marker := MARKER.search(data, position)) and marker[1] != b"\xd9":
-        found += marker[1] == b"\xda"
+    while count <= MAX_SCANS and (marker := MARKER.search(data, position)) and marker[1] != b"\xd9":
+        if marker[1] == b"\xda":
+            count += 1
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return found
+    return count

@@ -70,30 +70,34 @@ def lines(folder, name="explanations.jsonl"):
 @pytest.fixture
 def seen(monkeypatch):
     """Every image that the model is shown."""
-    found = []
+    explained = []
     explain = Explainer._explain
 
     def watched(self, waiting, *arguments):
-        found.extend(Path(one.source) for one in waiting)
+        explained.extend(Path(one.source) for one in waiting)
         return explain(self, waiting, *arguments)
 
     monkeypatch.setattr(Explainer, "_explain", watched)
-    return found
+    return explained
 
 
 def test_what_is_written(run, photos, tmp_path, caplog):
     out = tmp_path / "out"
     with caplog.at_level("INFO"):
         explain_files(run, [photos], out, jobs=2, device="cpu", write_page=gallery.write)
-    found = {Path(line["source"]).parent.name: line for line in lines(out)}
-    assert [line["name"] for line in found.values()] == ["bird", "robin-bird", "wren-bird"]
-    assert {place: line["truth"] for place, line in found.items()} == {"wren": "wren", "robin": "robin", "other": None}
+    explained = {Path(line["source"]).parent.name: line for line in lines(out)}
+    assert [line["name"] for line in explained.values()] == ["bird", "robin-bird", "wren-bird"]
+    assert {place: line["truth"] for place, line in explained.items()} == {
+        "wren": "wren",
+        "robin": "robin",
+        "other": None,
+    }
     explainer = rg.load(run, "cpu")
-    for line in found.values():
+    for line in explained.values():
         expected = json.loads(json.dumps(explainer.explain(line["source"]).to_dict()))
-        told = {name: value for name, value in line.items() if name not in OF_THE_FILE}
-        assert told.keys() == expected.keys()
-        assert told["logit"] == pytest.approx(expected["logit"], abs=1e-4)  # batches round otherwise
+        facts = {name: value for name, value in line.items() if name not in OF_THE_FILE}
+        assert facts.keys() == expected.keys()
+        assert facts["logit"] == pytest.approx(expected["logit"], abs=1e-4)  # batches round otherwise
         assert line["picture"] == f"pictures/{line['name']}.webp"
         with (
             Image.open(out / line["picture"]) as picture,
@@ -137,10 +141,10 @@ def test_only_what_is_not_done_is_explained(run, photos, tmp_path, seen):
     def again(*paths):
         seen.clear()
         explain_files(run, paths, out, device="cpu")
-        found = {Path(line["source"]): line for line in lines(out)}
-        assert len(found) == len(lines(out))
-        assert all((out / line["picture"]).is_file() for line in found.values())
-        return found
+        explained = {Path(line["source"]): line for line in lines(out)}
+        assert len(explained) == len(lines(out))
+        assert all((out / line["picture"]).is_file() for line in explained.values())
+        return explained
 
     first = again(photos / "other", photos / "robin")
     assert seen == [other, robin]
@@ -235,14 +239,14 @@ def test_a_run_that_is_killed_goes_on(run, tmp_path):
             while process.poll() is None and len(done()) < at:
                 time.sleep(0.005)
             process.send_signal(number)
-            _, said = process.communicate(timeout=60)
+            _, output = process.communicate(timeout=60)
         assert at <= len(done()) < count
         for line in done():
             for picture in (out / line["picture"], out / "thumbnails" / f"{line['name']}.webp"):
                 Image.open(picture).load()
         for path in out.rglob("*.webp"):
             Image.open(path).load()
-        return process.returncode, said
+        return process.returncode, output
 
     def done():
         path = out / "explanations.jsonl"
@@ -250,10 +254,10 @@ def test_a_run_that_is_killed_goes_on(run, tmp_path):
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     assert stop(5, signal.SIGKILL)[0] == -signal.SIGKILL
-    code, said = stop(5, signal.SIGINT)
-    assert (code, said.splitlines()[-1]) == (130, "rg: interrupted")
-    assert f"of {count} images are explained already" in said
-    assert "the same command goes on where it stopped" in said
+    code, output = stop(5, signal.SIGINT)
+    assert (code, output.splitlines()[-1]) == (130, "rg: interrupted")
+    assert f"of {count} images are explained already" in output
+    assert "the same command goes on where it stopped" in output
     assert (out / "gallery.html").is_file()
     explain_files(run, [photos], out, batch_size=2, jobs=2, device="cpu")
     explain_files(run, [photos], whole, batch_size=2, jobs=2, device="cpu")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import ImageDraw, ImageFont
 
-from rg.explain import pictures
+from rg.explain import facts, lettering, overlays, pictures
 from rg.explain.colors import ink_on, palette
+from rg.explain.contributions import NOTABLE, bars, signed, stands_out
 from rg.explain.explanation import Explanation
 from rg.explain.facts import PartExplanation, Rival
 
@@ -109,7 +110,7 @@ def test_palette_refuses(count):
 
 
 def test_object_parts_are_tinted_outlined_and_numbered():
-    pixels = np.asarray(pictures.parts_overlay(explanation()), dtype=int)
+    pixels = np.asarray(overlays.parts_overlay(explanation()), dtype=int)
     colors = np.array(palette(3))
     assert (pixels[10, 190] == GREY).all()  # background
     for k, x in enumerate((33, 100)):
@@ -118,7 +119,7 @@ def test_object_parts_are_tinted_outlined_and_numbered():
         assert (pixels[80, x - 6] == colors[k]).all()  # the disc of the number, left of its digit
     assert (pixels[10, 66] == colors[0]).all()
     assert (pixels[10, 67] == colors[1]).all()
-    everything = np.asarray(pictures.parts_overlay(explanation(), background=True), dtype=int)
+    everything = np.asarray(overlays.parts_overlay(explanation(), background=True), dtype=int)
     assert (everything[10, 190] != GREY).any()
 
 
@@ -126,31 +127,31 @@ def test_a_part_in_two_pieces_is_numbered_on_the_thicker_one():
     parts = explanation().parts
     mask = np.zeros((160, 200), bool)
     mask[:, :8] = mask[60:120, 120:180] = True  # its centre lies between them
-    assert pictures._anchor(mask, (70, 80)) == pytest.approx((150, 90), abs=15)
-    assert pictures._anchor(parts[0].mask, parts[0].center) == parts[0].center
+    assert overlays._anchor(mask, (70, 80)) == pytest.approx((150, 90), abs=15)
+    assert overlays._anchor(parts[0].mask, parts[0].center) == parts[0].center
 
 
 def test_what_the_model_did_not_see_is_dark():
     seen = explanation(window=(50, 30, 150, 130))
-    pixels = np.asarray(pictures.photo(seen))
+    pixels = np.asarray(overlays.photo(seen))
     assert (pixels[30:130, 50:150] == GREY).all()
     assert pixels[:30].max() == pixels[:, 150:].max() == 0.3 * GREY
-    cropped = pictures.crop_to_window(seen)
-    assert (np.asarray(pictures.photo(cropped)) == GREY).all()
+    cropped = facts.crop_to_window(seen)
+    assert (np.asarray(overlays.photo(cropped)) == GREY).all()
     assert cropped.image.shape == (100, 100, 3)
     assert cropped.attribution.shape == cropped.parts[0].mask.shape == (100, 100)
     assert cropped.parts[1].center == (50, 50)
 
 
 def test_spotlight_leaves_one_part_as_it_is():
-    pixels = np.asarray(pictures.spotlight(explanation(), 1))
+    pixels = np.asarray(overlays.spotlight(explanation(), 1))
     assert (pixels[:, 67:133] == GREY).all()
     assert pixels[:, :64].max() < 0.6 * GREY
     assert (pixels[80, 66] == palette(3)[1]).all()
 
 
 def lightness(shown):
-    return np.asarray(pictures.attribution_overlay(shown).convert("L"), dtype=int)[80]
+    return np.asarray(overlays.attribution_overlay(shown).convert("L"), dtype=int)[80]
 
 
 def test_attribution_gets_lighter_above_an_even_share():
@@ -190,26 +191,26 @@ def test_attribution_that_prefers_nothing_is_flat_and_dark(value):
     ],
 )
 def test_no_contribution_looks_like_zero_unless_it_is(value, text):
-    assert pictures.signed(value) == text
+    assert signed(value) == text
 
 
 @pytest.mark.parametrize("contributions,outstanding", [((0.049, -0.049), False), ((0.01, -0.05), True)])
 def test_small_contributions_do_not_stand_out(contributions, outstanding):
-    assert pictures.stands_out(explanation(contributions=contributions)) is outstanding
+    assert stands_out(explanation(contributions=contributions)) is outstanding
 
 
 def test_bars_of_small_contributions_are_short():
     pixels = np.asarray(pictures.contribution_bars(explanation(contributions=(0.005,), constant=0.0)))
     (columns,) = np.nonzero((pixels[:, 76:] == palette(1)[0]).all(2).any(0))
     room = pictures.BARS_WIDTH - 132 - 76
-    assert np.ptp(columns) == pytest.approx(room * 0.005 / pictures.NOTABLE, abs=2)  # both ends are whole pixels
+    assert np.ptp(columns) == pytest.approx(room * 0.005 / NOTABLE, abs=2)  # both ends are whole pixels
 
 
 @pytest.mark.parametrize("limit", [3, 4, 7, 8, 100])
 def test_rows_always_sum_to_the_logit(limit):
     contributions = (0.5, -3.0, 2.0, 0.1, -0.2, 0.3, 1.0)
     shown = explanation(contributions=contributions)
-    rows = pictures.bars(shown, limit)
+    rows = bars(shown, limit)
     assert len(rows) == min(limit, len(contributions) + 1)
     assert sum(row.value for row in rows) == pytest.approx(shown.logit)
     assert sum(row.attention for row in rows if row.attention is not None) == pytest.approx(1)
@@ -221,18 +222,18 @@ def test_rows_always_sum_to_the_logit(limit):
 @pytest.mark.parametrize("limit", [3, 100])
 def test_rows_against_the_rival_sum_to_the_difference(limit):
     shown = explanation(contributions=(0.5, -3.0, 2.0, 0.1))
-    rows = pictures.bars(shown, limit, versus_rival=True)
+    rows = bars(shown, limit, versus_rival=True)
     rival_logit = sum(part.rival_contribution for part in shown.parts) + shown.rival.constant
     assert sum(row.value for row in rows) == pytest.approx(shown.logit - rival_logit)
     alone = explanation(rival=None)
-    assert pictures.bars(alone, limit, versus_rival=True) == pictures.bars(alone, limit)
+    assert bars(alone, limit, versus_rival=True) == bars(alone, limit)
     assert pictures.panel(alone).width < pictures.panel(explanation()).width
 
 
 def test_names_of_parts_stand_beside_their_numbers():
     named, unnamed = explanation(names=("crown", "a tail that is very long", "part 2")), explanation()
-    assert [row.name for row in pictures.bars(named, 9)] == ["crown", "", "a tail that is very long", ""]
-    assert {row.name for row in pictures.bars(unnamed, 9)} == {""}
+    assert [row.name for row in bars(named, 9)] == ["crown", "", "a tail that is very long", ""]
+    assert {row.name for row in bars(unnamed, 9)} == {""}
     left = [np.asarray(pictures.contribution_bars(one))[:, :76] for one in (named, unnamed)]
     assert (left[0] != left[1]).any()
 
@@ -240,16 +241,16 @@ def test_names_of_parts_stand_beside_their_numbers():
 def test_bars_have_the_lengths_of_their_values():
     shown = explanation(contributions=(2.0, -1.0, 0.5), constant=0.0)
     pixels = np.asarray(pictures.contribution_bars(shown))
-    found = {}
+    ends = {}
     for k, color in enumerate(palette(3)):
         columns = np.flatnonzero((pixels[:, 76:] == color).all(2).any(0))  # right of the numbers
-        found[k] = columns.min(), columns.max()
-    zero = found[0][0]
-    length = found[0][1] - zero
+        ends[k] = columns.min(), columns.max()
+    zero = ends[0][0]
+    length = ends[0][1] - zero
     # Both ends of a bar are whole pixels, and the line at zero covers one.
-    assert found[1][1] == pytest.approx(zero, abs=2)
-    assert found[1][0] == pytest.approx(zero - length / 2, abs=2)
-    assert found[2] == (pytest.approx(zero, abs=2), pytest.approx(zero + length / 4, abs=2))
+    assert ends[1][1] == pytest.approx(zero, abs=2)
+    assert ends[1][0] == pytest.approx(zero - length / 2, abs=2)
+    assert ends[2] == (pytest.approx(zero, abs=2), pytest.approx(zero + length / 4, abs=2))
     with pytest.raises(ValueError, match="size: expected at least"):
         pictures.contribution_bars(shown, (100, 320))
 
@@ -278,7 +279,7 @@ def test_panel_says_when_the_label_is_withheld(answer, words, monkeypatch):
 
 def test_small_images_are_outlined_at_the_size_of_the_picture():
     shown = explanation(20, 16)
-    large = np.asarray(pictures.parts_overlay(shown, size=(400, 320)), dtype=int)
+    large = np.asarray(overlays.parts_overlay(shown, size=(400, 320)), dtype=int)
     assert large.shape == (320, 400, 3)
     assert (large[5, 138] == palette(3)[0]).all()  # outlines meet at 7 of 20 pixels
     assert (large[5, 142] == palette(3)[1]).all()
@@ -289,7 +290,7 @@ def test_texts_are_cut_where_they_would_stick_out():
     font = ImageFont.load_default(size=20)
     text = "wren " * 100
     for width in (30, 100, 333):
-        cut = pictures.shorten(text, font, width)
+        cut = lettering.shorten(text, font, width)
         assert font.getlength(cut) <= width
         assert font.getlength(text[: len(cut) + 1] + "…") > width
-    assert pictures.shorten("two\nlines", font, 1000) == "two lines"
+    assert lettering.shorten("two\nlines", font, 1000) == "two lines"

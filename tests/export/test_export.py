@@ -118,16 +118,16 @@ def test_onnx_says_what_it_takes(lite0):
     (images,) = session.get_inputs()
     assert (images.name, images.type, images.shape) == ("images", "tensor(float)", ["N", 3, "H", "W"])
     assert [output.name for output in session.get_outputs()] == ["logits", "assign", "attention"]
-    about = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert about["classes"] == list(CLASSES)
-    assert not about["multi_label"]
+    stored = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert stored["classes"] == list(CLASSES)
+    assert not stored["multi_label"]
     background = load_model(lite0)[0].background.tolist()
     names = ["part 0", "crown", "part 2", "part 3"]
     seen = [background[0], background[1], True, background[3]]
-    assert about["parts"] == [{"name": n, "background": b} for n, b in zip(names, seen, strict=True)]
-    assert about["size"] == {"any": True, "minimum": 17, "stride": 16}
-    assert (about["input"]["short_side"], about["input"]["crop"]) == (96, 80)
-    assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert stored["parts"] == [{"name": n, "background": b} for n, b in zip(names, seen, strict=True)]
+    assert stored["size"] == {"any": True, "minimum": 17, "stride": 16}
+    assert (stored["input"]["short_side"], stored["input"]["crop"]) == (96, 80)
+    assert stored["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 def test_the_example_of_the_card_runs(lite0, tmp_path):

@@ -6,7 +6,7 @@ from scipy.stats import beta
 from scipy.stats.mstats import mquantiles
 
 from rg.evaluation.parts import ADVICE, mostly_background, problems
-from rg.explain.pictures import NOTABLE
+from rg.explain.contributions import NOTABLE
 from rg.pages import charts
 from rg.pages.charts import QUANTILE_HEIGHT, QUANTILE_WIDTH, QUANTILES, quantile_path
 from rg.pages.concepts import class_means, concepts, prior_path
@@ -18,8 +18,8 @@ K = 3
 
 def points(path: str) -> np.ndarray:
     """Coordinates [M, 2] of an SVG path, from 0 to 1 and upwards."""
-    found = np.array([point.split() for point in path[1:].split("L")], float)
-    return np.stack([found[:, 0] / QUANTILE_WIDTH, 1 - found[:, 1] / QUANTILE_HEIGHT], axis=1)
+    all_concepts = np.array([point.split() for point in path[1:].split("L")], float)
+    return np.stack([all_concepts[:, 0] / QUANTILE_WIDTH, 1 - all_concepts[:, 1] / QUANTILE_HEIGHT], axis=1)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def predictions():
 
 
 @pytest.fixture
-def found(predictions):
+def all_concepts(predictions):
     parts = (Part(0, "crown", False, named=True), Part(1, "part 1", True), Part(2, "part 2", False))
     states = ("in use", "dead", "duplicate of part 0")
     return concepts(parts, [{"state": state} for state in states], predictions, CLASSES)
@@ -51,9 +51,9 @@ def test_means_are_those_of_the_images_of_a_class(predictions):
         assert means[c] == pytest.approx(np.mean(of_class, axis=0))
 
 
-def test_classes_are_ranked_by_what_a_part_adds(predictions, found):
+def test_classes_are_ranked_by_what_a_part_adds(predictions, all_concepts):
     means = class_means(predictions, len(CLASSES))[:-1]
-    for k, concept in enumerate(found):
+    for k, concept in enumerate(all_concepts):
         adds = dict(zip(CLASSES, means[:, k], strict=False))
         ranked = sorted(adds, key=lambda name, adds=adds: -adds[name])
         assert [one.label for one in concept.matters] == [name for name in ranked[:3] if adds[name] >= NOTABLE]
@@ -62,20 +62,20 @@ def test_classes_are_ranked_by_what_a_part_adds(predictions, found):
         for one in concept.matters + concept.against:
             assert one.contribution == pytest.approx(adds[one.label])
             assert one.difference == pytest.approx(adds[one.label] - np.mean(means[:, k]))
-    assert found[0].matters
-    assert found[0].against
-    assert not found[1].matters + found[1].against  # it adds less than what is notable
-    assert len(found[2].matters) == 3
-    assert not found[2].against
+    assert all_concepts[0].matters
+    assert all_concepts[0].against
+    assert not all_concepts[1].matters + all_concepts[1].against  # it adds less than what is notable
+    assert len(all_concepts[2].matters) == 3
+    assert not all_concepts[2].against
 
 
-def test_a_part_with_a_name_and_a_fault(found):
-    assert [concept.title for concept in found] == ["Crown", "Part 1", "Part 2"]
-    assert [concept.advice for concept in found] == ["", ADVICE["dead"], ADVICE["duplicate"]]
+def test_a_part_with_a_name_and_a_fault(all_concepts):
+    assert [concept.title for concept in all_concepts] == ["Crown", "Part 1", "Part 2"]
+    assert [concept.advice for concept in all_concepts] == ["", ADVICE["dead"], ADVICE["duplicate"]]
 
 
-def test_curves_are_the_sorted_occurrence(predictions, found):
-    for k, concept in enumerate(found):
+def test_curves_are_the_sorted_occurrence(predictions, all_concepts):
+    for k, concept in enumerate(all_concepts):
         occurrence = sorted(one["occurrence"][k] for one in predictions)
         places = (np.arange(40) + 0.5) / 40
         assert points(concept.curve) == pytest.approx(np.stack([places, occurrence], axis=1), abs=1e-3)

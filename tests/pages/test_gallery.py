@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipelines.files import write_json
 from rg.pages import gallery
+from rg.pages.numbers import percent, signed
 from rg.runs.part_names import Part
 
 SCRIPT = "</script><script>console.log('acted')</script><!--"
@@ -67,13 +68,13 @@ def make(folder, count):
     parts = [Part(k, ("part 0", SCRIPT, "crown", "part 3", "part 4")[k], k == 4, k in (1, 2)) for k in range(K)]
     settings = {"run": SCRIPT, "weights": "0" * 64, "parts": [asdict(part) for part in parts], "view": "whole"}
     write_json(folder / "settings.json", settings | {"pictures": "webp"})
-    (folder / "explanations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (folder / "explanations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
     (folder / "left_out.jsonl").write_text('{"source": "x.jpg", "reason": "empty"}\n' * 3)
     Image.new("RGB", (64, 48), "teal").save(folder / "one.webp")
     for place in ("pictures", "thumbnails"):
         (folder / place).mkdir()
-        for one in lines:
-            os.link(folder / "one.webp", folder / place / f"{one['name']}.webp")
+        for record in lines:
+            os.link(folder / "one.webp", folder / place / f"{record['name']}.webp")
     gallery.write(folder)
     return lines
 
@@ -110,12 +111,29 @@ def test_the_page_holds_what_was_explained_and_nothing_acts(tmp_path):
     content = json.loads(data)
     labels = content["about"]["labels"]
     assert len(content["rows"]) == 40
-    for row, one in zip(content["rows"], lines, strict=True):
-        assert (row[0], labels[row[2]]) == (one["source"].replace("\udc80", "\ufffd"), one["label"])
-        assert (labels[row[5]] if row[5] >= 0 else None) == one["truth"]
-        assert row[3] == pytest.approx(one["probability"], abs=1e-4)
-        assert sum(row[9]) + row[8] == pytest.approx(one["logit"] + one["constant"], abs=1e-6)
+    for row, record in zip(content["rows"], lines, strict=True):
+        assert (row[0], labels[row[2]]) == (record["source"].replace("\udc80", "\ufffd"), record["label"])
+        assert (labels[row[5]] if row[5] >= 0 else None) == record["truth"]
+        assert row[3] == pytest.approx(record["probability"], abs=1e-5)
+        assert sum(row[9]) + row[8] == pytest.approx(record["logit"] + record["constant"], abs=1e-6)
     assert [part["name"] for part in content["about"]["parts"]] == ["part 0", SCRIPT, "crown", "part 3", "part 4"]
+
+
+def test_shares_are_rounded_but_not_to_none_or_all(tmp_path):
+    make(tmp_path, 10)
+    path = tmp_path / "explanations.jsonl"
+    record = json.loads(path.read_text().splitlines()[0])
+    exact = (0.0, 1e-7, 0.123456789, 1 - 1e-7, 1.0)
+    for part, share in zip(record["parts"], exact, strict=True):
+        part |= {"attention": share, "occurrence": share, "contribution": -share / 100}
+    path.write_text("".join(json.dumps(record | {"probability": share}) + "\n" for share in exact))
+    gallery.write(tmp_path)
+    rows = json.loads(Scripts((tmp_path / "gallery.html").read_text()).scripts[0][1])["rows"]
+    assert [percent(row[3]) for row in rows] == [percent(share) for share in exact]
+    for row in rows:
+        assert [signed(value) for value in row[9]] == [signed(-share / 100) for share in exact]
+        assert [percent(share, 0) for share in row[10]] == [percent(share, 0) for share in row[11]]
+        assert [percent(share, 0) for share in row[10]] == [percent(share, 0) for share in exact]
 
 
 def test_a_folder_without_images_has_a_page(tmp_path):
@@ -152,44 +170,45 @@ def test_a_browser_shows_ten_thousand(tmp_path):
     )
     command = [BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", visited.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (said,) = [one for one in done.stderr.splitlines() if "CONSOLE" in one]
-    found = json.loads(base64.b64decode(re.search(r"FOUND([\w+/=]+)", said)[1]))
-    print(f"opened in {found['opened']:.0f} ms")
+    (logged,) = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    visit = json.loads(base64.b64decode(re.search(r"FOUND([\w+/=]+)", logged)[1]))
+    print(f"opened in {visit['opened']:.0f} ms")
 
     def of(*conditions):
         return f"{sum(all(condition(one) for condition in conditions) for one in lines):,} of {count:,}"
 
-    def occurrence(one):
-        return round(100 * one["parts"][2]["occurrence"])
+    def occurrence(record):
+        return round(100 * record["parts"][2]["occurrence"])
 
-    assert found["count"] == of()
-    assert 60 <= found["cards"] <= 600
-    assert 60 <= found["middle"] <= 600
-    assert found["painted"] == 64
-    assert found["same"]
-    assert found["filters"] == {
-        "label=0": of(lambda one: one["label"] == LABELS[0]),
-        "part=2": of(lambda one: max(one["parts"], key=lambda part: part["contribution"])["part"] == 2),
-        "role=occurs": of(lambda one: occurrence(one) >= 50),
-        "role=lacks": of(lambda one: occurrence(one) < 50),
-        "least=25": of(lambda one: round(one["probability"], 4) >= 0.25),
-        "most=75": of(lambda one: round(one["probability"], 4) <= 0.75),
-        "answer=1": of(lambda one: one["answer"] == "unsure"),
-        "correct=wrong": of(lambda one: one["truth"] not in (None, one["label"])),
-        "correct=open": of(lambda one: one["truth"] is None),
-        "find=77 WREN": of(lambda one: all(word in f"{one['source']} {one['label']}" for word in ("77", "wren"))),
+    assert visit["count"] == of()
+    assert 60 <= visit["cards"] <= 600
+    assert 60 <= visit["middle"] <= 600
+    assert visit["painted"] == 64
+    assert visit["same"]
+    assert visit["filters"] == {
+        "label=0": of(lambda record: record["label"] == LABELS[0]),
+        "part=2": of(lambda record: max(record["parts"], key=lambda part: part["contribution"])["part"] == 2),
+        "role=occurs": of(lambda record: occurrence(record) >= 50),
+        "role=lacks": of(lambda record: occurrence(record) < 50),
+        "least=25": of(lambda record: record["probability"] >= 0.25),
+        "most=75": of(lambda record: record["probability"] <= 0.75),
+        "answer=1": of(lambda record: record["answer"] == "unsure"),
+        "correct=wrong": of(lambda record: record["truth"] not in (None, record["label"])),
+        "correct=open": of(lambda record: record["truth"] is None),
+        "find=77 WREN": of(
+            lambda record: all(word in f"{record['source']} {record['label']}" for word in ("77", "wren"))
+        ),
     }
     last, second = lines[-1], lines[-2]
-    assert found["first"] == f"{lines[0]['label']}\n{lines[0]['source']}".replace("\udc80", "\ufffd")
-    assert found["title"] == f"{last['label']} 100.0 %"
-    assert found["source"] == last["source"].replace("\udc80", "\ufffd")
-    assert found["second"] == second["source"].replace("\udc80", "\ufffd")
-    assert found["picture"] == 64
+    assert visit["first"] == f"{lines[0]['label']}\n{lines[0]['source']}".replace("\udc80", "\ufffd")
+    assert visit["title"] == f"{last['label']} {percent(last['probability'])}"
+    assert visit["source"] == last["source"].replace("\udc80", "\ufffd")
+    assert visit["second"] == second["source"].replace("\udc80", "\ufffd")
+    assert visit["picture"] == 64
     parts = sorted(last["parts"], key=lambda part: -part["contribution"])
     names = {1: SCRIPT, 2: "crown"}
     shown = [(f"{part['part']}{names.get(part['part'], '')}", part["contribution"]) for part in parts]
-    expected = [f"{name}{value:+.2f}".replace("+-", "-") for name, value in [*shown, ("constant", 0.5)]]
-    assert [row.replace("\N{MINUS SIGN}", "-") for row in found["rows"]] == expected
-    assert found["closed"]
-    assert found["nothing"] == "No image fits these filters."
-    assert found["fetched"] == []
+    assert visit["rows"] == [f"{name}{signed(value)}" for name, value in [*shown, ("constant", 0.5)]]
+    assert visit["closed"]
+    assert visit["nothing"] == "No image fits these filters."
+    assert visit["fetched"] == []

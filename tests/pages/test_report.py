@@ -337,7 +337,7 @@ def test_mistakes_name_the_truth_and_its_probability(run, page):
 
 
 def test_no_part_is_named_where_none_stands_out(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("rg.explain.pictures.NOTABLE", 1e9)
+    monkeypatch.setattr("rg.explain.contributions.NOTABLE", 1e9)
     text = Reader(report(run, out=tmp_path / "page.html").read_text()).text
     assert "No part stands out" in text
     assert "spoke for it" not in text

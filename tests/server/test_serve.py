@@ -23,8 +23,11 @@ from rg.explain.explainer import Explainer  # noqa: E402
 from rg.model.region_grouping import RegionGroupingModel  # noqa: E402
 from rg.runs.folder import Classes  # noqa: E402
 from rg.runs.part_names import Part  # noqa: E402
-from rg.server import app  # noqa: E402
-from rg.server.app import HEADERS, Protocol, application, part_map  # noqa: E402
+from rg.server import protocol  # noqa: E402
+from rg.server.app import application  # noqa: E402
+from rg.server.drawing import part_map  # noqa: E402
+from rg.server.headers import HEADERS  # noqa: E402
+from rg.server.protocol import Protocol  # noqa: E402
 from rg.server.uploads import MAX_SCANS, Limits, scans  # noqa: E402
 
 NAMES = ("wren", "robin", "jay")
@@ -96,40 +99,40 @@ def test_hostile_files_are_refused_in_a_line(client, kind, form):
 def test_honest_files_are_explained(client, kind):
     answer = client.post("/explain", content=HONEST[kind], params={"pictures": "true"}, headers={"content-type": "x/y"})
     assert answer.status_code == 200
-    told = answer.json()
-    assert told["label"] in NAMES
-    total = sum(part["contribution"] for part in told["parts"]) + told["constant"]
-    assert total == pytest.approx(told["logit"], abs=1e-4)
-    parts = told["pictures"]["part_map"]
+    payload = answer.json()
+    assert payload["label"] in NAMES
+    total = sum(part["contribution"] for part in payload["parts"]) + payload["constant"]
+    assert total == pytest.approx(payload["logit"], abs=1e-4)
+    parts = payload["pictures"]["part_map"]
     assert sum(parts["runs"][1::2]) == parts["width"] * parts["height"]
-    assert max(told["width"], told["height"]) <= LIMITS.side
+    assert max(payload["width"], payload["height"]) <= LIMITS.side
 
 
 def test_the_answer_is_that_of_the_explainer(client, explainer):
     image = Image.open(io.BytesIO(JPEG))
     expected = explainer.explain(image, top_k=3, versus="jay")
     files = {"file": ("photos/of mine/wren.jpg", JPEG)}
-    told = client.post("/explain", files=files, params={"top_k": 3, "versus": "jay", "pictures": "true"}).json()
-    drawn = told.pop("pictures")
-    assert told == json.loads(json.dumps(expected.to_dict())) | {"source": "wren.jpg"}
+    payload = client.post("/explain", files=files, params={"top_k": 3, "versus": "jay", "pictures": "true"}).json()
+    drawn = payload.pop("pictures")
+    assert payload == json.loads(json.dumps(expected.to_dict())) | {"source": "wren.jpg"}
     for name in ("photo", "attribution"):
         kind, content = drawn[name].split(",")
         assert kind == "data:image/jpeg;base64"
         with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
             assert picture.size == image.size
     parts = drawn["part_map"]
-    found = np.repeat(parts["runs"][::2], parts["runs"][1::2]).reshape(parts["height"], parts["width"])
-    assert (found == part_map(expected)).all()
+    unrolled = np.repeat(parts["runs"][::2], parts["runs"][1::2]).reshape(parts["height"], parts["width"])
+    assert (unrolled == part_map(expected)).all()
     # Both are the same assignment, up-sampled to different sizes: they agree but for spots on an edge.
-    small = Image.fromarray(found.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    small = Image.fromarray(unrolled.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
     assert (np.asarray(small) == expected.parts[0].strongest).mean() > 0.97
 
 
 def test_a_turned_photo_is_upright(client):
     exif = Image.Exif()
     exif[0x0112] = 6
-    told = client.post("/explain", content=encoded(noise(90, 70), exif=exif)).json()
-    assert (told["width"], told["height"]) == (70, 90)
+    payload = client.post("/explain", content=encoded(noise(90, 70), exif=exif)).json()
+    assert (payload["width"], payload["height"]) == (70, 90)
 
 
 def test_the_picture_is_a_png(client):
@@ -267,7 +270,7 @@ REQUEST = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 @pytest.mark.parametrize("sent", [b"", REQUEST[:30], REQUEST + b"GET"])
 def test_who_connects_and_does_not_ask_is_hung_up_on(server, monkeypatch, sent):
-    monkeypatch.setattr(app, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=4) as idle:
         idle.sendall(sent)
@@ -313,11 +316,11 @@ def test_every_answer_is_guarded(client, path):
 
 
 def test_the_model_tells_what_it_knows(client):
-    told = client.get("/model").json()
-    assert (told["name"], told["version"], told["classes"]) == ("birds", __version__, list(NAMES))
-    assert [(part["name"], part["background"]) for part in told["parts"]] == [(p.name, p.background) for p in PARTS]
-    assert told["short_side"] == 64
-    assert told["limits"]["megabytes"] == LIMITS.megabytes
+    payload = client.get("/model").json()
+    assert (payload["name"], payload["version"], payload["classes"]) == ("birds", __version__, list(NAMES))
+    assert [(part["name"], part["background"]) for part in payload["parts"]] == [(p.name, p.background) for p in PARTS]
+    assert payload["short_side"] == 64
+    assert payload["limits"]["megabytes"] == LIMITS.megabytes
 
 
 def test_nothing_is_written(server, monkeypatch, tmp_path):

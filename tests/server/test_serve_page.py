@@ -93,10 +93,10 @@ def test_the_labels_are_read(page):
 
 def test_a_part_lights_up_both_ways(page, server):
     card = page.locator(".card").first
-    told = page.request.post(
+    response = page.request.post(
         f"{server}/explain?pictures=true", multipart={"file": {"name": "a", "mimeType": "image/jpeg", "buffer": JPEG}}
     ).json()
-    runs, part = told["pictures"]["part_map"]["runs"], max(told["parts"], key=lambda part: part["area"])["part"]
+    runs, part = response["pictures"]["part_map"]["runs"], max(response["parts"], key=lambda part: part["area"])["part"]
     area = sum(length for one, length in zip(runs[::2], runs[1::2], strict=True) if one == part) / sum(runs[1::2])
     assert len(lit(page)[1]) <= sum(not part.background for part in PARTS)
     row = card.locator(f"tr[data-part='{part}']")
@@ -110,7 +110,7 @@ def test_a_part_lights_up_both_ways(page, server):
     assert card.locator("tr.lit").count() == 0
 
     # The other way round: from the middle of the longest run of that part in the photo to its bar.
-    width = told["pictures"]["part_map"]["width"]
+    width = response["pictures"]["part_map"]["width"]
     at, spots = 0, []
     for one, length in zip(runs[::2], runs[1::2], strict=True):
         rows, first = divmod(at, width)
@@ -139,10 +139,10 @@ def test_why_not_another(page):
     expect(card.locator("caption")).to_have_text(f"What speaks for {label}")
 
 
-def test_views_are_chosen_with_the_keyboard(page):
+def test_layers_are_chosen_with_the_keyboard(page):
     card = page.locator(".card").first
     photo = card.locator("img").get_attribute("src")
-    card.locator(".views input:checked").focus()
+    card.locator(".layers input:checked").focus()
     page.keyboard.press("ArrowRight")
     assert card.locator(".marks span").count() == 0
     assert card.locator("img").get_attribute("src") == photo
@@ -154,10 +154,10 @@ def test_downloads(page):
     card = page.locator(".card").first
     with page.expect_download() as got:
         card.get_by_role("button", name="Download JSON").click()
-    told = json.loads(got.value.path().read_text())
+    response = json.loads(got.value.path().read_text())
     assert got.value.suggested_filename == "wide.json"
-    assert (told["source"], told["label"]) == ("wide.jpg", card.locator(".label").inner_text())
-    assert "pictures" not in told
+    assert (response["source"], response["label"]) == ("wide.jpg", card.locator(".label").inner_text())
+    assert "pictures" not in response
     with page.expect_download() as got:
         card.get_by_role("button", name="Download picture").click()
     assert got.value.suggested_filename == "wide.png"
@@ -168,14 +168,14 @@ def test_downloads(page):
 def test_everyone_can_use_it(page):
     """No serious breach of the rules of axe (WCAG 2); the script comes in past the page's policy, by the driver."""
     page.locator(".card").first.locator(".pick").first.focus()
-    found = axe.Axe().run(page).response
-    assert len(found["passes"]) > 20
-    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    audit = axe.Axe().run(page).response
+    assert len(audit["passes"]) > 20
+    serious = [one for one in audit["violations"] if one["impact"] in ("serious", "critical")]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
 
 
 def test_what_the_model_does_not_know_it_says_first(chromium, server):
-    for answer, said in (("unknown", "The model does not know this."), ("unsure", "The model is not sure.")):
+    for answer, heading in (("unknown", "The model does not know this."), ("unsure", "The model is not sure.")):
         page = chromium.new_page()
 
         def changed(route, *, answer=answer):
@@ -186,7 +186,7 @@ def test_what_the_model_does_not_know_it_says_first(chromium, server):
         page.goto(server)
         expect(page.locator("#files")).to_be_enabled()
         page.set_input_files("#files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": JPEG}])
-        expect(page.locator(".notice b")).to_have_text(said)
+        expect(page.locator(".notice b")).to_have_text(heading)
         order = page.locator(".said > *:visible").evaluate_all("all => all.map((one) => one.className)")
         assert order[:2] == ["notice", "verdict"]
         page.close()

@@ -1,0 +1,137 @@
+"""One model that answers one request after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from rg import __version__
+from rg.explain.colors import css, ink_on, palette
+from rg.explain.explainer import Explainer
+from rg.runs.inputs import evaluation_geometry
+from rg.server.drawing import drawn
+from rg.server.question import Question
+from rg.server.uploads import Limits, Upload, decode, receive
+
+RETRY_AFTER = {"Retry-After": "2"}  # seconds
+
+
+@dataclasses.dataclass
+class Job:
+    """A question on its way.
+
+    Attributes:
+        question: What is asked.
+        queued: Whether the picture has arrived and waits for the model.
+        given_up: Whether nobody waits for the answer any more.
+    """
+
+    question: Question
+    queued: bool = False
+    given_up: bool = False
+
+
+class Service:
+    """One model that answers one request after the other, in a thread of its own.
+
+    Args:
+        explainer: The model.
+        name: What the page calls it.
+        limits: Of uploads and of waiting requests.
+    """
+
+    def __init__(self, explainer: Explainer, name: str, limits: Limits) -> None:
+        self.explainer = explainer
+        self.name = name
+        self.limits = limits
+        self.waiting = 0
+        self.worker = ThreadPoolExecutor(1, "explainer")
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Ends the thread with the server."""
+        yield
+        self.worker.shutdown(wait=True, cancel_futures=True)
+
+    async def explain(self, request: Request) -> Response:
+        """POST /explain."""
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise HTTPException(403, "pages of other sites may not ask")
+        question = Question.from_query(request.query_params)
+        if self.waiting >= self.limits.waiting:
+            raise HTTPException(503, "too many requests at once; try again soon", RETRY_AFTER)
+        self.waiting += 1
+        job = Job(question)
+        try:
+            return await asyncio.wait_for(self._explain(request, job), self.limits.answer_seconds)
+        except asyncio.TimeoutError:
+            raise HTTPException(504, "the answer took too long") from None
+        finally:
+            job.given_up = True
+            if not job.queued:
+                self.waiting -= 1
+
+    async def _explain(self, request: Request, job: Job) -> Response:
+        upload = await receive(request, self.limits)
+        loop = asyncio.get_running_loop()
+        future = self.worker.submit(self._answer, upload, job)
+        job.queued = True
+        # A request counts, and its upload takes memory, until the thread is done with it, whoever still waits.
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    def _leave(self) -> None:
+        self.waiting -= 1
+
+    def _answer(self, upload: Upload, job: Job) -> Response:
+        if job.given_up:
+            return Response()
+        question = job.question
+        pixels = decode(upload.data, self.limits)
+        try:
+            explanation = self.explainer.explain(pixels, top_k=question.top_k, versus=question.versus)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        explanation = dataclasses.replace(explanation, source=upload.name)
+        if question.format == "png":
+            buffer = io.BytesIO()
+            explanation.picture().save(buffer, "PNG")
+            return Response(buffer.getvalue(), media_type="image/png")
+        answer = explanation.to_dict()
+        if question.pictures:
+            answer["pictures"] = drawn(explanation)
+        return JSONResponse(answer)
+
+    async def model(self, _: Request) -> Response:
+        """GET /model."""
+        colors = palette(len(self.explainer.parts))
+        return JSONResponse(
+            {
+                "name": self.name,
+                "version": __version__,
+                "classes": list(self.explainer.classes.names),
+                "multi_label": self.explainer.classes.multi_label,
+                "parts": [
+                    {
+                        "part": part.index,
+                        "name": part.name,
+                        "named": part.named,
+                        "background": part.background,
+                        "color": css(color),
+                        "ink": css(ink_on(color)),
+                    }
+                    for part, color in zip(self.explainer.parts, colors, strict=True)
+                ],
+                "short_side": evaluation_geometry(self.explainer.config.input).short_side,
+                "limits": dataclasses.asdict(self.limits),
+            }
+        )
