@@ -16,18 +16,24 @@ READY := .venv/.ready
 help:
 	@sed -n 's/^# //p' Makefile
 
+# setuptools warns of every editable installation from a folder that holds several packages.
 $(READY): pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[all]'
+	@echo "Setting up .venv (7 GB, most of it PyTorch's CUDA libraries)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade pip
+	@PYTHONWARNINGS='ignore:Editable installation.' $(BIN)/pip install --quiet --editable '.[all]'
 	@touch $@
 
 demo: $(READY)
-	rm -rf data/birds runs/demo
-	$(BIN)/python -m rg prepare birds --out data/birds --birds.size 160 --birds.seed $(SEED)
-	$(BIN)/python -m rg train birds_lite0 --data data/birds --out runs/demo --seed $(SEED)
-	$(BIN)/python -m rg evaluate runs/demo --data data/birds
-	$(BIN)/python -m rg report runs/demo
+	@rm -rf data/birds runs/demo
+	@echo "1/4 Drawing birds into shards"
+	@$(BIN)/python -m rg prepare birds --out data/birds --birds.size 160 --birds.seed $(SEED)
+	@echo "2/4 Training"
+	@$(BIN)/python -m rg train birds_lite0 --data data/birds --out runs/demo --seed $(SEED)
+	@echo "3/4 Evaluating by the paper's protocols"
+	@$(BIN)/python -m rg evaluate runs/demo --data data/birds
+	@echo "4/4 Writing the report, a page to open in a browser"
+	@$(BIN)/python -m rg report runs/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .
