@@ -1,7 +1,8 @@
 # make            this help
 # make demo       draw birds, train, evaluate, report: runs/demo/report.html (SEED=0)
+# make check      lint and the fast tests, in two minutes
 # make test       lint, types, import contracts, tests and the kernels' gate
-# make lint       lint, types and import contracts only
+# make lint       format, lint, types and import contracts only
 # make gate       what the kernels compile to, for three architectures; make gate-triton-3.6 with that version
 # make bench-gpu  what a GPU is measured for, in parts that can be resumed (ARGS="--dry-run", --smoke on a CPU)
 # make clean      remove the demo's files and the virtual environment
@@ -10,11 +11,13 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
+# Rooms from tensors to explanations, whose tests train nothing and take less than 40 s of one core each.
+FAST := $(addprefix tests/,test_config.py test_imports.py kernels model pipelines attribution explain tables)
 
-.PHONY: help demo test lint gate gate-triton-3.6 bench-gpu clean
+.PHONY: help demo check test lint gate gate-triton-3.6 bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 # setuptools warns of every editable installation from a folder that holds several packages.
 $(READY): pyproject.toml
@@ -40,6 +43,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(FAST)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
