@@ -1,7 +1,8 @@
 # make            this help
 # make demo       draw birds, train, evaluate, report: runs/demo/report.html (SEED=0)
+# make check      lint and the fast tests, in two minutes
 # make test       lint, types, import contracts, tests and the kernels' gate
-# make lint       lint, types and import contracts only
+# make lint       format, lint, types and import contracts only
 # make docs       these pages and the API reference as a site: site/index.html
 # make gate       what the kernels compile to, for three architectures; make gate-triton-3.6 with that version
 # make bench-gpu  what a GPU is measured for, in parts that can be resumed (ARGS="--dry-run", --smoke on a CPU)
@@ -11,30 +12,41 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
+# Rooms from tensors to explanations, whose tests train nothing and take less than 40 s of one core each.
+FAST := $(addprefix tests/,test_config.py test_imports.py kernels model pipelines attribution explain tables)
 
-.PHONY: help demo test lint docs gate gate-triton-3.6 bench-gpu clean
+.PHONY: help demo check test lint docs gate gate-triton-3.6 bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
+# setuptools warns of every editable installation from a folder that holds several packages.
 $(READY): pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[all]'
+	@echo "Setting up .venv (7 GB, most of it PyTorch's CUDA libraries)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade pip
+	@PYTHONWARNINGS='ignore:Editable installation.' $(BIN)/pip install --quiet --editable '.[all]'
 	@touch $@
 
 demo: $(READY)
-	rm -rf data/birds runs/demo
-	$(BIN)/python -m rg prepare birds --out data/birds --birds.size 160 --birds.seed $(SEED)
-	$(BIN)/python -m rg train birds_lite0 --data data/birds --out runs/demo --seed $(SEED)
-	$(BIN)/python -m rg evaluate runs/demo --data data/birds
-	$(BIN)/python -m rg report runs/demo
+	@rm -rf data/birds runs/demo
+	@echo "1/4 Drawing birds into shards"
+	@$(BIN)/python -m rg prepare birds --out data/birds --birds.size 160 --birds.seed $(SEED)
+	@echo "2/4 Training"
+	@$(BIN)/python -m rg train birds_lite0 --data data/birds --out runs/demo --seed $(SEED)
+	@echo "3/4 Evaluating by the paper's protocols"
+	@$(BIN)/python -m rg evaluate runs/demo --data data/birds
+	@echo "4/4 Writing the report, a page to open in a browser"
+	@$(BIN)/python -m rg report runs/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(FAST)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -6,13 +6,15 @@ It turns a model and a ``RunConfig`` into optimiser steps. The occurrence prior 
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ from rg.model.region_grouping import ModelOutput
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # PyTorch's compiler of extensions, which DeepSpeed imports, warns of a CUDA toolkit without a GPU: no fault here.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(
+        lambda record: not record.getMessage().startswith("No CUDA runtime is found")
+    )
 os.environ.setdefault("DS_LOG_LEVEL", "error")
 # DeepSpeed compiles its collectives for CPUs with the first ninja on the path. Another one (another Python's, the
 # system's) would not know what this one has built and take a minute to build it again, whichever comes next.
@@ -113,7 +119,8 @@ class Engine:
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         with exported(ranks), collectives():
-            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+            with redirect_stdout(io.StringIO()):  # "built successfully"; failures are raised
+                deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device),
                 optimizer=self._sgd,
