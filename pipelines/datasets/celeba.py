@@ -22,6 +22,7 @@ pixel and its size, so that its edges stay as they are; it is cut to the image.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -34,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines import images
-from pipelines.datasets.published import check_count, digest, find, held_out, splits, unpack
+from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
 
@@ -180,7 +181,8 @@ class AlignedCelebA(_Faces):
                     unpack(parent, ARCHIVES)
         folder = find(raw, *places)
         partition = _find(raw, "Eval/list_eval_partition.txt")
-        names = _on_disk(folder, _members(partition, split, allow_partial), allow_partial)
+        members = _members(partition, split, allow_partial)
+        names = list(itertools.compress(members, on_disk(folder, members, allow_partial)))
         if not names:
             raise ValueError(f"{folder}: no images for the split {split!r}")
         landmarks = _find(raw, "Anno/list_landmarks_align_celeba.txt")
@@ -244,7 +246,7 @@ class UnalignedCelebA(_Faces):
             listed = fit if split == "fit" else test
             members = sorted(_read_rows(listed, 0))
             chosen_by = [boxes, listed]
-        members = _on_disk(folder, members, allow_partial)
+        members = list(itertools.compress(members, on_disk(folder, members, allow_partial)))
         names = _large_faces(folder, members, _select(boxes, rows, members))
         what = f"{folder}: {official} images with a face on {MIN_FACE_PERCENT} % of them"
         check_count(what, len(names), LARGE_FACES[official], allow_partial)
@@ -311,18 +313,6 @@ def _members(partition: Path, split: str, allow_partial: bool) -> list[str]:
     members = sorted(name for name, (part,) in rows.items() if part == list(PARTITION).index(split))
     check_count(f"{partition}: {split} images", len(members), PARTITION[split], allow_partial)
     return members
-
-
-def _on_disk(folder: Path, names: Sequence[str], allow_partial: bool) -> list[str]:
-    """The images that have a file."""
-    files = set(os.listdir(folder))
-    missing = [name for name in names if name not in files]
-    if missing:
-        message = f"{folder}: {len(missing)} of {len(names)} images are missing, the first is {missing[0]}"
-        if not allow_partial:
-            raise ValueError(f"{message}; --allow-partial prepares what is there")
-        logger.warning("%s", message)
-    return [name for name in names if name in files]
 
 
 def _large_faces(folder: Path, names: Sequence[str], boxes: np.ndarray) -> list[str]:

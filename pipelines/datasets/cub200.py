@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import images
-from pipelines.datasets.published import check_count, digest, find, held_out, splits, unpack
+from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
 
@@ -117,7 +117,7 @@ class Cub200:
 
         paths = [f"images/{path}" for path in files.values()]
         rows = np.flatnonzero(training == (split != "test"))
-        rows = rows[_on_disk(folder, [paths[row] for row in rows], allow_partial)]
+        rows = rows[on_disk(folder, [paths[row] for row in rows], allow_partial)]
         if split != "test":
             kept: list[int] = []
             for number, name in zip(classes, self.class_names, strict=True):
@@ -184,17 +184,6 @@ def _folder(raw: Path) -> Path:
     if not (raw / IMAGES).exists():
         unpack(raw, ARCHIVES)
     return find(raw, IMAGES, f"CUB_200_2011/{IMAGES}").parent
-
-
-def _on_disk(folder: Path, paths: list[str], allow_partial: bool) -> np.ndarray:
-    """bool [paths]: which images have a file."""
-    there = np.array([(folder / path).is_file() for path in paths], dtype=bool)
-    if not there.all():
-        message = f"{folder}: {(~there).sum()} of {len(paths)} images are missing, the first is {paths[there.argmin()]}"
-        if not allow_partial:
-            raise ValueError(f"{message}; --allow-partial prepares what is there")
-        logger.warning("%s", message)
-    return there
 
 
 def _table(folder: Path, name: str) -> dict[int, str]:

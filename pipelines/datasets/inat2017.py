@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines import images
-from pipelines.datasets.published import check_count, digest, find, held_out, splits, unpack
+from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
 
@@ -110,13 +110,8 @@ class INat2017:
                 for category, of_species in zip(listed.category_ids, members, strict=True)
                 for image in held_out(of_species.tolist(), split, f"{seed}/{category}", val_fraction)
             )
-        missing = _missing(self.raw, [listed.files[image] for image in chosen])
-        if missing:
-            message = f"{self.raw}: {len(missing)} of {len(chosen)} images are missing, the first is {min(missing)}"
-            if not allow_partial:
-                raise ValueError(f"{message}; --allow-partial prepares what is there")
-            logger.warning("%s", message)
-            chosen = [image for image in chosen if listed.files[image] not in missing]
+        there = on_disk(self.raw, [listed.files[image] for image in chosen], allow_partial)
+        chosen = list(itertools.compress(chosen, there))
         if not chosen:
             raise ValueError(f"{self.raw}: no images for the split {split!r}")
         self._files = tuple(listed.files[image] for image in chosen)
@@ -323,18 +318,6 @@ def _column(
             actual = "none" if value is None else repr(value)[:60]
             raise ValueError(f"{path}: {table}[{number}]: expected {key} ({kind.__name__}), got {actual}")
     return values
-
-
-def _missing(raw: Path, files: Sequence[str]) -> set[str]:
-    """Files that are not there. Every folder is listed once: on network disks that is far faster than many look-ups."""
-    missing: set[str] = set()
-    for folder, of_folder in itertools.groupby(sorted(files), key=os.path.dirname):
-        try:
-            names = set(os.listdir(raw / folder))
-        except (FileNotFoundError, NotADirectoryError):
-            names = set()
-        missing.update(file for file in of_folder if os.path.basename(file) not in names)
-    return missing
 
 
 def _clipped(boxes: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
