@@ -13,6 +13,7 @@ from rg.explain.explainer import Explainer, ImageLike
 from rg.explain.folder import ExplainedFolder, open_folder
 from rg.explain.image_files import find_images
 from rg.explain.lookahead import in_order
+from rg.explain.pictures import ANSWERS
 from rg.runs.folder import WEIGHTS
 from rg.runs.progress import image_progress
 
@@ -104,5 +105,6 @@ def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: st
             done += 1
             progress(done + left_out, total)
             if total <= FEW:
-                logger.info("%s: %s (%.1f %%)", line["source"], line["label"], 100 * line["probability"])
+                answer = f"{ANSWERS[line['answer']]}, " if ANSWERS[line["answer"]] else ""
+                logger.info("%s: %s (%s%.1f %%)", line["source"], line["label"], answer, 100 * line["probability"])
     return left_out

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import rg
-from pipelines.files import locked
+from pipelines.files import locked, sha256
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain.explainer import Explainer
 from rg.explain.files import explain_files
 from rg.explain.image_files import name_each
 from rg.model.region_grouping import RegionGroupingModel
 from rg.pages import gallery
-from rg.runs.folder import Classes, save_config, save_weights
+from rg.runs.confidence import Confidence, write_confidence
+from rg.runs.folder import CONFIDENCE, WEIGHTS, Classes, save_config, save_weights
 
 CONFIG = RunConfig(
     model=ModelConfig(
@@ -79,6 +81,19 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(Explainer, "_explain", watched)
     return explained
+
+
+def test_an_answer_that_is_withheld_is_told(run, photos, tmp_path, caplog):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    weights = sha256(copy / WEIGHTS)
+    unsure = Confidence(None, None, None, 0.95, 0.01, 0.0, None, images=9, dataset="birds", weights=weights)
+    write_confidence(copy / CONFIDENCE, unsure)
+    with caplog.at_level("INFO"):
+        explain_files(copy, [photos / "wren"], tmp_path / "out", device="cpu", pictures="none")
+    (line,) = lines(tmp_path / "out")
+    assert line["answer"] == "unsure"
+    assert f"bird.jpg: {line['label']} (unsure, {100 * line['probability']:.1f} %)" in caplog.text
 
 
 def test_what_is_written(run, photos, tmp_path, caplog):

@@ -162,9 +162,12 @@ def test_the_installed_program_serves_its_page(environment, home):
                     break
             else:
                 pytest.fail("".join(lines))
-            for name in ("", "page.js", "page.css"):
+            for name, files in {
+                "": ("server/page.html",),
+                "page.js": ("pages/numbers.js", "server/page.js"),
+                "page.css": ("server/page.css",),
+            }.items():
                 with urllib.request.urlopen(f"{address[0]}/{name}", timeout=30) as answer:
-                    expected = (ROOT / "rg" / "server" / (name or "page.html")).read_bytes()
-                    assert answer.read() == expected
+                    assert answer.read() == b"\n".join((ROOT / "rg" / file).read_bytes() for file in files)
         finally:
             server.terminate()
