@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 
 import pytest
@@ -17,6 +16,7 @@ from pipelines.batches.loader import Loader
 from pipelines.shards import writer
 from pipelines.shards.reader import read, read_fields, read_index
 from pipelines.shards.storage import open_storage
+from tests.support import forked
 from tests.support.decoders import DECODERS
 from tests.training.test_train import command
 
@@ -323,9 +323,7 @@ def test_a_split_without_any_sample_ends(small_birds, tmp_path):
 
 def test_a_run_on_damaged_shards_trains_to_the_end(zeroed, small_birds, tmp_path):
     out = tmp_path / "run"
-    result = subprocess.run(
-        command(zeroed, out, train__epochs=1, input__max_damaged=0.1), capture_output=True, text=True, timeout=120
-    )
+    result = forked.run(command(zeroed, out, train__epochs=1, input__max_damaged=0.1))
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     counts = [line["damaged"] for line in lines if line["kind"] == "train"]

@@ -15,6 +15,7 @@ from rg import __version__, recipes
 from rg.cli.main import VERBS, main
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs.folder import Classes, save_config, save_weights
+from tests.support import forked
 
 
 @pytest.mark.parametrize(
@@ -132,14 +133,13 @@ def test_help_lists_every_verb(capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb):
-    result = subprocess.run([sys.executable, "-m", "rg", verb, "--help"], capture_output=True, text=True, check=False)
+    result = forked.run([verb, "--help"])
     assert result.returncode == 0, result.stderr
     assert "usage: " in result.stdout
 
 
 def test_every_setting_is_explained():
-    arguments = [sys.executable, "-m", "rg", "train", "--help"]
-    text = " ".join(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split())
+    text = " ".join(forked.run(["train", "--help"]).stdout.split())
     for words in ("K, the number of parts", "Weight of the occurrence prior", "Images of one optimiser step"):
         assert words in text
 

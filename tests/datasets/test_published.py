@@ -1,14 +1,12 @@
 """The published data sets from their raw layout to the paper's tables, by the commands that a user types."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from pipelines.shards.manifest import Manifest
 from rg.cli.main import main
-from tests.support import miniature_celeba, miniature_cub200, miniature_inat2017
+from tests.support import forked, miniature_celeba, miniature_cub200, miniature_inat2017
 
 SMALL = {  # what makes a recipe of the paper run in seconds
     "model.backbone.name": "resnet18",
@@ -64,8 +62,7 @@ def words(settings):
 
 
 def train(recipe, data, out, **more):
-    command = [sys.executable, "-m", "rg", "train", recipe, "--data", data, "--out", out, *words(SMALL | more)]
-    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    result = forked.run(["train", recipe, "--data", data, "--out", out, *words(SMALL | more)])
     assert result.returncode == 0, result.stderr
 
 

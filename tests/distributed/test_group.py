@@ -21,7 +21,8 @@ from rg.distributed.batch_norm import synchronize
 from rg.distributed.group import Group, GroupError, PeerLostError, collectives, connect
 from rg.distributed.ranks import Ranks
 from rg.model.losses import occurrence_prior_loss
-from tests.support.world import CONTEXT, World, join
+from tests.support.forked import CONTEXT
+from tests.support.world import World, join
 
 SIZES = (3, 1, 2)
 PRIOR = (2e-3, 1e-3)

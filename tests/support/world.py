@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,11 +13,8 @@ import torch.distributed as dist
 
 from rg.distributed.group import Group
 from rg.distributed.ranks import Ranks
+from tests.support import forked
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["rg.distributed.batch_norm", "rg.training.checkpoints", "rg.distributed.heartbeat", "timm.layers", "pytest"]
-)
 PATIENCE = timedelta(seconds=60)  # for a collective
 
 _group: Group  # of this process, if it is a rank
@@ -44,7 +40,8 @@ class World:
 
     def __init__(self, size: int, store: Path) -> None:
         self._ranks = [
-            ProcessPoolExecutor(1, CONTEXT, initializer=join, initargs=(rank, size, store)) for rank in range(size)
+            ProcessPoolExecutor(1, forked.CONTEXT, initializer=join, initargs=(rank, size, store))
+            for rank in range(size)
         ]
 
     def __enter__(self) -> World:

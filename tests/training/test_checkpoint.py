@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from rg.distributed.group import Group, GroupError
 from rg.distributed.ranks import Ranks
 from rg.training.checkpoints import MANIFEST, MODEL, MOMENTUM, Checkpoints, find, rank_file
-from tests.support.world import CONTEXT, World
+from tests.support.forked import CONTEXT
+from tests.support.world import World
 
 ALONE = Group(Ranks())
 ABOUT = {"loader": {"position": 7}, "skipped": 0}

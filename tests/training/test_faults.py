@@ -33,7 +33,6 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[cluster.Hosts]:
     os.environ["OMP_NUM_THREADS"] = "1"
-    rank_process.context.set_forkserver_preload(rank_process.PRELOADED)
     with cluster.Hosts(2) as found:
         yield found
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from rg.distributed.heartbeat import Heartbeat
 from rg.distributed.ranks import Ranks
 from rg.evaluation.evaluate import evaluate
 from rg.runs.folder import load_model
+from tests.support import forked
 
 OPTIONS = {
     "input.short_side": 72,
@@ -42,25 +44,14 @@ OPTIONS = {
 
 
 def command(data: Path, out: Path, *more: str, **changed: object) -> list[str]:
+    """Arguments of ``python -m rg``."""
     options = OPTIONS | {name.replace("__", "."): value for name, value in changed.items()}
     settings = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [
-        sys.executable,
-        "-m",
-        "rg",
-        "train",
-        "birds_lite0",
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        *settings,
-        *more,
-    ]
+    return ["train", "birds_lite0", "--data", str(data), "--out", str(out), *settings, *more]
 
 
 def run(*arguments: object, **changed: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments, **changed), capture_output=True, text=True, check=False, timeout=300)  # type: ignore[arg-type]
+    return forked.run(command(*arguments, **changed))  # type: ignore[arg-type]
 
 
 def metrics(out: Path) -> list[dict]:
@@ -134,17 +125,12 @@ def test_the_model_explains_without_dali_and_deepspeed(finished):
 def test_an_interrupted_run_goes_on_bit_for_bit(small_birds, finished, tmp_path, number):
     """Killed after two epochs, or stopped by a signal in the middle of one."""
     out = tmp_path / "run"
-    process = subprocess.Popen(command(small_birds, out), stderr=subprocess.PIPE, text=True)
-    marker = "step 10/12" if number == signal.SIGKILL else "step 6/12"
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith(marker):
-            process.send_signal(number)
-            break
-    rest = process.stderr.read()
-    assert process.wait(120) == (-number if number == signal.SIGKILL else 75), rest
+    program = forked.Program(command(small_birds, out), tmp_path / "log")
+    program.wait_for("step 10/12" if number == signal.SIGKILL else "step 6/12")
+    program.send(number)
+    assert program.wait(120) == (-number if number == signal.SIGKILL else 75), program.output
     if number != signal.SIGKILL:
-        assert f"stopped by {number.name} at step" in rest
+        assert f"stopped by {number.name} at step" in program.output
         assert (out / "model.safetensors").exists()
     result = run(small_birds, out, "--auto-resume", train__peer_timeout=99)
     assert result.returncode == 0, result.stderr
@@ -258,13 +244,14 @@ def test_what_cannot_run_is_said_before_anything_is_written(small_birds, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(small_birds, tmp_path):
+def limit_files() -> None:
     """A limit on the size of files stands for a disk that is full when the checkpoint is written."""
-    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); "
-    code += "from rg.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    arguments = [sys.executable, "-c", code, *command(small_birds, tmp_path / "run", train__epochs=1)[3:]]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(small_birds, tmp_path):
+    result = forked.run(command(small_birds, tmp_path / "run", train__epochs=1), before=limit_files)
     assert result.returncode == 2
     assert "the last checkpoint cannot be written, is the disk full?" in result.stderr
     assert "Traceback" not in result.stderr
@@ -340,7 +327,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_the_rate_is_that_of_training_alone(small_birds, tmp_path):
     """By a clock that counts 2 s a step and 1000 s a validation or checkpoint: 8 images in 2 s are 4 a second."""
-    arguments = command(small_birds, tmp_path / "run", train__epochs=2)[3:]
+    arguments = command(small_birds, tmp_path / "run", train__epochs=2)
     result = subprocess.run([sys.executable, "-c", CLOCK, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -362,7 +349,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_signal_that_comes_late_changes_nothing(small_birds, tmp_path):
     """To a rank that has come to its end, or stopped because another one had received its signal earlier."""
-    arguments = command(small_birds, tmp_path / "run", train__epochs=1)[3:]
+    arguments = command(small_birds, tmp_path / "run", train__epochs=1)
     result = subprocess.run([sys.executable, "-c", LATE, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "SIGTERM" in result.stderr
@@ -427,7 +414,7 @@ def test_a_run_is_evaluated_to_the_same_bytes(small_birds, finished, tmp_path):
     for file in files:
         file.unlink()
     arguments = ["evaluate", tmp_path, "--data", small_birds, "--device", "cpu"]
-    result = subprocess.run([sys.executable, "-m", "rg", *map(str, arguments)], capture_output=True, text=True)
+    result = forked.run(arguments)
     assert result.returncode == 0, result.stderr
     assert [file.read_bytes() for file in files] == first
 
@@ -489,7 +476,7 @@ def test_a_config_file_is_a_run(small_birds, finished, tmp_path):
     """The config.json of a run repeats it."""
     out = tmp_path / "repeated"
     arguments = ["train", "photos_lite0", "--config", finished / "config.json", "--data", small_birds, "--out", out]
-    result = subprocess.run([sys.executable, "-m", "rg", *map(str, arguments)], capture_output=True, text=True)
+    result = forked.run(arguments)
     assert result.returncode == 0, result.stderr
     assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
@@ -526,7 +513,7 @@ def test_activation_checkpointing_of_a_backbone_without_blocks_is_refused(small_
 
 def test_a_compiled_run_is_one_graph_and_learns_the_same(small_birds, finished, tmp_path):
     """aot_eager: what inductor is given, with its arithmetic; inductor takes minutes."""
-    words = command(small_birds, tmp_path / "run", train__compile="aot_eager")
+    words = [sys.executable, "-m", "rg", *command(small_birds, tmp_path / "run", train__compile="aot_eager")]
     surroundings = os.environ | {"TORCH_LOGS": "aot_graphs"}
     result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300, env=surroundings)
     assert result.returncode == 0, result.stderr
