@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines import images
+from pipelines import formats, images
 
 
 def pixels(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
@@ -136,14 +136,21 @@ def test_message_names_the_path(tmp_path) -> None:
         images.open_rgb(tmp_path / "missing.jpg")
 
 
-@pytest.mark.parametrize("limit", [40 * 56 - 1, 40 * 56 // 2 - 1])  # Pillow warns of the first, raises at the second
-def test_decompression_bomb_is_an_error(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pixels_than_pillow_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(PHOTO, "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 56 // 2 - 1)  # Pillow raises at twice as many
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="exceeds limit"):
-            images.open_rgb(data)
+        np.testing.assert_array_equal(np.asarray(images.open_rgb(data)), pixels())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF"])
+def test_too_many_pixels_are_refused_with_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(PHOTO, kind)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 40 * 56 - 1)
+    monkeypatch.setattr(Image.Image, "load", None)  # nothing is decoded
+    with pytest.raises(ValueError, match=r"^expected at most \d+ megapixels, got 56x40; scale it down first$"):
+        images.open_rgb(data)
 
 
 def test_longer_than_a_jpeg_can_be() -> None:
