@@ -28,6 +28,7 @@ from rg.runs.folder import Classes, save_config, save_weights
         (["prepare", "birds", "--out", "x", "--train", "0"], ["at least 1 image, got 0"]),
         (["prepare", "folder", "--out", "x", "--raw", "nowhere"], ["nowhere", "no such folder"]),
         (["verify", "nowhere"], ["nowhere", "no such folder"]),
+        (["verify", __file__], ["test_cli.py", "expected a folder of shards, got a file; give the folder it lies in"]),
         (["verify", "s3://bucket/birds"], ["expected a local folder, got s3://bucket/birds"]),
         (["train", "birds_lite0", "--data", "ftp://host/birds", "--out", "y"], ["s3://", "got ftp://host/birds"]),
         (["train", "bird_lite", "--data", "x", "--out", "y"], ["recipe", "birds_lite0"]),

@@ -44,7 +44,7 @@ def test_split_folders_by_other_names(tmp_path: Path, names: dict[str, str]) -> 
         ),
         (
             {"bottle/train/good": 1, "bottle/test/good": 1, "pill/train/good": 1},
-            "bottle holds test and train; give .*jar",
+            "jar holds test and train; give .*jar",
         ),
         ({"data/train/a": 1, "data/val/a": 1}, "data holds train and val; give .*data"),
         ({"photos/a": 1, "photos/b": 1}, "at least 2 classes, found 1; give .*photos if its folders are the classes"),
