@@ -28,7 +28,6 @@ SIGNATURES = {
     "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
     "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
     "Photoshop": rb"8BPS\0",
-    "SVG": rb"\s*<svg[\s>]",
 }
 PATTERNS = {name: re.compile(pattern, re.DOTALL) for name, pattern in SIGNATURES.items()}
 NEW_SUBFILE_TYPE, DNG_VERSION = 254, 50706  # tags of TIFF
