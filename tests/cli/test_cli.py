@@ -190,7 +190,7 @@ def test_photos_are_packed_and_what_is_broken_is_named(tmp_path, capsys):
     assert [name for name in os.environ if name not in environment and "RANK" in name] == []
 
 
-def test_a_class_without_usable_training_images_is_left_out_unless_asked_for(tmp_path, capsys, caplog):
+def test_a_class_without_usable_training_images_is_left_out_unless_asked_for(tmp_path, caplog):
     raw = tmp_path / "raw"
     for name in ("cat", "dog", "emu"):
         for split, count in (("train", 3), ("val", 2)):
