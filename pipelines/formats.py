@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 # What Pillow decodes by itself, and HEIF by pillow-heif. Others (EPS, WMF) would start external programs on files that
 # nobody has looked at.
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 1 << 28  # of one image: phones take up to 200 million, of which decoding needs 3 bytes each, twice
+MAX_PIXELS = (1 << 29) // 3  # of one image: 512 MiB, which Pillow and DALI decode
 HEAD = 32  # bytes that tell the format
 SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
@@ -35,17 +35,7 @@ REDUCED = 1  # bit of NewSubfileType
 
 
 class TooLargeError(ValueError):
-    """An image has more pixels than ``MAX_PIXELS``.
-
-    Attributes:
-        size: Its columns and rows.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__(
-            f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {size[0]}x{size[1]}; scale it down first"
-        )
-        self.size = size
+    """An image has more pixels than ``MAX_PIXELS``."""
 
 
 def image_format(head: bytes) -> str:
@@ -60,14 +50,13 @@ def image_format(head: bytes) -> str:
 def open_image(file: IO[bytes]) -> Image.Image:
     """Opens an image without decoding it: format, mode and size are known then, its pixels with ``load``.
 
-    ``PIL.Image.open`` takes no more than ``PIL.Image.MAX_IMAGE_PIXELS``, which is less than a phone takes.
+    ``PIL.Image.open`` warns of more than ``PIL.Image.MAX_IMAGE_PIXELS``, which phones take; see ``reduce`` for ours.
 
     Args:
         file: At its beginning.
 
     Raises:
         UnidentifiedImageError: it is no image.
-        TooLargeError: it has more than ``MAX_PIXELS`` pixels.
         ValueError: it is an image of a format that is not read, or a thumbnail; the message says what to do.
         Exception: nearly anything, from Pillow, where the file is damaged.
     """
@@ -76,12 +65,27 @@ def open_image(file: IO[bytes]) -> Image.Image:
     if name and name not in FORMATS:
         raise ValueError(f"{name} is not read; convert it to JPEG or PNG")
     image = _open_heif(file) if name == "HEIF" else _open(file, name)
-    if image.width * image.height > MAX_PIXELS:
-        raise TooLargeError(image.size)
     tags = getattr(image, "tag_v2", {})
     if DNG_VERSION in tags or tags.get(NEW_SUBFILE_TYPE, 0) & REDUCED:
         raise ValueError("camera raw, of which only a thumbnail can be read; convert it to JPEG or PNG")
     return image
+
+
+def reduce(image: Image.Image) -> None:
+    """Has an image that is not loaded yet decoded with at most ``MAX_PIXELS`` pixels: 1/2, 1/4 or 1/8 of each side.
+
+    Only baseline JPEGs can be; progressive ones take the memory of all pixels.
+
+    Raises:
+        TooLargeError: it has more pixels.
+    """
+    size = image.size
+    factor = next((factor for factor in (1, 2, 4, 8) if size[0] * size[1] <= MAX_PIXELS * factor**2), 0)
+    if factor > 1 and image.format == "JPEG" and not image.info.get("progressive"):
+        image.draft(None, (size[0] // factor, size[1] // factor))
+    if image.width * image.height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS / 1e6:.0f} megapixels"
+        raise TooLargeError(f"expected at most {limit}, got {size[0]}x{size[1]}; scale it down first")
 
 
 def _open(file: IO[bytes], name: str) -> Image.Image:

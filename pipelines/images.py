@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.formats import TooLargeError, open_image
+from pipelines.formats import TooLargeError, open_image, reduce
 from pipelines.levels import check_deep_color, is_deep_color, is_deep_grey, to_8_bits
 
 MAX_JPEG_SIDE = 65500
@@ -39,14 +39,14 @@ def open_rgb(data: bytes | str | os.PathLike | Image.Image) -> Image.Image:
     """Decodes an image to upright 8-bit RGB.
 
     The EXIF orientation is applied, grey of more than 8 bits is scaled to 0..255 (see ``pipelines.levels``),
-    transparency is laid on white, and of several frames the first is taken.
+    transparency is laid on white, and of several frames the first is taken. A JPEG of more than ``MAX_PIXELS`` pixels
+    (of ``pipelines.formats``) is decoded at a half, a quarter or an eighth of its size.
 
     Args:
         data: The bytes of an image file, its path, or an image that Pillow has opened.
 
     Raises:
-        ValueError: it is no image, is damaged or cut short, has levels of an unknown range, or more than ``MAX_PIXELS``
-            pixels (of ``pipelines.formats``).
+        ValueError: it is no image, is damaged or cut short, has levels of an unknown range, or has too many pixels.
         OSError: the file cannot be read.
     """
     if isinstance(data, bytes):
@@ -93,11 +93,14 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with open_image(io.BytesIO(data)) as image:
+                size = image.size
+                reduce(image)
                 rgb = _rgb(image)
                 orientation = _orientation(image)
                 if image.format == "JPEG" and not has_end(data):
                     raise ValueError("the JPEG has no end")
-                storable = orientation == 1 and image.format == "JPEG" and _is_plain_jpeg(image, data)
+                whole = image.size == size and orientation == 1
+                storable = whole and image.format == "JPEG" and _is_plain_jpeg(image, data)
     except TooLargeError:
         raise
     except UnidentifiedImageError:  # its message holds a memory address

@@ -17,7 +17,7 @@ from python_multipart.multipart import Field, File
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from pipelines.formats import MAX_PIXELS, TooLargeError, open_image
+from pipelines.formats import TooLargeError, open_image
 from pipelines.images import forget, open_rgb
 
 MAX_FIELDS = 8  # of a form beside the picture
@@ -155,6 +155,8 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
     try:
         _check_header(data, limits)
         image = open_rgb(data)
+    except TooLargeError as error:
+        raise HTTPException(413, str(error)) from None
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
     finally:
@@ -165,20 +167,17 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
 
 def _check_header(data: bytes, limits: Limits) -> None:
     """Refuses what would take too long or too much memory to decode; open_rgb says what else is wrong."""
-    megapixels = min(limits.megapixels, MAX_PIXELS / 1e6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with open_image(io.BytesIO(data)) as image:
-                size, info, form = image.size, image.info, image.format
-        except TooLargeError as error:
-            size, info, form = error.size, {}, None
+                (width, height), info, form = image.size, image.info, image.format
         except Exception:
             return
     if form == "BMP" and info.get("compression") in RUN_LENGTHS:
         raise HTTPException(400, "expected no run-length encoding in a BMP")
-    if size[0] * size[1] > megapixels * 1e6:
-        raise HTTPException(413, f"expected at most {megapixels:.4g} megapixels, got {size[0]}x{size[1]}")
+    if width * height > limits.megapixels * 1e6:
+        raise HTTPException(413, f"expected at most {limits.megapixels:g} megapixels, got {width}x{height}")
     if scans(data) > MAX_SCANS:
         raise HTTPException(413, f"expected at most {MAX_SCANS} scans in a JPEG")
 

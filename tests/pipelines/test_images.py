@@ -144,9 +144,21 @@ def test_more_pixels_than_pillow_takes_by_itself(monkeypatch: pytest.MonkeyPatch
         np.testing.assert_array_equal(np.asarray(images.open_rgb(data)), pixels())
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF"])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.forget()
+    size = (56 // factor, 40 // factor)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 40 * 56 // factor**2)
+    stored, *stored_size = images.to_jpeg(KEPT["baseline"])
+    found = images.open_rgb(KEPT["baseline"])
+    assert found.size == tuple(stored_size) == Image.open(io.BytesIO(stored)).size == size
+    change = np.asarray(found, float) - np.asarray(PHOTO.resize(size, Image.Resampling.BOX), float)
+    assert np.abs(change).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "progressive"])
 def test_too_many_pixels_are_refused_with_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(PHOTO, kind)
+    data = KEPT[kind] if kind in KEPT else encoded(PHOTO, kind)
     images.forget()
     monkeypatch.setattr(formats, "MAX_PIXELS", 40 * 56 - 1)
     with pytest.raises(ValueError, match=r"^expected at most \d+ megapixels, got 56x40; scale it down first$"):
