@@ -2,7 +2,7 @@
 
 A file is an image if its suffix says so (``SUFFIXES``) or its content does. Hidden files are passed over, and so is
 what systems put beside photos: thumbnails, settings of folders, waste bins. A link to a folder is followed unless that
-folder was read already.
+folder was read already or holds the link.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ImageFiles:
         links: Links to folders that were followed.
         litter: Files and folders that systems put there.
         hidden: Other hidden files and folders.
-        circles: Links to folders that the walk has been in already.
+        circles: Links to folders that were read already, or that hold the link.
         others: Files that are no images, and links to nothing.
     """
 
@@ -81,7 +81,7 @@ def find_images(folder: Path, without: Path | None = None) -> ImageFiles:
     links = [folder]  # are followed last, so that a folder counts where it lies
     while links:
         link = links.pop(0)
-        if _identity(link) in visited:
+        if _identity(link) in visited or (link is not folder and _leads_up(link)):
             files.circles.append(link)
             continue
         if link is not folder:
@@ -114,7 +114,7 @@ def log_files(folder: Path, found: Sequence[ImageFiles]) -> None:
         ("links", logging.INFO, "links to folders, followed"),
         ("litter", logging.INFO, "passed over, put there by a system"),
         ("hidden", logging.INFO, "passed over, hidden"),
-        ("circles", logging.WARNING, "passed over, links to folders that were read already"),
+        ("circles", logging.WARNING, "passed over, links to folders that were read already or hold the link"),
         ("others", logging.INFO, "passed over, no images"),
     ):
         paths = sorted(path for files in found for path in getattr(files, name))
@@ -156,6 +156,11 @@ def _walk(folder: Path, files: ImageFiles, visited: set[tuple[int, int]], links:
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
+
+
+def _leads_up(link: Path) -> bool:
+    place = link.parent.resolve()
+    return link.resolve() in (place, *place.parents)
 
 
 def _is_litter(name: str) -> bool:

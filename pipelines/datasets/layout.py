@@ -97,6 +97,12 @@ class Layout:
         if nested := nested - set(self.class_folders):
             names = few(self.raw, sorted(nested))
             logger.info("%s: folders below class folders, taken for their class (%d): %s", self.raw, len(nested), names)
+        below = [frozenset(path.name for path in _subfolders(folder)) for folder in self.class_folders]
+        if len(set(below)) == 1 and len(below[0]) > 1 and all(map(_holds_classes, self.class_folders)):
+            logger.warning(
+                "%s: every class holds the same folders, %s; if these are the classes, put the images of each together",
+                *(self.raw, " and ".join(sorted(below[0])[:2])),
+            )
         log_files(self.raw, list(self.class_folders.values()))
 
 

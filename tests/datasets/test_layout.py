@@ -43,7 +43,7 @@ def test_split_folders_by_other_names(tmp_path: Path, names: dict[str, str]) -> 
             "seg_test and seg_train may be splits .*; rename them test and train",
         ),
         (
-            {"bottle/train/good": 1, "bottle/test/good": 1, "pill/train/good": 1},
+            {"jar/train/a": 1, "jar/test/a": 1, "pill/train/a": 1},
             "jar holds test and train; give .*jar",
         ),
         ({"data/train/a": 1, "data/val/a": 1}, "data holds train and val; give .*data"),
@@ -74,6 +74,12 @@ def test_what_was_understood_is_said(tmp_path: Path, caplog: pytest.LogCaptureFi
         f"{tmp_path}: folders below class folders, taken for their class (1): training_set/emu/old",
         f"{tmp_path}: 20 % of every class are held out for validation",
     ]
+
+
+def test_the_same_folders_in_every_class_are_pointed_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, {"fold1/cat": 1, "fold1/dog": 1, "fold2/cat": 1, "fold2/dog": 1})
+    assert Folder(tmp_path, "train").class_names == ("fold1", "fold2")
+    assert "every class holds the same folders, cat and dog; if these are the classes, put" in caplog.text
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX only")

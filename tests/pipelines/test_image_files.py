@@ -91,10 +91,11 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (photos / "far").symlink_to(elsewhere)
     (photos / "farther").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(photos)
+    (photos / "z" / "up").symlink_to(tmp_path)
     found = find_images(photos)
     assert below(photos, found.images) == ["far/far.jpg", "z/near.jpg"]
     assert below(photos, found.links) == ["far"]
-    assert below(photos, found.circles) == ["again", "all", "farther", "far/back"]
+    assert below(photos, found.circles) == ["again", "all", "farther", "z/up", "far/back"]
 
 
 def test_a_folder_can_be_left_out(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_every_kind_is_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.messages == [
         f"{tmp_path}: images by their content, of other suffixes (12): {names} and 2 more",
         f"{tmp_path}: passed over, put there by a system (1): @eaDir",
-        f"{tmp_path}: passed over, links to folders that were read already (1): loop",
+        f"{tmp_path}: passed over, links to folders that were read already or hold the link (1): loop",
     ]
 
 
