@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from pipelines import formats, images
 
@@ -311,3 +311,43 @@ for _ in range(300):
         decoder = make_decoder(Decoding(threads=2, prefetch=1), 20)
 print(decoded, refused, found)
 """
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_avif() -> None:
+    image = images.open_rgb(encoded(PHOTO, "AVIF", quality=95, exif=turned(6)))
+    assert np.abs(np.asarray(image, float) - np.rot90(pixels(), k=-1)).mean() < 3
+
+
+def test_heic() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(PHOTO).save(buffer, quality=95, exif=turned(6).tobytes())
+    image = images.open_rgb(buffer.getvalue())
+    assert np.abs(np.asarray(image, float) - np.rot90(pixels(), k=-1)).mean() < 3
+    with pytest.raises(ValueError, match="not an image that can be decoded"):
+        images.open_rgb(buffer.getvalue()[:-100])
+
+
+def test_heic_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"HEIC needs pillow-heif; pip install 'region-grouping\[heic\]'"):
+        images.open_rgb(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100))
+
+
+UNREAD = {
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n" + bytes(50), "JPEG 2000 is not read; convert it to JPEG or PNG"),
+    "JPEG XL": (b"\xff\x0a" + bytes(50), "JPEG XL is not read; convert it"),
+    "camera raw": (b"II*\0\x10\0\0\0CR\x02\0" + bytes(50), "camera raw is not read; convert it"),
+    "thumbnail of a camera raw": (
+        encoded(PHOTO, "TIFF", tiffinfo={254: 1}),
+        "only a thumbnail can be read; convert it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_images_of_formats_that_are_not_read(name: str) -> None:
+    data, reason = UNREAD[name]
+    with pytest.raises(ValueError, match=reason):
+        images.open_rgb(data)
