@@ -92,14 +92,15 @@ def find_images(folder: Path, without: Path | None = None) -> ImageFiles:
     return files
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The images that lie directly in a folder, sorted.
+def look_in(folder: Path) -> ImageFiles:
+    """What lies directly in a folder.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    with os.scandir(folder) as entries:
-        return sorted(Path(entry) for entry in entries if not is_passed_over(entry.name) and _is_image(entry))
+    files = ImageFiles()
+    _sort(folder, files)
+    return files
 
 
 def is_passed_over(name: str) -> bool:
@@ -132,25 +133,33 @@ def few(folder: Path, paths: Iterable[Path]) -> str:
 def _walk(folder: Path, files: ImageFiles, visited: set[tuple[int, int]], links: list[Path]) -> None:
     """Reads a folder and those that lie below it; links to folders are added to ``links``."""
     visited.add(_identity(folder))
+    for path in _sort(folder, files):
+        if path.is_symlink():
+            links.append(path)
+        elif _identity(path) not in visited:
+            _walk(path, files, visited, links)
+
+
+def _sort(folder: Path, files: ImageFiles) -> list[Path]:
+    """Sorts what lies in a folder by its kind, and returns the folders."""
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
+    folders = []
     for entry in entries:
         path = Path(entry)
         if _is_litter(entry.name):
             files.litter.append(path)
         elif is_passed_over(entry.name):
             files.hidden.append(path)
-        elif entry.is_dir(follow_symlinks=False):
-            if _identity(path) not in visited:
-                _walk(path, files, visited, links)
         elif entry.is_dir():
-            links.append(path)
+            folders.append(path)
         elif _is_image(entry):
             files.images.append(path)
             if path.suffix.lower() not in SUFFIXES:
                 files.by_content.append(path)
         else:
             files.others.append(path)
+    return folders
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.image_files import ImageFiles, few, find_images, images_in, is_passed_over, log_files
+from pipelines.image_files import ImageFiles, few, find_images, is_passed_over, log_files, look_in
 
 WORDS = {
     "train": ("train", "training", "trn"),
@@ -42,12 +42,14 @@ class Layout:
         folders: Folder of every split; empty if the class folders lie in the raw folder itself.
         files: Split -> class -> its images, both sorted by name; without split folders all of them are ``train``.
         class_folders: All class folders with what was found in them.
+        beside: What lies beside the class folders.
     """
 
     raw: Path
     folders: Mapping[str, Path]
     files: Mapping[str, Mapping[str, Sequence[Path]]]
     class_folders: Mapping[Path, ImageFiles]
+    beside: Sequence[ImageFiles]
 
     @classmethod
     def read(cls, raw: Path) -> Layout:
@@ -61,8 +63,10 @@ class Layout:
         folders = split_folders(raw)
         files: dict[str, dict[str, list[Path]]] = {}
         class_folders: dict[Path, ImageFiles] = {}
+        beside: list[ImageFiles] = []
         for split, parent in (folders or {"train": raw}).items():
-            if loose := images_in(parent):
+            beside.append(look_in(parent))
+            if loose := beside[-1].images:
                 raise ValueError(
                     f"{parent}: holds images that are in no class folder, such as {few(parent, loose[:1])}; {LAYOUT}"
                 )
@@ -77,7 +81,7 @@ class Layout:
             )
         for split, parent in folders.items():
             _check_known(parent, files[split], folders["train"], files["train"])
-        return cls(raw, folders, files, class_folders)
+        return cls(raw, folders, files, class_folders, beside)
 
     def log(self) -> None:
         """Logs what was understood, and what was passed over."""
@@ -103,7 +107,7 @@ class Layout:
                 "%s: every class holds the same folders, %s; if these are the classes, put the images of each together",
                 *(self.raw, " and ".join(sorted(below[0])[:2])),
             )
-        log_files(self.raw, list(self.class_folders.values()))
+        log_files(self.raw, [*self.beside, *self.class_folders.values()])
 
 
 def class_name(folder: str) -> str:
@@ -167,7 +171,7 @@ def _splits_called(name: str) -> list[str]:
 
 def _holds_classes(folder: Path) -> bool:
     """Whether there are images in the folders of a folder, and none directly in it."""
-    return not images_in(folder) and any(find_images(path).images for path in _subfolders(folder))
+    return not look_in(folder).images and any(find_images(path).images for path in _subfolders(folder))
 
 
 def _subfolders(parent: Path) -> list[Path]:

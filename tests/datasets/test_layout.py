@@ -65,6 +65,7 @@ def test_classes_whose_names_remind_of_splits(tmp_path: Path, names: tuple[str, 
 def test_what_was_understood_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree(tmp_path / "training_set", {"cat": 2, "dog": 2, "emu/old": 1})
     tree(tmp_path / "test_set", {"cat": 1})
+    (tmp_path / "training_set" / "labels.csv").touch()
     with caplog.at_level("INFO"):
         folders = [Folder(tmp_path, split) for split in splits(tmp_path)]
     assert [len(folder) for folder in folders] == [3, 2, 1]
@@ -72,6 +73,7 @@ def test_what_was_understood_is_said(tmp_path: Path, caplog: pytest.LogCaptureFi
         f"{tmp_path}: train is training_set, test is test_set; 3 classes, cat to emu",
         f"{tmp_path / 'test_set'}: no images of 2 classes, such as dog",
         f"{tmp_path}: folders below class folders, taken for their class (1): training_set/emu/old",
+        f"{tmp_path}: passed over, no images (1): training_set/labels.csv",
         f"{tmp_path}: 20 % of every class are held out for validation",
     ]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.formats import HEAD, image_format
-from pipelines.image_files import few, find_images, images_in, log_files
+from pipelines.image_files import few, find_images, log_files, look_in
 
 PHOTO = Image.new("RGB", (12, 8), (200, 100, 50))
 
@@ -65,7 +65,7 @@ def test_images_are_found_by_suffix_or_content(tmp_path: Path) -> None:
     assert below(tmp_path, found.images) == sorted([*names, "broken.png", "gone.jpg"])
     assert below(tmp_path, found.by_content) == sorted(names[1:])
     assert below(tmp_path, found.others) == ["notes.txt", "pipe.jpg"]
-    assert images_in(tmp_path) == found.images
+    assert look_in(tmp_path) == found
 
 
 def test_litter_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
