@@ -25,7 +25,7 @@ def is_deep_grey(image: Image.Image) -> bool:
 
 def is_deep_color(image: Image.Image) -> bool:
     """Whether an image that is not loaded yet has colours of 16 bits, of which Pillow keeps the upper 8."""
-    return not is_deep_grey(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
@@ -46,7 +46,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         if darkest < 0 or brightest > WHITE:
             raise ValueError(f"grey levels from {darkest} to {brightest}, expected 0 to {WHITE}; {REMEDY}")
         if brightest < DARK:
-            raise ValueError(f"{_dark(int(brightest), WHITE)}, or state their range in the TIFF tag SMaxSampleValue")
+            raise ValueError(f"{_dark(int(brightest))}, or state their range in the TIFF tag SMaxSampleValue")
     elif not (np.isfinite(levels).all() and low <= darkest and brightest <= high):
         raise ValueError(f"grey levels from {darkest} to {brightest}, the file states {low:g} to {high:g}")
     scaled = np.subtract(levels, low, dtype=float)
@@ -65,14 +65,13 @@ def check_deep_color(image: Image.Image) -> None:
     Raises:
         ValueError: only the lowest quarter of the levels is used.
     """
-    colors = image.getextrema()[:3]
-    brightest = max(high for _, high in colors)
+    brightest = int(np.asarray(image)[..., :3].max())
     if brightest < DARK >> 8:
-        raise ValueError(_dark(((brightest + 1) << 8) - 1, WHITE))
+        raise ValueError(_dark(((brightest + 1) << 8) - 1))
 
 
-def _dark(brightest: int, white: int) -> str:
-    return f"levels of at most {brightest} of {white}, perhaps of {brightest.bit_length()}-bit data: {REMEDY}"
+def _dark(brightest: int) -> str:
+    return f"levels of at most {brightest} of {WHITE}, perhaps of {brightest.bit_length()}-bit data: {REMEDY}"
 
 
 def _stated_range(image: Image.Image) -> tuple[float, float] | None:
