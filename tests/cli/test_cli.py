@@ -62,6 +62,10 @@ from rg.runs.folder import Classes, save_config, save_weights
         (["evaluate", "nowhere", "--data", "x"], ["nowhere", "no such run folder"]),
         (["explain", "nowhere", "x.jpg", "--out", "y"], ["x.jpg"]),
         (["report", "nowhere"], ["nowhere"]),
+        (
+            ["explain", "x", os.fsdecode(b"caf\xe9.jpg"), "--out", "y"],
+            [r"expected arguments in UTF-8, got b'caf\xe9.jpg'"],
+        ),
         (["recipes", "nothing"], ["recipe", "nothing"]),
     ],
 )
