@@ -13,12 +13,11 @@ import struct
 import warnings
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# What Pillow decodes by itself. Others (EPS, WMF) would start external programs on files that nobody has looked at.
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+from pipelines.formats import TooLargeError, open_image, reduce
+from pipelines.levels import check_deep_color, is_deep_color, is_deep_grey, to_8_bits
+
 MAX_JPEG_SIDE = 65500
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
@@ -39,14 +38,15 @@ SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 def open_rgb(data: bytes | str | os.PathLike | Image.Image) -> Image.Image:
     """Decodes an image to upright 8-bit RGB.
 
-    The EXIF orientation is applied, 16-bit grey is scaled from 0..65535 to 0..255, transparency is laid on white, and
-    of several frames the first is taken.
+    The EXIF orientation is applied, grey of more than 8 bits is scaled to 0..255 (see ``pipelines.levels``),
+    transparency is laid on white, and of several frames the first is taken. A JPEG of more than ``MAX_PIXELS`` pixels
+    (of ``pipelines.formats``) is decoded at a half, a quarter or an eighth of its size.
 
     Args:
         data: The bytes of an image file, its path, or an image that Pillow has opened.
 
     Raises:
-        ValueError: it is no image, is damaged or cut short, or has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+        ValueError: it is no image, is damaged or cut short, has levels of an unknown range, or has too many pixels.
         OSError: the file cannot be read.
     """
     if isinstance(data, bytes):
@@ -92,14 +92,17 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.load()
+            with open_image(io.BytesIO(data)) as image:
+                size = image.size
+                reduce(image)
+                rgb = _rgb(image)
                 orientation = _orientation(image)
                 if image.format == "JPEG" and not has_end(data):
                     raise ValueError("the JPEG has no end")
-                storable = orientation == 1 and image.format == "JPEG" and _is_plain_jpeg(image, data)
-                rgb = _rgb(image)
+                whole = image.size == size and orientation == 1
+                storable = whole and image.format == "JPEG" and _is_plain_jpeg(image, data)
+    except TooLargeError:
+        raise
     except UnidentifiedImageError:  # its message holds a memory address
         raise ValueError("not an image that can be decoded (unknown format)") from None
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
@@ -125,13 +128,12 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, expected 0 to 65535")
-        return Image.fromarray(np.round(levels / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
+    deep_color = is_deep_color(image)  # is known until the pixels are loaded
+    image.load()
+    if deep_color:
+        check_deep_color(image)
+    if is_deep_grey(image):
+        return to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -110,7 +110,7 @@ HONEST: dict[str, bytes] = {
     "JPEG that is HTML, too": JPEG + b"<script>alert(1)</script>",
     "JPEG with a large EXIF block": encoded(noise(90, 70), exif=b"Exif\0\0MM\0*" + bytes(65000)),
     "grey PNG": encoded(noise(90, 70, "L"), "PNG"),
-    "16-bit PNG": encoded(noise(90, 70, "L").convert("I;16"), "PNG"),
+    "16-bit PNG": encoded(Image.fromarray(np.asarray(noise(90, 70, "L")) * np.uint16(257)), "PNG"),
     "transparent PNG": encoded(noise(90, 70, "RGBA"), "PNG"),
     "palette PNG": encoded(noise(90, 70, "P"), "PNG"),
     "PNG of 1x100000": encoded(Image.new("L", (1, 100000)), "PNG"),

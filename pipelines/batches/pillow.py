@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipelines.batches.decoding import DecodeError, Decoding
 from pipelines.batches.geometry import Window
+from pipelines.formats import open_image
 
 
 class PillowDecoder:
@@ -46,7 +47,7 @@ class PillowDecoder:
     @staticmethod
     def _decode(jpeg: bytes, window: Window) -> np.ndarray:
         try:
-            with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            with open_image(io.BytesIO(jpeg)) as image:
                 return show(image.convert("RGB"), window)
         except Exception as error:  # damaged files make Pillow raise nearly anything
             raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None

@@ -14,6 +14,9 @@ The files as published, in their folders or all in one:
 The files in ``Anno`` start with the number of images and a line of column names. Any number of spaces separates two
 columns. The lists of MAFL may lie in ``Anno`` or ``Eval`` as well.
 
+The copy on Kaggle is read, too: ``list_attr_celeba.csv`` and so on, with commas, a line of column names and no number
+of images, and the aligned images in ``img_align_celeba/img_align_celeba``.
+
 Pixels are counted from 0, though the publishers do not say so. A landmark is published as a whole pixel; its place is
 the centre of that pixel, half a pixel further in the coordinates of ``pipelines.shards.samples``. A landmark outside of
 the image keeps its position and counts as not visible, every other one as visible. A box is published by its first
@@ -32,10 +35,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from pipelines import images
 from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
+from pipelines.formats import open_image
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
 
@@ -180,6 +183,8 @@ class AlignedCelebA(_Faces):
                 if parent.is_dir():
                     unpack(parent, ARCHIVES)
         folder = find(raw, *places)
+        inner = folder / folder.name  # on Kaggle
+        folder = inner if inner.is_dir() else folder
         partition = _find(raw, "Eval/list_eval_partition.txt")
         members = _members(partition, split, allow_partial)
         names = list(itertools.compress(members, on_disk(folder, members, allow_partial)))
@@ -289,8 +294,9 @@ def _check_arguments(raw: Path, split: str, known: Sequence[str]) -> None:
 
 
 def _find(raw: Path, place: str) -> Path:
-    """A file in its published folder or directly in the raw folder."""
-    return find(raw, place, Path(place).name)
+    """A file in its published folder or directly in the raw folder, as text or as CSV."""
+    table = Path(place).with_suffix(".csv")
+    return find(raw, place, Path(place).name, table.as_posix(), table.name)
 
 
 def _find_mafl(raw: Path, name: str) -> Path:
@@ -309,7 +315,7 @@ def _unaligned_folder(raw: Path) -> Path:
 
 def _members(partition: Path, split: str, allow_partial: bool) -> list[str]:
     """The images of a split of the official partition."""
-    rows = _read_rows(partition, 1, allowed=range(len(PARTITION)))
+    rows = _read_rows(partition, 1, allowed=range(len(PARTITION)), first=2 if _is_csv(partition) else 1)
     members = sorted(name for name, (part,) in rows.items() if part == list(PARTITION).index(split))
     check_count(f"{partition}: {split} images", len(members), PARTITION[split], allow_partial)
     return members
@@ -333,7 +339,7 @@ def _large_faces(folder: Path, names: Sequence[str], boxes: np.ndarray) -> list[
 def _size(path: Path) -> tuple[int, int]:
     """Width and height of an image from its header, 0 and 0 if that cannot be read."""
     try:
-        with Image.open(path, formats=images.FORMATS) as image:
+        with path.open("rb") as file, open_image(file) as image:
             return image.size
     except Exception as error:  # damaged files make Pillow raise nearly anything
         logger.warning("%s: left out, its size cannot be read (%s)", path, type(error).__name__)
@@ -351,16 +357,18 @@ def _select(path: Path, rows: Rows, names: Sequence[str]) -> np.ndarray:
 def _read_table(
     path: Path, columns: int, allow_partial: bool, allowed: Container[int] = PIXELS
 ) -> tuple[list[str], Rows]:
-    """The column names and the rows of a file that starts with the number of images and with the column names."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        count, header = file.readline().strip(), file.readline().split()
+    """The column names and the rows of a file that starts with the number of images (text) and the column names."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        count = str(sum(PARTITION.values())) if _is_csv(path) else file.readline().strip()
+        header = _words(path, file.readline())
     if not count.isdecimal():
         raise ValueError(f"{path}: line 1: expected the number of images, got {count[:60]!r}")
-    if header[:1] == ["image_id"]:  # only the file of the boxes names its first column
+    if header[:1] == ["image_id"]:  # of the text files, only that of the boxes names its first column
         header = header[1:]
     if len(header) != columns:
-        raise ValueError(f"{path}: line 2: expected the names of {columns} columns, got {len(header)}")
-    rows = _read_rows(path, columns, allowed, first=3)
+        line = 1 if _is_csv(path) else 2
+        raise ValueError(f"{path}: line {line}: expected the names of {columns} columns, got {len(header)}")
+    rows = _read_rows(path, columns, allowed, first=2 if _is_csv(path) else 3)
     check_count(f"{path}: images", len(rows), int(count), allow_partial)
     return header, rows
 
@@ -368,11 +376,11 @@ def _read_table(
 def _read_rows(path: Path, columns: int, allowed: Container[int] = PIXELS, first: int = 1) -> Rows:
     """The lines of a file, from a first one on: the name of an image and integers, of which only some are allowed."""
     rows: Rows = {}
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if number < first or not line.strip():
                 continue
-            name, *words = line.split()
+            name, *words = _words(path, line)
             try:
                 values = [int(word) for word in words]
             except ValueError:
@@ -384,3 +392,12 @@ def _read_rows(path: Path, columns: int, allowed: Container[int] = PIXELS, first
             if rows.setdefault(name, values) != values:
                 raise ValueError(f"{path}: line {number}: {name} is listed twice, with different numbers")
     return rows
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix == ".csv"
+
+
+def _words(path: Path, line: str) -> list[str]:
+    """The columns of a line."""
+    return [word.strip() for word in line.split(",")] if _is_csv(path) else line.split()

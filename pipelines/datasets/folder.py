@@ -1,31 +1,26 @@
-"""Anyone's images in class folders.
-
-Either without splits or with them:
-
-    raw/<class>/**/*.jpg        raw/train/<class>/**/*.jpg    raw/val/<class>/**/*.jpg    raw/test/<class>/**/*.jpg
+"""Anyone's images in class folders, laid out as ``pipelines.datasets.layout`` says.
 
 Without a val folder, validation images are drawn from the others (from those of the train folder if there is one).
-Split folders may be called train or training, val, valid or validation, test or testing, in upper or lower case.
-A train folder without a val or test folder is a class if images lie directly in it. Hidden files and folders are left
-out, and links to folders below a class folder are not followed.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pipelines import images
+from pipelines.datasets.layout import Layout, split_folders
 from pipelines.datasets.published import held_out
 from pipelines.files import sha256
-from pipelines.images import SUFFIXES
 from pipelines.shards.samples import Sample
 
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-LAYOUT = "expected raw/<class>/*.jpg, or raw/train/<class>/*.jpg with or without raw/val/<class>/*.jpg"
+UNREADABLE = "unreadable"  # instead of a checksum
 
 logger = logging.getLogger(__name__)
 
@@ -47,39 +42,38 @@ class Folder:
         class_names: Name of every class, in the order of the labels.
 
     Raises:
-        ValueError: the folder is not laid out as described above, or holds less than two classes.
+        ValueError: the folder is not laid out so, or holds less than two classes.
         OSError: a folder cannot be read.
     """
 
     def __init__(self, raw: str | os.PathLike, split: str, seed: int = 0, val_fraction: float = 0.2) -> None:
         self.raw = Path(raw)
         self.split = split
-        folders = _split_folders(self.raw)
         if split not in splits(raw):
             raise ValueError(f"split: {raw} has {', '.join(splits(raw))}, got {split!r}")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction: expected a share between 0 and 1, got {val_fraction}")
-        files = _class_files(folders.get("train", self.raw))
-        self.class_names = tuple(files)
-        if len(files) < 2:
-            raise ValueError(f"{raw}: expected images of at least 2 classes, found {len(files)}; {LAYOUT}")
-        if split != "test" and "val" not in folders:
+        layout = Layout.read(self.raw)
+        without_val = "val" not in layout.folders
+        if without_val and not 0 < val_fraction < 1:
+            raise ValueError(
+                f"val_fraction: expected a share between 0 and 1, got {val_fraction}; a model is measured on "
+                "validation images: to choose them yourself, put them into raw/val beside raw/train"
+            )
+        if split == "train":
+            layout.log()
+            if without_val:
+                logger.info("%s: %g %% of every class are held out for validation", raw, 100 * val_fraction)
+        self.class_names = tuple(layout.files["train"])
+        drawn = without_val and split != "test"
+        files = layout.files["train" if drawn else split]
+        if drawn:
             files = {name: held_out(paths, split, f"{seed}/{name}", val_fraction) for name, paths in files.items()}
-        elif split != "train":
-            files = _class_files(folders[split])
-            unknown = sorted(set(files) - set(self.class_names))
-            if unknown:
-                raise ValueError(f"{folders[split]}: classes without training images: {', '.join(unknown)}")
-        if folders and split == "train":
-            for folder in _subfolders(self.raw):
-                if folder not in folders.values() and any(_images_below(folder)):
-                    logger.warning("%s: left out, it is in no split folder", folder)
         labels = {name: label for label, name in enumerate(self.class_names)}
         self._samples = [
             (path.relative_to(self.raw).as_posix(), labels[name]) for name, paths in files.items() for path in paths
         ]
         if not self._samples:
-            raise ValueError(f"{folders.get(split, raw)}: no images for the split {split!r}")
+            remedy = "every class has one image: add some, or put others into raw/val" if drawn else "remove the folder"
+            raise ValueError(f"{layout.folders.get(split, raw)}: no images for the split {split!r}; {remedy}")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -102,79 +96,106 @@ class Folder:
         """Path of an image below the raw folder."""
         return self._samples[index][0]
 
+    def unusable_classes(self) -> dict[str, str]:
+        """Classes none of whose images can be read and decoded, each with what is wrong with its first image."""
+        logger.info("%s: looking for a usable image of each of %d classes", self.raw, len(self.class_names))
+        reasons: dict[int, str] = {}
+        usable: set[int] = set()
+        for index, (_, label) in enumerate(self._samples):
+            if label in usable:
+                continue
+            try:
+                self[index]
+            except (ValueError, OSError) as error:
+                reasons.setdefault(label, str(error))
+            else:
+                usable.add(label)
+        images.forget()
+        return {self.class_names[label]: reason for label, reason in reasons.items() if label not in usable}
+
+    def without(self, classes: Collection[str]) -> Folder:
+        """The same without some of its classes; the others are counted anew.
+
+        Raises:
+            ValueError: less than two classes are left, or no image.
+        """
+        rest = copy.copy(self)
+        rest.class_names = tuple(name for name in self.class_names if name not in classes)
+        labels = {name: label for label, name in enumerate(rest.class_names)}
+        rest._samples = [
+            (source, labels[self.class_names[label]])
+            for source, label in self._samples
+            if self.class_names[label] in labels
+        ]
+        if len(labels) < 2 or not rest._samples:
+            raise ValueError(f"{self.raw}: expected usable images of at least 2 classes, found {len(labels)}")
+        return rest
+
     def digest(self) -> str:
         """SHA-256 of the contents and paths (below the raw folder) of all images, the same on every machine.
 
         It reads every file once, a tenth of the work of packing them. Sizes would miss photos that were edited, and
         times of change would make a copy of the folder another data set. A file that cannot be read counts as such.
         """
-        logger.info("%s: reading %d files of %s for their checksum", self.raw, len(self), self.split)
         digest = hashlib.sha256()
         for source, _ in sorted(self._samples):
-            try:
-                content = sha256(self.raw / source)
-            except OSError:
-                content = "unreadable"
+            content = self.checksums[source]
             digest.update(f"{content} {source}\0".encode(errors="surrogatepass"))
         return digest.hexdigest()
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of every image, by its path below the raw folder."""
+        logger.info("%s: reading %d files of %s for their checksum", self.raw, len(self), self.split)
+        return {source: _checksum(self.raw / source) for source, _ in self._samples}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "checksums"}  # of no use to workers
+
+
+def log_copies(folders: Mapping[str, Folder]) -> None:
+    """Logs how many images of validation and testing are copies of training images, and how many lie in two classes.
+
+    Args:
+        folders: Split -> its images.
+    """
+    training = folders["train"]
+    first: dict[str, tuple[str, int]] = {}
+    contradictions = []
+    for source, label in training._samples:
+        if training.checksums[source] == UNREADABLE:
+            continue
+        _, label_before = first.setdefault(training.checksums[source], (source, label))
+        if label_before != label:
+            contradictions.append(source)
+    if contradictions:
+        original = first[training.checksums[contradictions[0]]][0]
+        logger.warning(
+            "%s: training images that lie in another class, too: %d, such as %s and %s",
+            *(training.raw, len(contradictions), contradictions[0], original),
+        )
+    for split, folder in folders.items():
+        copies = [source for source, _ in folder._samples if folder.checksums[source] in first]
+        if copies and split != "train":
+            logger.warning(
+                "%s: %s images that are copies of training images: %d of %d, such as %s of %s; the model has seen "
+                "them, so they do not test it: remove the copies",
+                *(folder.raw, split, len(copies), len(folder), copies[0], first[folder.checksums[copies[0]]][0]),
+            )
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError:
+        return UNREADABLE
 
 
 def splits(raw: str | os.PathLike) -> tuple[str, ...]:
     """The splits of a folder: train, val, and test if it has a folder for that.
 
     Raises:
-        ValueError: the folder is missing or holds two folders for one split, such as ``val`` and ``valid``.
+        ValueError: see ``Layout.read``.
         OSError: a folder cannot be read.
     """
-    return ("train", "val", "test") if "test" in _split_folders(Path(raw)) else ("train", "val")
-
-
-def _split_folders(raw: Path) -> dict[str, Path]:
-    """Split -> folder; empty if the class folders lie in the raw folder itself."""
-    if not raw.is_dir():
-        raise ValueError(f"{raw}: no such folder; {LAYOUT}")
-    folders: dict[str, Path] = {}
-    for folder in _subfolders(raw):
-        for split, names in SPLIT_FOLDERS.items():
-            if folder.name.lower() in names:
-                if split in folders:
-                    raise ValueError(f"{raw}: has both {folders[split].name} and {folder.name}; remove or rename one")
-                folders[split] = folder
-    return folders if "train" in folders and (len(folders) > 1 or _holds_classes(folders["train"])) else {}
-
-
-def _holds_classes(folder: Path) -> bool:
-    """Whether there are images in the folders of a folder, and none directly in it."""
-    return not any(map(_is_image, folder.iterdir())) and any(any(_images_below(path)) for path in _subfolders(folder))
-
-
-def _subfolders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _class_files(parent: Path) -> dict[str, list[Path]]:
-    """Class -> its images, both sorted by name."""
-    loose = sorted(path.name for path in parent.iterdir() if _is_image(path))
-    if loose:
-        raise ValueError(f"{parent}: holds images that are in no class folder, such as {loose[0]}; {LAYOUT}")
-    classes = {}
-    for folder in _subfolders(parent):
-        paths = sorted(_images_below(folder))
-        if paths:
-            classes[folder.name] = paths
-        else:
-            logger.warning("%s: left out, it holds no images", folder)
-    return classes
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (path for path in (Path(parent, name) for name in names) if _is_image(path))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    return ("train", "val", "test") if "test" in split_folders(Path(raw)) else ("train", "val")

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipelines import images
 from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
+from pipelines.formats import open_image
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
 
@@ -330,7 +330,7 @@ def _orientation(data: bytes) -> tuple[tuple[int, int], bool]:
     """Width and height of an image as stored, and whether it is turned or mirrored to be upright."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+        with open_image(io.BytesIO(data)) as image:
             try:
                 return image.size, image.getexif().get(images.EXIF_ORIENTATION) in images.UPRIGHT
             except Exception:  # a damaged EXIF block turns nothing

@@ -187,6 +187,8 @@ class Manifest(Schema):
             if is_local(data) and not os.path.isdir(data):
                 raise ValueError(f"{data}: no such folder") from None
             raise ValueError(f"{data}: not a shard folder (no {NAME}); make one with `python -m rg prepare`") from None
+        except NotADirectoryError:
+            raise ValueError(f"{data}: expected a folder of shards, got a file; give the folder it lies in") from None
         try:
             return cls.from_json(json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

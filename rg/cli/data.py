@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.drawn.birds import BirdsConfig
     from pipelines.drawn.creatures import CreaturesConfig
     from pipelines.drawn.split import DrawnSplit
-    from pipelines.shards.manifest import Schema
+    from pipelines.shards.manifest import Manifest, Schema
     from pipelines.shards.writer import Source
 
     class FileSource(Source, Protocol):
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
             """What the numbers in its samples mean."""
             ...
 
+
+logger = logging.getLogger(__name__)
 
 DrawnConfig = TypeVar("DrawnConfig", bound="BirdsConfig | CreaturesConfig")
 
@@ -150,19 +153,27 @@ def _prepare_published(
 
 def prepare_folder(arguments: Arguments) -> None:
     """Your own photos: one folder of images per class, with or without train and val folders above."""
-    from pipelines.datasets.folder import Folder, splits
+    from pipelines.datasets.folder import Folder, log_copies, splits
     from pipelines.shards.manifest import Schema
 
     parser = _shard_parser("prepare folder", prepare_folder)
     parser.add_argument("--raw", type=Path, required=True, help="the folder of class folders")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
     parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
+    parser.add_argument("--keep-empty-classes", action="store_true", help="keep classes without usable training images")
     _add_short_side(parser)
     args = parser.parse_args(arguments)
     folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
+    options: dict[str, Any] = {"val_fraction": args.val_fraction}
+    unusable = {} if args.keep_empty_classes else folders["train"].unusable_classes()
+    for name, reason in unusable.items():
+        logger.warning("class %s left out: none of its training images can be used; the first: %s", name, reason)
+    if unusable:
+        options["empty_classes"] = list(unusable)
+        folders = {split: folder.without(unusable) for split, folder in folders.items()}
+    log_copies(folders)
     schema = Schema(classes=folders["train"].class_names)
-    name = args.raw.resolve().name or "folder"
-    _write_resized(args, name, folders, schema, {"val_fraction": args.val_fraction})
+    _write_resized(args, args.raw.resolve().name or "folder", folders, schema, options)
 
 
 def _add_short_side(parser: Parser) -> None:
@@ -257,7 +268,23 @@ def _write_shards(
             jobs=args.jobs,
             progress=progress,
         )
+    _log_empty_classes(manifest)
     for name, split in manifest.splits.items():
         left_out = f", {len(split.quarantined)} left out (listed in manifest.json)" if split.quarantined else ""
         print(f"{name}: {split.samples} samples in {len(split.shards)} shards{left_out}")
     print(f"{manifest.num_classes} classes in {args.out}")
+
+
+def _log_empty_classes(manifest: Manifest) -> None:
+    """Published data sets keep the numbers of their classes, also where a class has no training image."""
+    counts = manifest.split("train").class_counts
+    empty = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
+    if empty:
+        kind = "attributes" if manifest.multi_label else "classes"
+        logger.warning(
+            "%d of %d %s have no training image, such as %s: they keep their numbers, but nothing trains their outputs",
+            len(empty),
+            len(counts),
+            kind,
+            empty[0],
+        )

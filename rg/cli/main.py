@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names need not be text of this terminal
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("rg", "pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -44,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     keep_freed_memory()
     try:
+        _check_text(arguments)
         return choose("verb", verb, VERBS)(arguments[1:]) or 0
     except (ValueError, OSError) as error:
         print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -79,6 +84,14 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "export-authors": export_authors,
     "recipes": list_recipes,
 }
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"expected arguments in UTF-8, got {os.fsencode(argument)!r}; rename the file") from None
 
 
 def _overview() -> str:

@@ -15,9 +15,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+from pipelines.datasets.layout import class_name
 from pipelines.files import atomic_write, json_line, locked, read_json_lines, write_json
 from rg.explain import pictures
 from rg.explain.explanation import Explanation
@@ -52,14 +54,18 @@ class ExplainedFolder:
     _explanations: IO[bytes]
     _left_out: IO[bytes]
 
+    @cached_property
+    def _classes(self) -> dict[str, str]:
+        """Name that the folder of a class has on every system -> class."""
+        return {class_name(name): name for name in self.class_names}
+
     def draw(self, explanation: Explanation) -> Line:
         """Write the pictures of an explanation and return its line; may be called from several threads."""
         assert explanation.source is not None
         file, name = Path(explanation.source), self.names[explanation.source]
-        folder = file.parent.name
         line = {
             **explanation.to_dict(),
-            "truth": folder if folder in self.class_names else None,
+            "truth": self._classes.get(class_name(file.parent.name)),
             "name": name,
             "picture": None,
             **_version(file),

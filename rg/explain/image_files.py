@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipelines.images import SUFFIXES
+from pipelines import image_files
 
 NAME_LENGTH = 48  # characters of up to 4 bytes, of the 255 bytes that a file system takes
 
@@ -25,8 +25,9 @@ def find_images(paths: Sequence[Path], out: Path) -> list[Path]:
     own = out.resolve()
     for path in paths:
         if path.is_dir():
-            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            files += [image for image in images if own not in image.resolve().parents]
+            found = image_files.find_images(path, without=out)
+            image_files.log_files(path, [found])
+            files += [image for image in found.images if own not in image.resolve().parents]
         elif path.is_file():
             if own in path.resolve().parents:
                 raise ValueError(f"{path}: lies in --out {out}, where pictures are written; choose another folder")
@@ -36,7 +37,7 @@ def find_images(paths: Sequence[Path], out: Path) -> list[Path]:
         else:
             raise ValueError(f"{path}: no such file or folder")
     if not files:
-        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
+        raise ValueError(f"no images in {', '.join(map(str, paths))}")
     return list(dict.fromkeys(files))
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from pipelines.files import atomic_write, read_json_lines
+from pipelines.images import open_rgb
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location
@@ -197,7 +195,7 @@ def _explain(
     bar = progress_bar(samples, desc="explain", total=len(predictions))
     for sample, prediction in zip(bar, predictions, strict=True):
         truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
-        image = Image.open(io.BytesIO(sample.jpeg))
+        image = open_rgb(sample.jpeg)
         yield crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
 
 

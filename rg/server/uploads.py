@@ -17,7 +17,8 @@ from python_multipart.multipart import Field, File
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from pipelines.images import FORMATS, forget, open_rgb
+from pipelines.formats import TooLargeError, open_image
+from pipelines.images import forget, open_rgb
 
 MAX_FIELDS = 8  # of a form beside the picture
 MAX_SCANS = 100  # of a JPEG; progressive ones have some 10, and every scan visits all pixels
@@ -152,13 +153,10 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
         HTTPException: 400 it is no picture, or a damaged one; 413 it has too many pixels.
     """
     try:
-        width, height = _size(data)
-        if width * height > limits.megapixels * 1e6:
-            reason = f"expected at most {limits.megapixels:g} megapixels, got {width}x{height}"
-            raise HTTPException(413, reason)
-        if scans(data) > MAX_SCANS:
-            raise HTTPException(413, f"expected at most {MAX_SCANS} scans in a JPEG")
+        _check_header(data, limits)
         image = open_rgb(data)
+    except TooLargeError as error:
+        raise HTTPException(413, str(error)) from None
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
     finally:
@@ -167,24 +165,21 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
     return np.array(image)
 
 
-def _size(data: bytes) -> tuple[int, int]:
-    """Width and height in the header of a picture, 0 and 0 if it cannot be read.
-
-    Pillow's own limit is set aside: ours comes next, and Pillow's message is no help to a user.
-    """
+def _check_header(data: bytes, limits: Limits) -> None:
+    """Refuses what would take too long or too much memory to decode; open_rgb says what else is wrong."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
-                    raise HTTPException(400, "expected no run-length encoding in a BMP")
-                return image.size
-        except HTTPException:
-            raise
-        except Image.DecompressionBombError:
-            raise HTTPException(413, "too many pixels") from None
-        except Exception:  # open_rgb says what is wrong
-            return 0, 0
+            with open_image(io.BytesIO(data)) as image:
+                (width, height), info, form = image.size, image.info, image.format
+        except Exception:
+            return
+    if form == "BMP" and info.get("compression") in RUN_LENGTHS:
+        raise HTTPException(400, "expected no run-length encoding in a BMP")
+    if width * height > limits.megapixels * 1e6:
+        raise HTTPException(413, f"expected at most {limits.megapixels:g} megapixels, got {width}x{height}")
+    if scans(data) > MAX_SCANS:
+        raise HTTPException(413, f"expected at most {MAX_SCANS} scans in a JPEG")
 
 
 def scans(data: bytes) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from tests.support import forked
         (["prepare", "birds", "--out", "x", "--train", "0"], ["at least 1 image, got 0"]),
         (["prepare", "folder", "--out", "x", "--raw", "nowhere"], ["nowhere", "no such folder"]),
         (["verify", "nowhere"], ["nowhere", "no such folder"]),
+        (["verify", __file__], ["test_cli.py", "expected a folder of shards, got a file; give the folder it lies in"]),
         (["verify", "s3://bucket/birds"], ["expected a local folder, got s3://bucket/birds"]),
         (["train", "birds_lite0", "--data", "ftp://host/birds", "--out", "y"], ["s3://", "got ftp://host/birds"]),
         (["train", "bird_lite", "--data", "x", "--out", "y"], ["recipe", "birds_lite0"]),
@@ -61,6 +63,10 @@ from tests.support import forked
         (["evaluate", "nowhere", "--data", "x"], ["nowhere", "no such run folder"]),
         (["explain", "nowhere", "x.jpg", "--out", "y"], ["x.jpg"]),
         (["report", "nowhere"], ["nowhere"]),
+        (
+            ["explain", "x", os.fsdecode(b"caf\xe9.jpg"), "--out", "y"],
+            [r"expected arguments in UTF-8, got b'caf\xe9.jpg'"],
+        ),
         (["recipes", "nothing"], ["recipe", "nothing"]),
     ],
 )
@@ -186,3 +192,43 @@ def test_photos_are_packed_and_what_is_broken_is_named(tmp_path, capsys):
     assert main(["train", "photos_lite0", "--data", str(out), "--out", str(tmp_path / "run")]) == 2
     assert "train-00000.idx is missing" in capsys.readouterr().err
     assert [name for name in os.environ if name not in environment and "RANK" in name] == []
+
+
+def test_a_class_without_usable_training_images_is_left_out_unless_asked_for(tmp_path, caplog):
+    raw = tmp_path / "raw"
+    for name in ("cat", "dog", "emu"):
+        for split, count in (("train", 3), ("val", 2)):
+            (raw / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (40, 30), (len(name + split) * index, 9, 0)).save(raw / split / name / f"{index}.png")
+    for path in (raw / "train" / "dog").iterdir():
+        path.write_text("no image")
+    command = ["prepare", "folder", "--raw", str(raw), "--jobs", "1", "--out"]
+    assert main([*command, str(tmp_path / "left out")]) == 0
+    manifest = Manifest.load(tmp_path / "left out")
+    assert manifest.classes == ("cat", "emu")
+    assert manifest.options["empty_classes"] == ["dog"]
+    assert [split.class_counts for split in manifest.splits.values()] == [(3, 3), (2, 2)]
+    assert "class dog left out: none of its training images can be used; the first: train/dog/" in caplog.text
+    caplog.clear()
+    assert main([*command, str(tmp_path / "kept"), "--keep-empty-classes"]) == 0
+    manifest = Manifest.load(tmp_path / "kept")
+    assert manifest.classes == ("cat", "dog", "emu")
+    assert [split.class_counts for split in manifest.splits.values()] == [(3, 0, 3), (2, 2, 2)]
+    assert "1 of 3 classes have no training image, such as dog: they keep their numbers" in caplog.text
+
+
+def test_names_that_are_no_unicode_are_printed(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for name in ("cat", "dog"):
+        (raw / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (40, 30), (9, 9, index)).save(raw / name / os.fsdecode(b"\xe9%d.jpg" % index))
+    assert main(["prepare", "folder", "--raw", str(raw), "--jobs", "1", "--out", str(out)]) == 0
+    content = bytearray((out / "train-00000.tar").read_bytes())
+    content[512:514] = b"no"  # instead of the first bytes of the first image
+    (out / "train-00000.tar").write_bytes(content)
+    command = [sys.executable, "-m", "rg", "verify", str(out), "--repair", "--jobs", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"left out (cat|dog)/\\udce9\d\.jpg: not an image", result.stdout)

@@ -11,6 +11,7 @@ import pickle
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -448,6 +449,29 @@ def test_all_files_in_one_folder(published: Path, tmp_path: Path) -> None:
     miniature.archive(flat)
     assert len(read(AlignedCelebA, flat, "test")) == 9
     assert (flat / "img_align_celeba/000048.jpg").exists()
+
+
+@pytest.mark.parametrize("split", AlignedCelebA.SPLITS)
+def test_the_copy_on_kaggle_is_the_same(published: Path, raw: Path, split: str) -> None:
+    miniature.as_on_kaggle(raw)
+    expected = [replace(sample, source="") for sample in samples(read(AlignedCelebA, published, split))]
+    found = samples(read(AlignedCelebA, raw, split))
+    assert found[0].source.startswith("img_align_celeba/img_align_celeba/000")
+    assert [writer.samples.encode(replace(sample, source="")) for sample in found] == [
+        writer.samples.encode(sample) for sample in expected
+    ]
+
+
+def test_a_damaged_copy_of_kaggle_is_refused(raw: Path) -> None:
+    miniature.as_on_kaggle(raw)
+    with pytest.raises(ValueError, match=r"list_eval_partition\.csv: train images: expected 162770, found 29"):
+        AlignedCelebA(raw, "train")
+    edit(raw, "list_attr_celeba.csv", 3, "000002.jpg,1,-1")
+    with pytest.raises(ValueError, match=r"list_attr_celeba\.csv: line 3: expected an image and 40 integers"):
+        read(AlignedCelebA, raw, "train")
+    edit(raw, "list_attr_celeba.csv", 1, "image_id,Smiling")
+    with pytest.raises(ValueError, match=r"list_attr_celeba\.csv: line 1: expected the names of 40 columns, got 1"):
+        read(AlignedCelebA, raw, "train")
 
 
 # -------------------------------------------------------------------------------------------------------- odd and wrong

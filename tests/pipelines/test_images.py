@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-from pipelines import images
+from pipelines import formats, images
 
 
 def pixels(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
@@ -136,14 +136,33 @@ def test_message_names_the_path(tmp_path) -> None:
         images.open_rgb(tmp_path / "missing.jpg")
 
 
-@pytest.mark.parametrize("limit", [40 * 56 - 1, 40 * 56 // 2 - 1])  # Pillow warns of the first, raises at the second
-def test_decompression_bomb_is_an_error(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pixels_than_pillow_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(PHOTO, "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 56 // 2 - 1)  # Pillow raises at twice as many
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="exceeds limit"):
-            images.open_rgb(data)
+        np.testing.assert_array_equal(np.asarray(images.open_rgb(data)), pixels())
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.forget()
+    size = (56 // factor, 40 // factor)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 40 * 56 // factor**2)
+    stored, *stored_size = images.to_jpeg(KEPT["baseline"])
+    found = images.open_rgb(KEPT["baseline"])
+    assert found.size == tuple(stored_size) == Image.open(io.BytesIO(stored)).size == size
+    change = np.asarray(found, float) - np.asarray(PHOTO.resize(size, Image.Resampling.BOX), float)
+    assert np.abs(change).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "progressive"])
+def test_too_many_pixels_are_refused_with_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = KEPT[kind] if kind in KEPT else encoded(PHOTO, kind)
+    images.forget()
+    monkeypatch.setattr(formats, "MAX_PIXELS", 40 * 56 - 1)
+    with pytest.raises(ValueError, match=r"^expected at most \d+ megapixels, got 56x40; scale it down first$"):
+        images.open_rgb(data)
 
 
 def test_longer_than_a_jpeg_can_be() -> None:
@@ -292,3 +311,43 @@ for _ in range(300):
         decoder = make_decoder(Decoding(threads=2, prefetch=1), 20)
 print(decoded, refused, found)
 """
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_avif() -> None:
+    image = images.open_rgb(encoded(PHOTO, "AVIF", quality=95, exif=turned(6)))
+    assert np.abs(np.asarray(image, float) - np.rot90(pixels(), k=-1)).mean() < 3
+
+
+def test_heic() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(PHOTO).save(buffer, quality=95, exif=turned(6).tobytes())
+    image = images.open_rgb(buffer.getvalue())
+    assert np.abs(np.asarray(image, float) - np.rot90(pixels(), k=-1)).mean() < 3
+    with pytest.raises(ValueError, match="not an image that can be decoded"):
+        images.open_rgb(buffer.getvalue()[:-100])
+
+
+def test_heic_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"HEIC needs pillow-heif; pip install 'region-grouping\[heic\]'"):
+        images.open_rgb(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100))
+
+
+UNREAD = {
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n" + bytes(50), "JPEG 2000 is not read; convert it to JPEG or PNG"),
+    "JPEG XL": (b"\xff\x0a" + bytes(50), "JPEG XL is not read; convert it"),
+    "camera raw": (b"II*\0\x10\0\0\0CR\x02\0" + bytes(50), "camera raw is not read; convert it"),
+    "thumbnail of a camera raw": (
+        encoded(PHOTO, "TIFF", tiffinfo={254: 1}),
+        "only a thumbnail can be read; convert it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_images_of_formats_that_are_not_read(name: str) -> None:
+    data, reason = UNREAD[name]
+    with pytest.raises(ValueError, match=reason):
+        images.open_rgb(data)

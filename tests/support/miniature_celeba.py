@@ -90,6 +90,21 @@ def archive(raw: Path) -> None:
     shutil.rmtree(parent / "img_align_celeba")
 
 
+def as_on_kaggle(raw: Path) -> None:
+    """Replaces the published files by the copy on Kaggle: CSV beside a folder of aligned images in another."""
+    (raw / "img_align_celeba").mkdir()
+    (raw / "Img" / "img_align_celeba").rename(raw / "img_align_celeba" / "img_align_celeba")
+    for path in sorted(raw.glob("[AE]*/list_*.txt")):
+        lines = path.read_text().splitlines()
+        if path.stem == "list_eval_partition":
+            rows = ["image_id partition", *lines]
+        else:
+            rows = [lines[1] if lines[1].startswith("image_id") else f"image_id {lines[1]}", *lines[2:]]
+        (raw / f"{path.stem}.csv").write_text("".join(",".join(row.split()) + "\r\n" for row in rows))
+    for folder in ("Img", "Anno", "Eval", "MAFL"):
+        shutil.rmtree(raw / folder)
+
+
 def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[int]], head: Sequence[str] = ()) -> None:
     """Columns are aligned by spaces where their numbers have different lengths, as published."""
     lines = [f"{name} {' '.join(f'{value:2d}' for value in row)}" for name, row in zip(names, rows, strict=True)]
