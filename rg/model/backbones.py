@@ -108,7 +108,10 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
 
     stages = [name for name, stride in zip(RESNET_STAGES, (4, 8, 16, 32), strict=True) if stride <= config.stride]
     if not stages:
-        raise ValueError(f"model.backbone.stride: {config.name} has strides 4 to 32, got {config.stride}")
+        raise ValueError(
+            f"model.backbone.stride: expected at least 4, the stride of the finest map of {config.name}, "
+            f"got {config.stride}"
+        )
     network = torchvision.models.get_model(config.name, weights=None)
     if source == "imagenet":
         enum = torchvision.models.get_model_weights(config.name)
@@ -133,7 +136,10 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
     info, size = _feature_info(config.name, {"dynamic_img_size": True})
     within = [level for level, stride in enumerate(info.reduction()) if stride <= config.stride]
     if not within:
-        raise ValueError(f"model.backbone.stride: {config.name} has {info.reduction()}, none within {config.stride}")
+        raise ValueError(
+            f"model.backbone.stride: expected at least {min(info.reduction())}, the stride of the finest map of "
+            f"{config.name}, got {config.stride}"
+        )
     level = within[-1]
     features, mean, std = _create(
         config.name, source, features_only=True, out_indices=(info.out_indices[level],), **size
