@@ -21,6 +21,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_content(path: Path, name: str, expected: str) -> None:
+    """Refuse what is left of a file that did not come along: nothing, a pointer of Git LFS, a web page.
+
+    Args:
+        path: The file.
+        name: What to call it in the message.
+        expected: What it should hold.
+
+    Raises:
+        ValueError: it holds such a thing.
+    """
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise ValueError(f"{name}: expected {expected}, but the file is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{name}: expected {expected}, got a pointer of Git LFS; run `git lfs pull` where it lies")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{name}: expected {expected}, got a web page; download the file again")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that takes its name only once it is complete and on disk; after an error nothing is left."""

