@@ -59,6 +59,31 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files of which none is to be there without the others.
+
+    Raises:
+        OSError: one cannot be written; then none is there.
+    """
+    temporaries = {path: path.with_name(path.name + ".tmp") for path in contents}
+    named: list[Path] = []
+    try:
+        for path, temporary in temporaries.items():
+            if path.is_dir():
+                raise IsADirectoryError(f"{path}: is a folder, expected a file to write")
+            with temporary.open("wb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+            named.append(path)
+    except BaseException:
+        for path in (*temporaries.values(), *named):
+            path.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, all or nothing."""
     with atomic_write(path) as file:
