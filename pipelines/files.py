@@ -21,6 +21,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_content(path: Path, name: str, expected: str) -> None:
+    """Refuse what is left of a file that did not come along: nothing, a pointer of Git LFS, a web page.
+
+    Args:
+        path: The file.
+        name: What to call it in the message.
+        expected: What it should hold.
+
+    Raises:
+        ValueError: it holds such a thing.
+    """
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise ValueError(f"{name}: expected {expected}, but the file is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{name}: expected {expected}, got a pointer of Git LFS; run `git lfs pull` where it lies")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{name}: expected {expected}, got a web page; download the file again")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that takes its name only once it is complete and on disk; after an error nothing is left."""
@@ -35,6 +56,31 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files of which none is to be there without the others.
+
+    Raises:
+        OSError: one cannot be written; then none is there.
+    """
+    temporaries = {path: path.with_name(path.name + ".tmp") for path in contents}
+    named: list[Path] = []
+    try:
+        for path, temporary in temporaries.items():
+            if path.is_dir():
+                raise IsADirectoryError(f"{path}: is a folder, expected a file to write")
+            with temporary.open("wb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+            named.append(path)
+    except BaseException:
+        for path in (*temporaries.values(), *named):
+            path.unlink(missing_ok=True)
         raise
 
 

@@ -25,6 +25,7 @@ __version__ = "0.2.0"
 __all__ = ["__version__", "keep_freed_memory", "load"]
 
 MODULES = {  # public name -> where it stands
+    "card": "rg.export.card",
     "config": "rg.config",
     "evaluate": "rg.evaluation.evaluate",
     "explain": "rg.explain",

@@ -6,7 +6,8 @@ three views:
     crop      "short side to S, crop C x C" of the paper, up to rounding the window to whole pixels:
               side = round(C / S * short side), origin uniform over all positions (training) or central (testing)
     stretch   the whole image becomes C x C, whatever its shape (aligned faces)
-    whole     short side S, both sides cut to multiples of 16 around the centre (testing of convolutional networks)
+    whole     short side S, both sides cut to multiples of the stride around the centre (testing of networks that take
+              images of any size)
 
 A point (x, y) of the stored image is then at ((x - x0) * columns / width, (y - y0) * rows / height) of the output,
 mirrored if the image was flipped.
@@ -21,7 +22,6 @@ from typing import Literal
 import numpy as np
 
 View = Literal["crop", "stretch", "whole"]
-MULTIPLE = 16  # pixels, the stride of the feature map
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Geometry:
         short_side: S, the short side of the resized image in pixels; without meaning where the view is stretch.
         crop: C, the side of the output in pixels; without meaning where the view is whole.
         view: crop, stretch or whole.
+        stride: Pixels per position of the feature map, of which a whole image has a whole number.
         training: Random window, flip and brightness instead of the central window.
         flip: Probability of a horizontal flip (training only).
         brightness: Largest relative change of the brightness (training only).
@@ -86,6 +87,7 @@ class Geometry:
     short_side: int
     crop: int
     view: View = "crop"
+    stride: int = 16
     training: bool = False
     flip: float = 0.5
     brightness: float = 0.1
@@ -111,7 +113,7 @@ class Geometry:
 
     def _whole(self, extent: int, short: int) -> tuple[int, int]:
         """Pixels that are kept of the width or height of an image, and what they become."""
-        outer = max(1, extent * self.short_side // (short * MULTIPLE)) * MULTIPLE
+        outer = max(1, extent * self.short_side // (short * self.stride)) * self.stride
         return min(extent, round(outer * short / self.short_side)), outer
 
     def window(self, width: int, height: int, uniforms: Sequence[float]) -> Window:

@@ -75,8 +75,12 @@ def evaluate(
     manifest.split(split)
     model.to(pick_device(device)).to(memory_format=torch.channels_last)
 
+    stride = model.backbone.stride
+
     def load(name: str, view: str) -> Loader:
-        return inputs.evaluation_loader(config.input, data, name, view, batch_size, pick_device(device))
+        whole = view == "whole"
+        geometry = inputs.whole_geometry(config.input, stride) if whole else inputs.evaluation_geometry(config.input)
+        return inputs.evaluation_loader(config.input, data, name, geometry, batch_size, pick_device(device))
 
     fit = "fit" if "fit" in manifest.splits else "train"
     weights = sha256(run / WEIGHTS)

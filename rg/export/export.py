@@ -23,7 +23,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.files import atomic_write
+from pipelines.files import write_together
 from rg.config import RunConfig
 from rg.export import card
 from rg.model.backbones import Backbone
 from rg.model.build import Model
 from rg.model.region_grouping import RegionGroupingModel
+from rg.runs.confidence import read_confidence
 from rg.runs.environment import environment
 from rg.runs.folder import Classes, load_model
 from rg.runs.part_names import read_parts
@@ -116,9 +117,7 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
             )
     page = card.model_card(run, out.name, metadata, differences)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file, atomic_write(out.with_name(f"{out.name}.md")) as beside:
-        file.write(content)
-        beside.write(page.encode())
+    write_together({out: content, out.with_name(f"{out.name}.md"): page.encode()})
     return out, differences
 
 
@@ -170,7 +169,9 @@ def describe(run: Path, model: Model, config: RunConfig, classes: Classes, sizes
             "short_side": short_side,
             "crop": crop,
             "interpolation": "bilinear",
+            "antialias": True,
         },
+        "confidence": _confidence(run, config),
         "size": {"any": sizes.any_size, "minimum" if sizes.any_size else "side": sizes.side, "stride": sizes.stride},
         "versions": environment() | {"opset": OPSET},
     }
@@ -178,6 +179,16 @@ def describe(run: Path, model: Model, config: RunConfig, classes: Classes, sizes
         parts = read_parts(run, model.background.tolist())
         metadata["parts"] = [{"name": part.name, "background": part.background} for part in parts]
     return metadata
+
+
+def _confidence(run: Path, config: RunConfig) -> dict[str, Any] | None:
+    """What makes answers of the logits of the crop that the file is prepared for; None if it was not fitted."""
+    fitted_on_crops = None if config.evaluation.view == "input" else read_confidence(run, "input")
+    confidence = fitted_on_crops or read_confidence(run)
+    if confidence is None:
+        return None
+    kept = ("temperature", "threshold", "target_precision", "dataset")
+    return {name: value for name, value in asdict(confidence).items() if name in kept}
 
 
 def trace(model: Model, sizes: Sizes) -> torch.export.ExportedProgram:

@@ -6,18 +6,21 @@ them itself: whoever has the weights has the preprocessing.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rg.config import BackboneConfig
+from rg.model.weights import fit, load_weights
 
 T = TypeVar("T")
 
@@ -25,6 +28,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESNETS = ("resnet50", "resnet101")
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
+CLASSIFIERS = ("fc.", "classifier.", "head.")  # of networks, which need not fit
+PATIENCE = 10  # seconds, with a server that does not answer
 
 
 class Backbone(nn.Module):
@@ -108,17 +113,16 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
 
     stages = [name for name, stride in zip(RESNET_STAGES, (4, 8, 16, 32), strict=True) if stride <= config.stride]
     if not stages:
-        raise ValueError(f"model.backbone.stride: {config.name} has strides 4 to 32, got {config.stride}")
+        raise ValueError(
+            f"model.backbone.stride: expected at least 4, the stride of the finest map of {config.name}, "
+            f"got {config.stride}"
+        )
     network = torchvision.models.get_model(config.name, weights=None)
     if source == "imagenet":
         enum = torchvision.models.get_model_weights(config.name)
         network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), config.name))
     elif source != "none":
-        state = load_weights(Path(source))
-        _check_fit(network, state, source)
-        network.load_state_dict(
-            {name: state[name] for name in network.state_dict() if not name.startswith("fc.")}, False
-        )
+        _load(network, _fit(load_weights(Path(source)), network, source), source, ("fc.",))
     channels = getattr(network, stages[-1])[-1].conv3.out_channels
     stem = [(name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool")]
     features = nn.Sequential()
@@ -128,16 +132,17 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
 
 
 def _timm(config: BackboneConfig, source: str) -> Backbone:
-    _check_name(config.name)
+    name = timm_name(config.name)
     # Most transformers take the option, and then images of any size.
-    info, size = _feature_info(config.name, {"dynamic_img_size": True})
+    info, size = _feature_info(name, {"dynamic_img_size": True})
     within = [level for level, stride in enumerate(info.reduction()) if stride <= config.stride]
     if not within:
-        raise ValueError(f"model.backbone.stride: {config.name} has {info.reduction()}, none within {config.stride}")
+        raise ValueError(
+            f"model.backbone.stride: expected at least {min(info.reduction())}, the stride of the finest map of "
+            f"{config.name}, got {config.stride}"
+        )
     level = within[-1]
-    features, mean, std = _create(
-        config.name, source, features_only=True, out_indices=(info.out_indices[level],), **size
-    )
+    features, mean, std = _create(name, source, features_only=True, out_indices=(info.out_indices[level],), **size)
     if hasattr(features, "_stage_out_idx"):  # timm's EfficientNets run all blocks, whichever map is asked for
         features.blocks = features.blocks[: max(features._stage_out_idx)]
     return Backbone(features, info.channels()[level], info.reduction()[level], mean, std)
@@ -146,7 +151,7 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
 def _whole_timm(name: str, source: str) -> Backbone:
     import timm
 
-    _check_name(name)
+    name = timm_name(name)
     try:
         network, mean, std = _create(name, source, num_classes=0, global_pool="")
         backbone = Backbone(network, 0, network.feature_info[-1]["reduction"], mean, std).eval()
@@ -160,13 +165,39 @@ def _whole_timm(name: str, source: str) -> Backbone:
     return backbone.train()
 
 
-def _check_name(name: str) -> None:
-    import timm
+def timm_name(name: str) -> str:
+    """The name by which timm registers a model, with a tag of weights or without.
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, {*RESNETS, *timm.list_models()}, n=3, cutoff=0.5)
+    Args:
+        name: In any form that people copy: ``resnet50``, ``resnet50.a1_in1k``, ``timm/resnet50.a1_in1k`` and
+            ``hf-hub:timm/resnet50.a1_in1k`` as on the Hugging Face Hub, or one that timm has renamed since.
+
+    Raises:
+        ValueError: timm has no such model, has dropped it, or has no such weights of it.
+    """
+    import timm
+    from timm.models._registry import _deprecated_models as renamed  # nothing public tells
+
+    registered = re.sub(r"^(hf[-_]hub:)?timm/", "", name)
+    registered = renamed.get(registered, registered)
+    if registered is None:
+        raise ValueError(f"model.backbone.name: timm has dropped {name}; take another model")
+    if ":" in registered or "/" in registered:
+        raise ValueError(
+            f"model.backbone.name: expected a name of torchvision's or timm's, got {name!r}; for weights from "
+            "elsewhere name their file in model.backbone.weights"
+        )
+    if not timm.is_model(registered):
+        near = difflib.get_close_matches(registered.lower(), {*RESNETS, *timm.list_models()}, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"model.backbone.name: neither {', '.join(RESNETS)} nor a timm model: {name!r}{hint}")
+    try:
+        timm.get_pretrained_cfg(registered)
+    except RuntimeError:
+        architecture, _, tag = registered.partition(".")
+        tags = ", ".join(timm.list_models(f"{architecture}.*", include_tags=True))
+        raise ValueError(f"model.backbone.name: timm has no weights {tag!r} of {architecture}, only {tags}") from None
+    return registered
 
 
 def _create(name: str, source: str, **options: Any) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
@@ -175,21 +206,38 @@ def _create(name: str, source: str, **options: Any) -> tuple[Any, tuple[float, .
 
     pretrained_cfg = timm.get_pretrained_cfg(name)
     mean, std = pretrained_cfg.mean, pretrained_cfg.std
-    local: Mapping[str, Tensor] | None = None
+    overlay: dict[str, Any] | None = None
     if source == "imagenet" and name in PACKAGED_WEIGHTS:
-        local, mean, std = PACKAGED_WEIGHTS[name]()
-    elif source not in ("imagenet", "none"):
-        local = load_weights(Path(source))
-    if local is not None:
-        _check_fit(timm.create_model(name), local, source)
+        packaged, mean, std = PACKAGED_WEIGHTS[name]()
+        overlay = {"state_dict": packaged}
+    elif source == "imagenet":
+        overlay = _downloaded(name, pretrained_cfg)
+    elif source != "none":
+        overlay = {"state_dict": _from_file(name, source)}
+    if overlay and "state_dict" in overlay:
         # timm would warn of the layers that a feature extractor leaves out, which is no news.
         logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
     def create() -> nn.Module:
-        overlay = {"state_dict": dict(local)} if local is not None else None
         return timm.create_model(name, pretrained=source != "none", pretrained_cfg_overlay=overlay, **options)
 
-    return create() if local is not None or source == "none" else _download(create, name), mean, std
+    return _download(create, name) if source == "imagenet" and not overlay else create(), mean, std
+
+
+def _from_file(name: str, source: str) -> dict[str, Tensor]:
+    """All tensors of a timm model, from a file that may have them under the names of another program."""
+    import timm
+
+    whole = timm.create_model(name)
+    state = _fit(load_weights(Path(source)), whole, source)
+    if not {*whole.state_dict()} <= {*state}:  # perhaps under the names of the authors
+        convert = getattr(sys.modules[timm.models.model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
+        with contextlib.suppress(Exception):  # what it makes of another network's tensors
+            state = convert(dict(state), whole) if convert else state
+    classifiers = whole.pretrained_cfg.get("classifier") or ()
+    named = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    _load(whole, state, source, (*CLASSIFIERS, *(f"{classifier}." for classifier in named)))
+    return whole.state_dict()
 
 
 def _feature_info(name: str, options: dict[str, bool]) -> tuple[Any, dict[str, bool]]:
@@ -206,37 +254,66 @@ def _feature_info(name: str, options: dict[str, bool]) -> tuple[Any, dict[str, b
         raise ValueError(f"model.backbone.name: {name} yields no feature map ({error})") from None
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors file or a PyTorch checkpoint (tensors only, no pickled code).
+def _load(network: nn.Module, state: Mapping[str, Tensor], source: str, optional: tuple[str, ...]) -> None:
+    """Fill a network with the tensors of a file; those whose names start with ``optional`` may lack or differ.
 
     Raises:
-        ValueError: the file is missing, cannot be read, or holds anything but tensors.
+        ValueError: another tensor is missing or of another shape.
     """
-    if not path.is_file():
-        raise ValueError(f"model.backbone.weights: expected imagenet, none or a file, but there is no file {path}")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # the two readers share no exception but this
-        raise ValueError(f"model.backbone.weights: {path} cannot be read ({str(error).splitlines()[0]})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"model.backbone.weights: {path} holds no state dict")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that lack anything but the classifier, or whose shapes differ."""
-    classifiers = ("fc.", "classifier.", "head.")
-    misfits = [
-        name
-        for name, value in network.state_dict().items()
-        if not name.startswith(classifiers) and (name not in state or state[name].shape != value.shape)
-    ]
+    expected = network.state_dict()
+    fitting = {name: value for name, value in state.items() if name in expected and value.shape == expected[name].shape}
+    misfits = [name for name in expected if name not in fitting and not name.startswith(optional)]
     if misfits:
-        raise ValueError(
-            f"model.backbone.weights: {source} does not fit the network: "
-            f"{len(misfits)} tensors are missing or of another shape, the first is {misfits[0]}"
+        name = misfits[0]
+        got = (
+            f"of shape {list(state[name].shape)} instead of {list(expected[name].shape)}"
+            if name in state
+            else "missing"
         )
+        raise ValueError(
+            f"model.backbone.weights: {source} does not fit the network: {len(misfits)} of {len(expected)} tensors are "
+            f"missing or of another shape, the first is {name}, which is {got} "
+            f"(the file begins with {', '.join([*state][:3])})"
+        )
+    network.load_state_dict(fitting, strict=False)
+
+
+def _fit(state: dict[str, Tensor], network: nn.Module, source: str) -> dict[str, Tensor]:
+    try:
+        return fit(state, network.state_dict())
+    except ValueError as error:
+        raise ValueError(f"model.backbone.weights: {source} {error}") from None
+
+
+def _downloaded(name: str, pretrained_cfg: Any) -> dict[str, Any] | None:
+    """What makes timm read weights that are in the cache of the Hugging Face Hub; None if they are to be downloaded.
+
+    Raises:
+        ValueError: there are no such weights, or the Hub cannot be reached: timm would try for a minute.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    if not pretrained_cfg.has_weights:
+        raise ValueError(f"model.backbone.weights: timm has no weights of {name}; give a file, or none")
+    repository = (pretrained_cfg.hf_hub_id or "").partition("@")[0]
+    if not repository or pretrained_cfg.custom_load:
+        return None
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = try_to_load_from_cache(repository, pretrained_cfg.hf_hub_filename or file)
+        if isinstance(path, str):
+            return {"file": path}
+
+    def reach() -> None:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set, and they are not in the cache")
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        except Exception as error:  # of requests or of httpx
+            raise OSError(str(error)) from None
+
+    _download(reach, name)
+    return None
 
 
 def _download(fetch: Callable[[], T], name: str) -> T:
@@ -245,7 +322,7 @@ def _download(fetch: Callable[[], T], name: str) -> T:
     except (OSError, RuntimeError) as error:  # no network: subclasses of OSError; timm without weights: RuntimeError
         raise ValueError(
             f"model.backbone.weights: the ImageNet weights of {name} could not be downloaded ({error}); "
-            "give the path of a file instead, or none"
+            "give the path of a file instead, or none, or copy the cache (HF_HOME, TORCH_HOME) of a machine with them"
         ) from None
 
 

@@ -23,10 +23,14 @@ def training_geometry(config: InputConfig) -> Geometry:
     )
 
 
-def evaluation_geometry(config: InputConfig, view: str = "input") -> Geometry:
-    """What training looks at without randomness, or (view = whole) whole images of the short side for testing."""
-    short_side, crop = config.test_size
-    return Geometry(short_side, crop, "whole" if view == "whole" else config.view)
+def evaluation_geometry(config: InputConfig) -> Geometry:
+    """What training looks at without randomness."""
+    return Geometry(*config.test_size, config.view)
+
+
+def whole_geometry(config: InputConfig, stride: int) -> Geometry:
+    """Whole images of the short side for testing, for a backbone of that stride."""
+    return Geometry(*config.test_size, "whole", stride)
 
 
 def decoding(config: InputConfig, device: torch.device, local_world_size: int = 1) -> Decoding:
@@ -49,15 +53,15 @@ def decoding(config: InputConfig, device: torch.device, local_world_size: int = 
 
 
 def evaluation_loader(
-    config: InputConfig, data: Location, split: str, view: str, batch_size: int, device: torch.device
+    config: InputConfig, data: Location, split: str, geometry: Geometry, batch_size: int, device: torch.device
 ) -> Loader:
-    """One pass over a split with its annotations; ``view`` is that of ``evaluation_geometry``."""
+    """One pass over a split with its annotations."""
     if config.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
         config = replace(config, decoder="auto")
     return Loader(
         data,
         split,
-        evaluation_geometry(config, view),
+        geometry,
         batch_size,
         annotations=True,
         decoding=decoding(config, device),

@@ -241,7 +241,12 @@ def _check_map(config: RunConfig, model: Model) -> None:
                 height, width = model.backbone(torch.zeros(1, 3, crop, crop)).shape[2:]
         except (AssertionError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{name}: {config.model.backbone.name} takes no {crop}x{crop} images ({reason})") from None
+            stride = model.backbone.stride
+            below, above = crop // stride * stride, -(-crop // stride) * stride
+            remedy = f"; take a multiple of {stride}, such as {below or above} or {above}" if crop % stride else ""
+            raise ValueError(
+                f"{name}: {config.model.backbone.name} takes no {crop}x{crop} images ({reason}){remedy}"
+            ) from None
         windowed = config.model.kind == "region_grouping" and grouping.smoothing_padding == "valid"
         if windowed and min(height, width) < window:
             raise ValueError(

@@ -363,17 +363,22 @@ def test_all_decoders_deliver_the_same_stream(small_birds, decoder):
         assert difference.max() <= 6
 
 
-@given(width=st.integers(1, 900), height=st.integers(1, 900), short_side=st.integers(16, 500))
-def test_a_whole_image_is_cut_to_multiples_of_16(width, height, short_side):
-    """Around the centre, by less than 16 pixels of the output on the whole; the scale of both axes is the same."""
-    window = Geometry(short_side, 16, view="whole").central_window(width, height)
+@given(
+    width=st.integers(1, 900),
+    height=st.integers(1, 900),
+    short_side=st.integers(32, 500),
+    stride=st.sampled_from([8, 14, 16, 32]),
+)
+def test_a_whole_image_is_cut_to_multiples_of_the_stride(width, height, short_side, stride):
+    """Around the centre, by less than a stride of the output on the whole; the scale of both axes is the same."""
+    window = Geometry(short_side, 16, view="whole", stride=stride).central_window(width, height)
     scale = Fraction(short_side, min(width, height))
     for extent, first, inner, outer in (
         (width, window.x0, window.width, window.columns),
         (height, window.y0, window.height, window.rows),
     ):
-        assert outer % 16 == 0
-        assert outer <= extent * scale < outer + 16
+        assert outer % stride == 0
+        assert outer <= extent * scale < outer + stride
         assert 0 <= first <= first + inner <= extent
         assert abs(first - (extent - first - inner)) <= 1
         assert abs(inner - outer / scale) <= Fraction(1, 2)

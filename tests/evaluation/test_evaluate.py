@@ -402,6 +402,19 @@ def test_a_backbone_of_fixed_size_does_not_see_whole_images(small_birds, tmp_pat
         evaluate(tmp_path, small_birds, device="cpu", settings=EvaluationConfig(landmark_view="whole"))
 
 
+def test_whole_images_are_cut_to_multiples_of_the_stride(run, small_birds, tmp_path):
+    """That of the network is 8, and 72 is no multiple of 16: the crop of the same size shows the very same."""
+    shutil.copytree(run, tmp_path / "run")
+    size = dataclasses.replace(CONFIG.input, test_short_side=72, test_crop=72)
+    save_config(tmp_path / "run", dataclasses.replace(CONFIG, input=size), load_model(run)[2])
+    whole, crop = (
+        evaluate(tmp_path / "run", small_birds, "val", 24, "cpu", EvaluationConfig(view=view, landmark_view=view))
+        for view in ("whole", "input")
+    )
+    assert whole.pop("evaluation") != crop.pop("evaluation")
+    assert whole == crop
+
+
 def test_what_is_not_measured_is_put_in_words():
     result = dict.fromkeys((metric.key for metric in MEASURED), 0.5)
     assert not_measured(result) == []

@@ -200,6 +200,15 @@ def test_other_settings_are_refused(run, photos, tmp_path, seen):
         explain_files(other, [photos / "robin"], out, view="crop", pictures="png", device="cpu")
 
 
+def test_a_run_that_was_renamed_goes_on(run, photos, tmp_path, seen):
+    out = tmp_path / "out"
+    explain_files(run, [photos / "wren"], out, device="cpu")
+    shutil.copytree(run, tmp_path / "renamed")
+    explain_files(tmp_path / "renamed", [photos / "wren", photos / "robin"], out, device="cpu")
+    assert len(seen) == 2
+    assert [line["truth"] for line in lines(out)] == ["wren", "robin"]
+
+
 def test_its_own_pictures_are_not_explained(run, photos, seen):
     out = photos / "explained"
     for _ in range(2):

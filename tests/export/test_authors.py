@@ -371,15 +371,19 @@ class Mine:
 def test_code_in_a_file_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": blank(), "scheduler": Mine()}, "x.pth.tar")
-    with pytest.raises(ValueError, match=r"^x\.pth\.tar: holds \S+\.mkdir beside tensors, .* could run code"):
+    with pytest.raises(
+        ValueError, match=r"^checkpoint: x\.pth\.tar holds \S+\.mkdir beside tensors, .* could run code"
+    ):
         import_checkpoint(Path("x.pth.tar"), config_of("resnet50"), CLASSES, Path("run"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth.tar"]
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
-def test_other_files_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    "content,words", [(b"", "is empty"), (b"hello", "no checkpoint"), (b"PK\x03\x04", "cut short")]
+)
+def test_other_files_are_refused(tmp_path, content, words):
     (tmp_path / "x.pth.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.pth\.tar: no checkpoint of PyTorch") as refusal:
+    with pytest.raises(ValueError, match=rf"^checkpoint: \S+x\.pth\.tar.*{words}") as refusal:
         import_checkpoint(tmp_path / "x.pth.tar", config_of("resnet50"), CLASSES, tmp_path / "run")
     assert len(str(refusal.value).splitlines()) == 1
     with pytest.raises(ValueError, match="there is no file"):

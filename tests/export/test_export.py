@@ -1,7 +1,9 @@
 """Exported models: the same outputs as the model for any batch and size, without the code of this package."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,13 +18,14 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from kernels import operators
-from pipelines.files import write_json
+from pipelines.files import sha256, write_json
 from rg.cli.main import main
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain.explainer import Explainer
 from rg.export import export as module
-from rg.export.export import Sizes, export, find_sizes, trace
+from rg.export.export import Sizes, describe, export, find_sizes, trace
 from rg.model.build import build_model
+from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import Classes, load_model, save_config, save_weights
 
 CLASSES = ("wren", "robin", "jay")
@@ -140,7 +143,7 @@ def test_the_example_of_the_card_runs(lite0, tmp_path):
     (tmp_path / "bird.png").rename(tmp_path / "bird.jpg")  # read by content: no loss, so the pixels are the same
     (tmp_path / "model.onnx").write_bytes((lite0 / "model.onnx").read_bytes())
     (code,) = re.findall(r"```python\n(.+?)```", (lite0 / "model.onnx.md").read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= 12
+    assert len(code.splitlines()) <= 13
     code += "\nprint(json.dumps(logits[0].tolist()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -148,6 +151,39 @@ def test_the_example_of_the_card_runs(lite0, tmp_path):
     explanation = Explainer.load(lite0, "cpu").explain(pixels, view="crop")
     assert label == explanation.label
     assert max(json.loads(logits)) == pytest.approx(explanation.logit, abs=TOLERANCE)
+
+
+def test_the_card_prepares_photos_as_the_run_does(lite0, tmp_path, monkeypatch, capsys):
+    """Of any shape, half transparent ones, too: the best logit of the program is that of explain."""
+    random = np.random.default_rng(1)
+    paths = [tmp_path / f"{number}.png" for number in range(24)]
+    for number, path in enumerate(paths):
+        width, height = random.integers(90, 400, 2)
+        coarse = random.integers(0, 256, (9, 9, 4 if number % 4 == 0 else 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(path)
+    explanations = Explainer.load(lite0, "cpu").explain(paths, view="crop")
+    (code,) = re.findall(r"```python\n(.+?)```", (lite0 / "model.onnx.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(lite0)
+    for path, explanation in zip(paths, explanations, strict=True):
+        names = {}
+        exec(code.replace("bird.jpg", str(path)), names)
+        assert names["logits"].max() == pytest.approx(explanation.logit, abs=TOLERANCE)
+    assert capsys.readouterr().out.splitlines() == [explanation.label for explanation in explanations]
+
+
+@pytest.mark.parametrize("view,temperature", [("input", 1.5), ("whole", 2.5)])
+def test_a_file_carries_what_turns_its_logits_into_answers(lite0, tmp_path, view, temperature):
+    """That of the crops, which the file is prepared for."""
+    run = tmp_path / "run"
+    shutil.copytree(lite0, run, ignore=shutil.ignore_patterns("model.onnx*"))
+    model, config, classes = load_model(run)
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, view=view))
+    assert describe(run, model, config, classes, Sizes(True, 17, 16))["confidence"] is None
+    fitted = Confidence(1.5, 0.8, 0.1, 0.95, 0.01, 0.9, 0.96, 24, "birds", sha256(run / "model.safetensors"))
+    write_confidence(run / "confidence.json", fitted)
+    write_confidence(run / "confidence.input.json", dataclasses.replace(fitted, temperature=2.5))
+    confidence = describe(run, model, config, classes, Sizes(True, 17, 16))["confidence"]
+    assert confidence == {"temperature": temperature, "threshold": 0.8, "target_precision": 0.95, "dataset": "birds"}
 
 
 ELSEWHERE = """

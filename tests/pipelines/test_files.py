@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.files import json_line, read_json_lines
+from pipelines.files import check_content, json_line, read_json_lines, write_together
 
 RECORDS = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "name": "größer\nals"}, {}]
 
@@ -49,3 +49,30 @@ def test_a_damaged_line_is_an_error_where_it_is_not_cut_off(tmp_path, damage, dr
 def test_a_file_that_is_missing_is_said_to_be(tmp_path):
     with pytest.raises(FileNotFoundError):
         list(read_json_lines(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize("taken", ["model", "card"])
+def test_files_that_belong_together_are_written_together(tmp_path, taken):
+    contents = {tmp_path / "model": b"1", tmp_path / "card": b"2"}
+    write_together(contents)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == contents
+    for path in contents:
+        path.unlink()
+    (tmp_path / taken).mkdir()
+    with pytest.raises(OSError, match=rf"{taken}: is a folder, expected a file"):
+        write_together(contents)
+    assert [path.name for path in tmp_path.iterdir()] == [taken]
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "`git lfs pull`"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+    ],
+)
+def test_what_is_left_of_a_file_is_called_by_its_name(tmp_path, content, words):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^x: expected JSON, .*{words}"):
+        check_content(tmp_path / "x", "x", "JSON")
