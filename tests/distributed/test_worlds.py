@@ -2,61 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-import subprocess
-import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from pipelines.shards import reader
-
-WORLDS = (1, 2, 3, 4, 8)
-RANK = """
-import hashlib, itertools, json, sys
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Loader
+from pipelines.shards import reader
+from tests.support.forked import CONTEXT
 
-data, rank, worlds = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+WORLDS = (1, 2, 3, 4, 8)
 GLOBAL_BATCH, STEPS = 24, 4
+
 
 def digests(loader, steps):
     batches = itertools.islice(loader, steps)
-    return [[key, hashlib.sha256(image.numpy().tobytes()).hexdigest(), int(label)]
-            for batch in batches for key, image, label in zip(batch.keys, batch.images, batch.labels)]
+    return [
+        (key, hashlib.sha256(image.numpy().tobytes()).hexdigest(), int(label))
+        for batch in batches
+        for key, image, label in zip(batch.keys, batch.images, batch.labels, strict=True)
+    ]
 
-found = {}
-for world in worlds:
-    if rank >= world:
-        continue
-    place = {"rank": rank, "world_size": world}
-    def train(): return Loader(data, "train", Geometry(72, 64, training=True), GLOBAL_BATCH, **place)
-    stopped = train()
-    whole, before = digests(train(), STEPS), digests(stopped, STEPS // 2)
-    resumed = train()
-    resumed.resume(json.loads(json.dumps(stopped.state())))
-    test = Loader(data, "test", Geometry(64, 64), 5, **place)
-    found[world] = {
-        "test": [key for batch in test for key in batch.keys],
-        "whole": whole,
-        "resumed": before + digests(resumed, STEPS - STEPS // 2),
-    }
-print(json.dumps(found))
-"""
+
+def see(data: Path, rank: int) -> dict[int, dict]:
+    """World -> what a rank of it sees."""
+    seen = {}
+    for world in WORLDS:
+        if rank >= world:
+            continue
+        place = {"rank": rank, "world_size": world}
+        whole, stopped, resumed = (
+            Loader(data, "train", Geometry(72, 64, training=True), GLOBAL_BATCH, **place) for _ in range(3)
+        )
+        before = digests(stopped, STEPS // 2)
+        resumed.resume(json.loads(json.dumps(stopped.state())))
+        seen[world] = {
+            "test": [key for batch in Loader(data, "test", Geometry(64, 64), 5, **place) for key in batch.keys],
+            "whole": digests(whole, STEPS),
+            "resumed": before + digests(resumed, STEPS - STEPS // 2),
+        }
+    return seen
 
 
 @pytest.fixture(scope="module")
 def found(small_birds) -> dict[int, list[dict]]:
     """World -> what every rank saw."""
-    worlds = json.dumps(WORLDS)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(small_birds), str(rank), worlds], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(max(WORLDS))
-    ]
-    ranks = [json.loads(process.communicate()[0]) for process in processes]
-    return {world: [rank[str(world)] for rank in ranks[:world]] for world in WORLDS}
+    ranks = range(max(WORLDS))
+    with ProcessPoolExecutor(len(ranks), CONTEXT) as pool:
+        seen = list(pool.map(see, [small_birds] * len(ranks), ranks))
+    return {world: [rank[world] for rank in seen[:world]] for world in WORLDS}
 
 
 @pytest.mark.parametrize("world", WORLDS)
