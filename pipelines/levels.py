@@ -25,7 +25,8 @@ def is_deep_grey(image: Image.Image) -> bool:
 
 def is_deep_color(image: Image.Image) -> bool:
     """Whether an image that is not loaded yet has colours of 16 bits, of which Pillow keeps the upper 8."""
-    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    decoders = [str(tile[3]) for tile in getattr(image, "tile", ())]  # of PPM with the white level, else with the bits
+    return image.mode in ("RGB", "RGBA") and any(";16" in text or str(WHITE) in text for text in decoders)
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

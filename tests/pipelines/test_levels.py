@@ -67,6 +67,7 @@ STATED = {
     "12 bits per sample": tiff(12, 1, packed(np.round(GREY / 255 * 4095).astype(int))),
     "white is zero, 16 bit": tiff(16, 0, (65535 - GREY * 257).astype("<u2").tobytes()),
     "white is zero, 8 bit": tiff(8, 0, (255 - GREY).astype(np.uint8).tobytes()),
+    "PPM with its white level": b"P5 16 16 4080\n" + (GREY * 16).astype(">u2").tobytes(),
     "16 bit colours": png(in_color(GREY * 257), 2),
     "16 bit colours and alpha": png(in_color(GREY * 257, alpha=True), 6),
 }
@@ -79,6 +80,8 @@ UNKNOWN = {
     "12 bit in 16, white is zero": (tiff(16, 0, (GREY * 16).astype("<u2").tobytes()), "12-bit"),
     "12 bit colours in 16": (png(in_color(GREY * 16), 2), "12-bit"),
     "12 bit colours in 16 and alpha": (png(in_color(GREY * 16, alpha=True), 6), "12-bit"),
+    "12 bit grey in PPM of 16": (b"P5 16 16 65535\n" + (GREY * 16).astype(">u2").tobytes(), "12-bit"),
+    "12 bit colours in PPM of 16": (b"P6 16 16 65535\n" + in_color(GREY * 16).astype(">u2").tobytes(), "of 65535"),
     "32 bit": (encoded(GREY.astype(np.int32) << 20, "TIFF"), "grey levels from 0 to 267386880, expected 0 to 65535"),
     "float": (encoded(GREY.astype(np.float32), "TIFF"), "no known range"),
     "outside of what is stated": (encoded(GREY * 257, "TIFF", tiffinfo=stating(SHORT, 0, 255)), "states 0 to 255"),
