@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from PIL import ImageDraw, ImageFont
 
-from rg.explain.colors import INK, PAPER, Color, ink_on
+from rg.explain.colors import INK, LINE, PAPER, Color, ink_on
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -40,3 +40,9 @@ def badge(
     fill, line, ink = (PAPER, color, INK) if hollow else (color, PAPER, ink_on(color))
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill, line, width=max(1, round(radius / 6)))
     draw.text((x, y), name, ink, font(radius * (1.35 if len(name) == 1 else 1.1)), anchor="mm")
+
+
+def hairline(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """A thin frame around a picture that will be pasted there, so that a white one ends somewhere."""
+    (x, y), (width, height) = corner, size
+    draw.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)

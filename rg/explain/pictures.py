@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from rg.explain.colors import FAINT, INK, LINE, PAPER
 from rg.explain.contributions import NOTABLE, bars, signed, stands_out
 from rg.explain.facts import Facts, Size
-from rg.explain.lettering import badge, font, shorten
+from rg.explain.lettering import badge, font, hairline, shorten
 from rg.explain.overlays import attribution_overlay, parts_overlay, photo
 
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
@@ -55,7 +55,9 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
     x = MARGIN
     for (name, picture), column in zip(columns, widths, strict=True):
         draw.text((x, head), name, FAINT, text)
-        out.paste(picture, (x + (column - picture.width) // 2, head + CAPTION + (PANEL_HEIGHT - picture.height) // 2))
+        left, top = x + (column - picture.width) // 2, head + CAPTION + (PANEL_HEIGHT - picture.height) // 2
+        hairline(draw, (left, top), picture.size)
+        out.paste(picture, (left, top))
         x += column + GAP
     return out
 

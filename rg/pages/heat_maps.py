@@ -13,7 +13,7 @@ from torch import Tensor
 from rg.attribution.pointing import peaks
 from rg.explain.colors import FAINT, INK, LINE, PAPER, WHITE, Color
 from rg.explain.facts import Size
-from rg.explain.lettering import font, shorten
+from rg.explain.lettering import font, hairline, shorten
 from rg.explain.overlays import heat_map
 from rg.explain.pictures import GAP, MARGIN
 
@@ -80,6 +80,7 @@ def sheet(title: str, image: Image.Image, strips: Sequence[Strip]) -> Image.Imag
     draw.text((MARGIN, MARGIN), shorten(title, large, total - 2 * MARGIN), INK, large)
     top, first = MARGIN + HEADING, MARGIN + step
     draw.text((MARGIN, top + HEADING), "image", FAINT, small)
+    hairline(draw, (MARGIN, top + HEADING + CAPTION), image.size)
     out.paste(image, (MARGIN, top + HEADING + CAPTION))
     for number, strip in enumerate(strips):
         y = top + number * row
@@ -88,6 +89,7 @@ def sheet(title: str, image: Image.Image, strips: Sequence[Strip]) -> Image.Imag
             x = first + methods.index(cell.title) * step
             draw.text((x, y + HEADING), cell.title, FAINT, small)
             picture = cell.picture or _words(f"Not defined: {cell.why_not}.", image.size)
+            hairline(draw, (x, y + HEADING + CAPTION), picture.size)
             out.paste(picture, (x, y + HEADING + CAPTION))
     return out
 

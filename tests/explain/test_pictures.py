@@ -8,7 +8,7 @@ import pytest
 from PIL import ImageDraw, ImageFont
 
 from rg.explain import facts, lettering, overlays, pictures
-from rg.explain.colors import ink_on, palette
+from rg.explain.colors import LINE, ink_on, palette
 from rg.explain.contributions import NOTABLE, bars, signed, stands_out
 from rg.explain.explanation import Explanation
 from rg.explain.facts import PartExplanation, Rival
@@ -76,19 +76,27 @@ def least_difference(colors):
     return min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))
 
 
-def as_protanope(colors):
-    """Viénot, Brettel and Mollon (1999), on linear light with gamma 2.2."""
+def dichromat(colors, matrix):
+    """What an eye with two kinds of cones cannot tell from colours; the matrix is for linear light with gamma 2.2."""
     linear = (np.asarray(colors) / 255) ** 2.2
-    simulated = linear @ np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]).T
-    return 255 * np.clip(simulated, 0, 1) ** (1 / 2.2)
+    return 255 * np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
 
 
-def test_palette_keeps_its_colours_apart():
+# Viénot, Brettel and Mollon (1999); the same with one plane for the tritanope, as in libDaltonLens.
+DICHROMATS = {
+    "protanope": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    "deuteranope": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    "tritanope": [[1.01277, 0.13548, -0.14826], [-0.01243, 0.86812, 0.14431], [0.07589, 0.80500, 0.11911]],
+    "nobody": np.eye(3),
+}
+
+
+@pytest.mark.parametrize("eyes", DICHROMATS)
+def test_palette_keeps_its_colours_apart(eyes):
     assert all(palette(count) == palette(64)[:count] for count in range(1, 65))
     # 2.3 is a just noticeable difference in CIE L*a*b*.
-    assert least_difference(palette(64)) > 2.3
-    assert least_difference(palette(8)) > 10 * 2.3
-    assert least_difference(as_protanope(palette(8))) > 2 * 2.3
+    for count, noticeable in ((8, 8), (12, 5), (16, 4), (64, 1)):
+        assert least_difference(dichromat(palette(count), DICHROMATS[eyes])) > noticeable * 2.3, count
 
 
 def test_numbers_on_colours_can_be_read():
@@ -275,6 +283,16 @@ def test_panel_says_when_the_label_is_withheld(answer, words, monkeypatch):
     pictures.panel(dataclasses.replace(explanation(), answer=answer))
     (line,) = [text for text in written if f"{explanation().probability:.1%}" in text]
     assert line.startswith(f"{words}{explanation().probability:.1%}")
+
+
+def test_a_white_photo_ends_somewhere():
+    white = dataclasses.replace(explanation(), image=np.full((160, 200, 3), 255, np.uint8))
+    picture = np.asarray(pictures.panel(white))
+    height, width = (length for length in pictures.panel_size(white)[::-1])
+    left = pictures.MARGIN
+    top = next(y for y, row in enumerate(picture[:, left - 1]) if (row == LINE).all())
+    for edge in (picture[top : top + height + 2, left - 1], picture[top + height + 1, left : left + width]):
+        assert (edge == LINE).all()
 
 
 def test_small_images_are_outlined_at_the_size_of_the_picture():
