@@ -77,7 +77,7 @@ def _of_system(code: int) -> tuple[Face, ...]:
     """What the system would show a code point with, if that is an outline that Pillow can draw."""
     if not shutil.which("fc-match"):
         try:
-            return ((ImageFont.truetype(MACOS).path, 0),)
+            return ((str(ImageFont.truetype(MACOS).path), 0),)
         except OSError:
             return ()
     pattern = f"sans:charset={code:x}:scalable=true:color=false"
