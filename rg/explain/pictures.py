@@ -15,6 +15,7 @@ from rg.explain.lettering import badge, draw_text, hairline, length, shorten
 from rg.explain.overlays import attribution_overlay, parts_overlay, photo
 
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
+HEAD = MARGIN + 74  # what stands above the captions
 BARS_MIN_WIDTH, ROW_HEIGHT, NAME_WIDTH = 260, 24, 96
 TITLE, TEXT, VALUE, SMALL = 26, 16, 15, 13  # heights of letters in pixels
 ANSWERS = {"label": "", "unsure": "unsure", "unknown": "no known part fits"}  # in words
@@ -41,9 +42,8 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
         why = shorten(f"why not {explanation.rival.label}", TEXT, BARS_WIDTH)
         columns.append((why, contribution_bars(explanation, versus_rival=True)))
     widths = [max(picture.width, COLUMN_MIN_WIDTH) for _, picture in columns]
-    head = MARGIN + 74
     total = 2 * MARGIN + sum(widths) + GAP * (len(columns) - 1)
-    out = Image.new("RGB", (total, head + CAPTION + PANEL_HEIGHT + MARGIN), PAPER)
+    out = Image.new("RGB", (total, HEAD + CAPTION + PANEL_HEIGHT + MARGIN), PAPER)
     draw = ImageDraw.Draw(out)
     draw_text(draw, (MARGIN, MARGIN), shorten(explanation.label, TITLE, total - 2 * MARGIN), INK, TITLE)
     words = ANSWERS[explanation.answer]
@@ -54,8 +54,8 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
     draw_text(draw, (MARGIN, MARGIN + 38), shorten(line, TEXT, total - 2 * MARGIN), FAINT, TEXT)
     x = MARGIN
     for (name, picture), column in zip(columns, widths, strict=True):
-        draw_text(draw, (x, head), name, FAINT, TEXT)
-        left, top = x + (column - picture.width) // 2, head + CAPTION + (PANEL_HEIGHT - picture.height) // 2
+        draw_text(draw, (x, HEAD), name, FAINT, TEXT)
+        left, top = x + (column - picture.width) // 2, HEAD + CAPTION + (PANEL_HEIGHT - picture.height) // 2
         if picture.size == size:  # no bars
             hairline(draw, (left, top), size)
         out.paste(picture, (left, top))
@@ -131,4 +131,9 @@ def data_uri(picture: Image.Image, form: str = "webp", quality: int = 85) -> str
     """
     buffer = io.BytesIO()
     picture.save(buffer, form.upper(), quality=quality)
-    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return bytes_uri(buffer.getvalue(), form)
+
+
+def bytes_uri(content: bytes, form: str) -> str:
+    """The same of a file that has been written already."""
+    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
