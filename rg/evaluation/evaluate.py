@@ -18,8 +18,11 @@ from pipelines.shards.storage import Location, resolve
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.evaluation import calibration, metrics, rollup
 from rg.evaluation.confidence import fit_confidence, selective_metrics
+from rg.evaluation.part_pictures import part_pictures
+from rg.evaluation.parts import shows
 from rg.evaluation.plain import evaluate_plain
 from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
+from rg.explain.explainer import Explainer
 from rg.model.build import Model, class_logits, mean_with_mirror
 from rg.model.device import pick_device
 from rg.model.losses import occurrence_prior_loss
@@ -27,7 +30,8 @@ from rg.model.region_grouping import ModelOutput, RegionGroupingModel
 from rg.runs import inputs
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import CONFIDENCE, METRICS, PREDICTIONS, WEIGHTS, Classes, load_model, of_view
-from rg.runs.part_names import Part, read_parts
+from rg.runs.part_names import Part, named_by_people
+from rg.runs.part_pictures import write_part_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +90,7 @@ def evaluate(
     weights = sha256(run / WEIGHTS)
     answers: Answers
     if isinstance(model, RegionGroupingModel):
-        parts = read_parts(run, model.background.tolist())
+        parts = named_by_people(run, model.background.tolist())
         answers, measured, lines = _measure_parts(model, load, fit, split, evaluation, config, parts)
     else:
         answers, measured, lines = evaluate_plain(model, load, fit, split, evaluation, config)
@@ -106,8 +110,12 @@ def evaluate(
     write_json(run / of_view(METRICS, view), result)
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
+    predictions = list(lines)
     with atomic_write(run / of_view(PREDICTIONS, view)) as file:
-        file.writelines(map(json_line, lines))
+        file.writelines(map(json_line, predictions))
+    if isinstance(model, RegionGroupingModel) and view is None:
+        explainer = Explainer(model, config, classes, pick_device(device), parts)
+        write_part_pictures(run, list(part_pictures(explainer, data, split, predictions)))
     return result
 
 
@@ -238,6 +246,7 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
     loss = config.loss
     names = [part.name for part in parts]
     states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap), names)
+    true_parts = shows(seen.part_map_table, seen.manifest.parts, len(names))
     result["occurrence"] = occurrence.mean(0).tolist()
     result["prior_loss"] = occurrence_prior_loss(occurrence, loss.prior_alpha, loss.prior_beta).item()
     result["decomposition_error"] = seen.decomposition_error
@@ -253,6 +262,7 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
             "area": torch.cat(seen.wins)[:, k].mean().item(),
             "background": parts[k].background,
             "state": state,
+            "true_parts": true_parts[k],
         }
         for k, state in enumerate(states)
     ]

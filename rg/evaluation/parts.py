@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 BACKGROUND_ABOVE = 2 / 3  # share of the parts
+SHOWN_ABOVE = 0.6  # share of the pixels of a part on true parts, at which it shows these
 ADVICE = {
     "dead": "It is the strongest part in less than 1 % of the images. Start from k-means centres "
     "(model.grouping.init=kmeans), train longer, or ask for fewer parts (model.grouping.num_parts).",
@@ -35,3 +38,22 @@ def mostly_background(background: Sequence[bool]) -> list[tuple[str, str]]:
     if sum(background) <= BACKGROUND_ABOVE * len(background):
         return []
     return [(f"{sum(background)} of {len(background)} parts are background.", ADVICE["background"])]
+
+
+def shows(table: np.ndarray | int, names: Sequence[str], count: int) -> list[list[str]]:
+    """Which true parts each part shows: the one or two that most of it lies on, most first; none if it lies on many.
+
+    Args:
+        table: At how many pixels of each true part each part was the strongest [P, K]; 0 without part maps.
+        names: Of the true parts.
+        count: K.
+    """
+    if not np.sum(table):
+        return [[] for _ in range(count)]
+    shares = np.asarray(table).T / np.maximum(np.sum(table, axis=0), 1)[:, None]
+    shown = []
+    for row in shares:
+        most = np.argsort(-row, kind="stable").tolist()
+        enough = (number for number in (1, 2) if row[most[:number]].sum() >= SHOWN_ABOVE)
+        shown.append([names[index] for index in most[: next(enough, 0)]])
+    return shown

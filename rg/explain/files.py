@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.files import sha256
+from pipelines.files import atomic_write, sha256
 from rg.explain.explainer import Explainer, ImageLike
 from rg.explain.folder import ExplainedFolder, open_folder
 from rg.explain.image_files import find_images
 from rg.explain.lookahead import in_order
 from rg.explain.pictures import ANSWERS
-from rg.runs.folder import WEIGHTS
+from rg.runs.folder import PART_PICTURES, WEIGHTS
+from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import image_progress
 
 LONGEST_SIDE = 640  # pixels of a photo, of which pictures show 480 at most
@@ -68,8 +69,12 @@ def explain_files(
         "view": view,
         "pictures": pictures,
     }
+    row = read_part_pictures(run, len(explainer.parts))
     class_names = () if explainer.classes.multi_label else set(explainer.classes.names)
     with open_folder(out, files, settings, class_names, overwrite) as folder:
+        if row:
+            with atomic_write(out / PART_PICTURES) as file:
+                file.write(row)
         try:
             left_out = _explain(explainer, folder, len(files), view, batch_size, jobs)
         except KeyboardInterrupt:

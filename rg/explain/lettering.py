@@ -1,30 +1,104 @@
-"""Words and numbers in pictures."""
+"""Words and numbers in pictures, in any script that a font at hand has."""
 
 from __future__ import annotations
 
 import bisect
-from functools import lru_cache
+import logging
+import unicodedata
 
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, features
 
-from rg.explain.colors import INK, PAPER, Color, ink_on
+from rg.explain import fonts
+from rg.explain.colors import INK, LINE, PAPER, Color, ink_on
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Run = tuple[ImageFont.FreeTypeFont, str]
+RIGHT_TO_LEFT = ("R", "AL")  # bidirectional classes of letters
+STRONG = ("L", *RIGHT_TO_LEFT)
+JOINED = (*RIGHT_TO_LEFT, "NSM")  # also of marks that stand above, below or before their letter
+
+logger = logging.getLogger(__name__)
+_reported: set[str] = set()
 
 
-@lru_cache(maxsize=64)
-def font(size: float) -> Font:
-    """The font of all pictures; the size is in pixels."""
-    return ImageFont.load_default(size)
+def runs(text: str, size: float) -> list[Run]:
+    """The text as pieces of one font each, from left to right.
+
+    A character that no font has becomes its code point in brackets, and is reported once with what to install.
+
+    Args:
+        text: One line.
+        size: In pixels.
+    """
+    text = unicodedata.normalize("NFC", text)
+    kinds = [unicodedata.bidirectional(character) for character in text]
+    first = next((kind for kind in kinds if kind in STRONG), "L")
+    if any(kind in JOINED for kind in kinds) and not features.check("raqm"):
+        _report("install FriBiDi (Debian's libfribidi0)", f"nothing here joins the letters of {text!r}")
+    if any(kind in RIGHT_TO_LEFT for kind in kinds) and (face := fonts.face_of_all(text)):
+        return [(fonts.font(face, size), text)]  # one font, in which all directions are known
+    pieces: list[list[str]] = []
+    faces: list[fonts.Face] = []
+    missing: list[str] = []
+    for character, kind in zip(text, kinds, strict=True):
+        stays = faces and kind != "L" and fonts.has(faces[-1], ord(character))
+        face = faces[-1] if stays else fonts.face_of(character)
+        if face is None and unicodedata.category(character) in ("Cf", "Mn"):
+            continue  # joins its neighbours, or chooses among their shapes
+        if face is None:
+            missing.append(character)
+            face, character = fonts.main_face(), f"[{ord(character):04X}]"
+        if not faces or faces[-1] != face:
+            faces.append(face)
+            pieces.append([])
+        pieces[-1].append(character)
+    for remedy in dict.fromkeys(map(fonts.remedy, missing)):
+        characters = "".join(dict.fromkeys(one for one in missing if fonts.remedy(one) == remedy))
+        _report(remedy, f"no font here has {characters!r}, so pictures show code points")
+    laid = [(fonts.font(face, size), "".join(piece)) for face, piece in zip(faces, pieces, strict=True)]
+    return laid[::-1] if first in RIGHT_TO_LEFT else laid
 
 
-def shorten(text: str, font: Font, width: float) -> str:
+def _report(remedy: str, what: str) -> None:
+    """Say what is not drawn as it should be, once for every remedy."""
+    if remedy not in _reported:
+        _reported.add(remedy)
+        logger.warning("%s; %s", what, remedy)
+
+
+def length(text: str, size: float) -> float:
+    """Width of a line in pixels."""
+    return sum(font.getlength(piece) for font, piece in runs(text, size))
+
+
+def shorten(text: str, size: float, width: float) -> str:
     """The text on one line, cut with an ellipsis where it is wider than ``width`` pixels."""
     text = " ".join(text.split())
-    if font.getlength(text) <= width:
+    if length(text, size) <= width:
         return text
-    fits = bisect.bisect_right(range(len(text)), width, key=lambda length: font.getlength(text[:length] + "…"))
+    fits = bisect.bisect_right(range(len(text)), width, key=lambda end: length(text[:end] + "…", size))
     return text[: max(0, fits - 1)].rstrip() + "…"
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, ink: Color, size: float, anchor: str = "la"
+) -> None:
+    """One line of text.
+
+    Args:
+        draw: Of the picture.
+        place: x and y in pixels of what ``anchor`` says.
+        text: The line.
+        ink: Its colour.
+        size: In pixels.
+        anchor: l, m or r: the left end, the middle or the right end; and a or m: the top or the middle of the line.
+    """
+    x, y = place
+    ascent, descent = fonts.font(fonts.main_face(), size).getmetrics()
+    baseline = y + (ascent if anchor[1] == "a" else (ascent - descent) / 2)
+    x -= {"l": 0, "m": 0.5, "r": 1}[anchor[0]] * length(text, size)
+    for font, piece in runs(text, size):
+        draw.text((x, baseline), piece, ink, font, anchor="ls")
+        x += font.getlength(piece)
 
 
 def badge(
@@ -39,4 +113,10 @@ def badge(
     x, y = (max(min(value, length - radius), radius) for value, length in zip(center, draw.im.size, strict=True))
     fill, line, ink = (PAPER, color, INK) if hollow else (color, PAPER, ink_on(color))
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill, line, width=max(1, round(radius / 6)))
-    draw.text((x, y), name, ink, font(radius * (1.35 if len(name) == 1 else 1.1)), anchor="mm")
+    draw_text(draw, (x, y), name, ink, radius * (1.35 if len(name) == 1 else 1.1), anchor="mm")
+
+
+def hairline(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """A thin frame around a picture that will be pasted there, so that a white one ends somewhere."""
+    (x, y), (width, height) = corner, size
+    draw.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)

@@ -11,11 +11,13 @@ from PIL import Image, ImageDraw
 from rg.explain.colors import FAINT, INK, LINE, PAPER
 from rg.explain.contributions import NOTABLE, bars, signed, stands_out
 from rg.explain.facts import Facts, Size
-from rg.explain.lettering import badge, font, shorten
+from rg.explain.lettering import badge, draw_text, hairline, length, shorten
 from rg.explain.overlays import attribution_overlay, parts_overlay, photo
 
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
+HEAD = MARGIN + 74  # what stands above the captions
 BARS_MIN_WIDTH, ROW_HEIGHT, NAME_WIDTH = 260, 24, 96
+TITLE, TEXT, VALUE, SMALL = 26, 16, 15, 13  # heights of letters in pixels
 ANSWERS = {"label": "", "unsure": "unsure", "unknown": "no known part fits"}  # in words
 
 
@@ -36,26 +38,27 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
         ("attribution", attribution_overlay(explanation, size=size)),
         (contributions, contribution_bars(explanation)),
     ]
-    title, text = font(26), font(16)
     if explanation.rival:
-        why = shorten(f"why not {explanation.rival.label}", text, BARS_WIDTH)
+        why = shorten(f"why not {explanation.rival.label}", TEXT, BARS_WIDTH)
         columns.append((why, contribution_bars(explanation, versus_rival=True)))
     widths = [max(picture.width, COLUMN_MIN_WIDTH) for _, picture in columns]
-    head = MARGIN + 74
     total = 2 * MARGIN + sum(widths) + GAP * (len(columns) - 1)
-    out = Image.new("RGB", (total, head + CAPTION + PANEL_HEIGHT + MARGIN), PAPER)
+    out = Image.new("RGB", (total, HEAD + CAPTION + PANEL_HEIGHT + MARGIN), PAPER)
     draw = ImageDraw.Draw(out)
-    draw.text((MARGIN, MARGIN), shorten(explanation.label, title, total - 2 * MARGIN), INK, title)
+    draw_text(draw, (MARGIN, MARGIN), shorten(explanation.label, TITLE, total - 2 * MARGIN), INK, TITLE)
     words = ANSWERS[explanation.answer]
     line = f"{words}: {explanation.probability:.1%}" if words else f"{explanation.probability:.1%}"
     if len(explanation.top_k) > 1:
         name, probability = explanation.top_k[1]
         line += f", then {name} with {probability:.1%}"
-    draw.text((MARGIN, MARGIN + 38), shorten(line, text, total - 2 * MARGIN), FAINT, text)
+    draw_text(draw, (MARGIN, MARGIN + 38), shorten(line, TEXT, total - 2 * MARGIN), FAINT, TEXT)
     x = MARGIN
     for (name, picture), column in zip(columns, widths, strict=True):
-        draw.text((x, head), name, FAINT, text)
-        out.paste(picture, (x + (column - picture.width) // 2, head + CAPTION + (PANEL_HEIGHT - picture.height) // 2))
+        draw_text(draw, (x, HEAD), name, FAINT, TEXT)
+        left, top = x + (column - picture.width) // 2, HEAD + CAPTION + (PANEL_HEIGHT - picture.height) // 2
+        if picture.size == size:  # no bars
+            hairline(draw, (left, top), size)
+        out.paste(picture, (left, top))
         x += column + GAP
     return out
 
@@ -87,10 +90,9 @@ def contribution_bars(
     out = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(out)
     rows = bars(explanation, max(3, size[1] // ROW_HEIGHT - 2), versus_rival)
-    small, text = font(13), font(15)
-    longest = max(small.getlength(row.name) for row in rows)
+    longest = max(length(row.name, SMALL) for row in rows)
     left, right = 76 + round(max(0.0, min(longest, NAME_WIDTH) - 36)), size[0] - 132
-    draw.text((size[0] - 6, ROW_HEIGHT / 2), "attention", FAINT, small, anchor="rm")
+    draw_text(draw, (size[0] - 6, ROW_HEIGHT / 2), "attention", FAINT, SMALL, anchor="rm")
     lowest, highest = (limit(0.0, *(row.value for row in rows)) for limit in (min, max))
     scale = (right - left) / max(highest - lowest, NOTABLE)
     zero = left - lowest * scale
@@ -98,19 +100,19 @@ def contribution_bars(
         y = (number + 1.5) * ROW_HEIGHT
         if row.color:
             badge(draw, (left - 20, y), 10, row.number, row.color, hollow=row.background)
-            draw.text((left - 34, y), shorten(row.name, small, NAME_WIDTH), FAINT, small, anchor="rm")
+            draw_text(draw, (left - 34, y), shorten(row.name, SMALL, NAME_WIDTH), FAINT, SMALL, anchor="rm")
         else:
-            draw.text((left - 10, y), row.number, FAINT, small, anchor="rm")
+            draw_text(draw, (left - 10, y), row.number, FAINT, SMALL, anchor="rm")
         x0, x1 = sorted((zero, zero + row.value * scale))
         draw.rectangle((x0, y - 7, max(x1, x0 + 1), y + 7), row.color or FAINT)
-        draw.text((size[0] - 66, y), signed(row.value), INK, text, anchor="rm")
+        draw_text(draw, (size[0] - 66, y), signed(row.value), INK, VALUE, anchor="rm")
         if row.attention is not None:
-            draw.text((size[0] - 6, y), f"{row.attention:.0%}", FAINT, text, anchor="rm")
+            draw_text(draw, (size[0] - 6, y), f"{row.attention:.0%}", FAINT, VALUE, anchor="rm")
     bottom = (len(rows) + 1.5) * ROW_HEIGHT
     draw.line((zero, ROW_HEIGHT, zero, bottom - ROW_HEIGHT / 2), INK)
     draw.line((8, bottom - ROW_HEIGHT / 2, size[0] - 6, bottom - ROW_HEIGHT / 2), LINE)
-    draw.text((left - 10, bottom + 2), "logit", INK, small, anchor="rm")
-    draw.text((size[0] - 66, bottom + 2), signed(sum(row.value for row in rows)), INK, text, anchor="rm")
+    draw_text(draw, (left - 10, bottom + 2), "logit", INK, SMALL, anchor="rm")
+    draw_text(draw, (size[0] - 66, bottom + 2), signed(sum(row.value for row in rows)), INK, VALUE, anchor="rm")
     return out
 
 
@@ -129,4 +131,9 @@ def data_uri(picture: Image.Image, form: str = "webp", quality: int = 85) -> str
     """
     buffer = io.BytesIO()
     picture.save(buffer, form.upper(), quality=quality)
-    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return bytes_uri(buffer.getvalue(), form)
+
+
+def bytes_uri(content: bytes, form: str) -> str:
+    """The same of a file that has been written already."""
+    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"

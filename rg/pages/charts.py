@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from rg.evaluation.calibration import Reliability
 from rg.pages.numbers import percent
@@ -50,20 +51,20 @@ class Chart:
 
 @dataclass(frozen=True)
 class Dot:
-    """A bin of a reliability chart: position and radius in the SVG, and what it says."""
+    """A bin of a reliability chart: position and radius in the SVG, ends of its interval there, and what it says."""
 
     x: float
     y: float
     radius: float
+    interval: tuple[float, float]
     text: str
 
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """One line of a reliability chart: name, SVG path, a dot for every bin, expected calibration error."""
+    """One kind of confidence in a reliability chart: name, a dot for every bin, expected calibration error."""
 
     name: str
-    path: str
     dots: list[Dot]
     ece: str
 
@@ -125,7 +126,8 @@ def reliability_chart(measured: Mapping[str, Reliability]) -> ReliabilityChart:
 
     Args:
         measured: Name of a curve -> its bins; those without decisions are left out. The area of a dot is in proportion
-            to its share of the decisions, unless it were too small to be seen.
+            to its share of the decisions, unless it were too small to be seen. Its interval is that of Wilson (1927) at
+            95 %: how far the share of right answers may be off with so few decisions.
 
     Returns:
         The chart. Names are in it as they are; the page escapes them.
@@ -137,11 +139,16 @@ def reliability_chart(measured: Mapping[str, Reliability]) -> ReliabilityChart:
             if confidence is None or accuracy is None:
                 continue
             radius = max(LEAST_RADIUS, LARGEST_RADIUS * math.sqrt(count / sum(bins.counts)))
-            text = f"{name}: {count} decisions, {percent(confidence)} sure, {percent(accuracy)} right"
-            dots.append(Dot(round(confidence * WIDTH, 1), round(HEIGHT - accuracy * HEIGHT, 1), round(radius, 1), text))
-        curves.append(
-            ReliabilityCurve(name, "M" + "L".join(f"{dot.x} {dot.y}" for dot in dots), dots, percent(bins.ece))
-        )
+            interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+            low, high = float(interval.low), float(interval.high)
+            text = (
+                f"{name}: {count} decisions, {percent(confidence)} sure, {percent(accuracy)} right "
+                f"({percent(low)} to {percent(high)})"
+            )
+            ends = round(HEIGHT - low * HEIGHT, 1), round(HEIGHT - high * HEIGHT, 1)
+            x, y = round(confidence * WIDTH, 1), round(HEIGHT - accuracy * HEIGHT, 1)
+            dots.append(Dot(x, y, round(radius, 1), ends, text))
+        curves.append(ReliabilityCurve(name, dots, percent(bins.ece)))
     errors = ", ".join(f"{curve.ece} {curve.name}" for curve in curves)
     return ReliabilityChart(
         title="Accuracy against confidence",

@@ -247,5 +247,14 @@ def _record(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str])
 
 
 def _page(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -> str:
+    titles, undefined = [], []
+    for number, side in enumerate(sides):
+        columns = list(zip(*(row.answers[number].strip.cells for row in rows), strict=True))
+        titles.append([cells[0].title for cells in columns if any(cell.picture for cell in cells)])
+        undefined += [
+            f"{cells[0].title} is not defined for {KINDS[side.config.model.kind]}: {cells[0].why_not}."
+            for cells in columns
+            if not any(cell.picture for cell in cells)
+        ]
     page = template("rg.pages", PAGE, percent=percent, uri=data_uri, zip=zip)
-    return page.render(sides=sides, rows=rows, left_out=left_out, heat=HEAT)
+    return page.render(sides=sides, rows=rows, titles=titles, undefined=undefined, left_out=left_out, heat=HEAT)

@@ -2,8 +2,8 @@
 
 const { about, rows } = JSON.parse(document.getElementById("data").textContent);
 document.getElementById("data").remove();
-const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence]) => ({
-  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence,
+const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds]) => ({
+  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds,
   strongest: adds.indexOf(Math.max(...adds)),
   words: `${source} ${about.labels[label]}`.toLowerCase(),
 }));
@@ -117,12 +117,34 @@ function card(image, index) {
 
 // Dialog -------------------------------------------------------------------------------------------------------------
 
-let current = 0;
+let current = 0, versus = false;
+
+// Where the tiles are in the picture that pictures.py draws: left, top, width and height in its pixels.
+function places({ width, height }) {
+  const { longest, tall, wide, column, margin, gap, top } = about.panel;
+  const copy = Math.min(1, longest / Math.max(width, height));
+  const [columns, rows] = [width, height].map((length) => Math.max(1, Math.round(length * copy)));
+  const scale = Math.min(tall / rows, wide / columns);
+  const size = [columns, rows].map((length) => Math.max(1, Math.round(length * scale))), step = Math.max(size[0], column) + gap;
+  return [0, 1, 2].map((tile) => [margin + tile * step + Math.floor((step - gap - size[0]) / 2), top + Math.floor((tall - size[1]) / 2), ...size]);
+}
+
+function tiles(image) {
+  const address = file("pictures", image, about.suffix), named = ["The image", "Its parts", "The attention on it"];
+  [...by("dialog").querySelectorAll(".crop")].forEach((crop, tile) => {
+    const picture = crop.firstElementChild, [left, top, width, height] = places(image)[tile];
+    crop.style.setProperty("--ratio", width / height);
+    picture.onload = () => Object.assign(picture.style, { width: `${(100 * picture.naturalWidth) / width}%`, left: `${(-100 * left) / width}%`, top: `${(-100 * top) / height}%` });
+    picture.src = address;
+    picture.alt = named[tile];
+  });
+  by("whole").href = address;
+}
 
 function show(index) {
   current = index;
   const image = shown[index];
-  const { labels, parts, answers, suffix } = about;
+  const { labels, answers } = about;
   by("dialog").classList.toggle("wrong", isWrong(image));
   by("title").replaceChildren(labels[image.label], " ", element("em", "", percent(image.probability)));
   const facts = [];
@@ -130,11 +152,26 @@ function show(index) {
   if (image.truth >= 0) facts.push(isWrong(image) ? `in truth: ${labels[image.truth]}` : "right");
   if (image.rival >= 0) facts.push(`rather than ${labels[image.rival]}, ${percent(image.rivalProbability)}`);
   by("facts").textContent = facts.join("; ");
-  by("source").textContent = image.source;
-  by("picture").src = file("pictures", image, suffix);
-  by("picture").alt = `The image, its parts, the attention on it, and what each part adds to the logit of ${labels[image.label]}`;
-  const order = image.adds.map((_, part) => part).sort((a, b) => image.adds[b] - image.adds[a]);
-  const low = Math.min(0, image.constant, ...image.adds), high = Math.max(0, image.constant, ...image.adds);
+  by("source").textContent = by("source").title = image.source;
+  tiles(image);
+  bars(image);
+  by("previous").disabled = index === 0;
+  by("next").disabled = index === shown.length - 1;
+  if (!by("dialog").open) by("dialog").showModal();
+  by("dialog").scrollTop = 0;
+}
+
+// What every part adds to the logit of the label; less what it adds to that of the rival, if that is asked for.
+function bars(image) {
+  const { labels, parts } = about, against = versus && image.rival >= 0;
+  by("versus").hidden = image.rival < 0;
+  by("versus").textContent = `Why not ${labels[image.rival]}?`;
+  by("versus").setAttribute("aria-pressed", String(against));
+  by("total").textContent = against ? "difference" : "logit";
+  const adds = against ? image.adds.map((value, part) => value - image.rivalAdds[part]) : image.adds;
+  const constant = image.constant - (against ? image.rivalConstant : 0);
+  const order = adds.map((_, part) => part).sort((a, b) => adds[b] - adds[a]);
+  const low = Math.min(0, constant, ...adds), high = Math.max(0, constant, ...adds);
   const scale = 100 / Math.max(high - low, NOTABLE);
   const bar = (name, value, color, ...rest) => {
     const span = element("span"), zero = element("i");
@@ -146,21 +183,22 @@ function show(index) {
   };
   by("bars").replaceChildren(
     ...order.map((part) => {
-      const badge = element("span", parts[part].background ? "badge hollow" : "badge", String(part));
+      const badge = element("span", parts[part].background ? "badge hollow" : "badge", String(part)), thumb = element("span", "thumb");
       badge.style.setProperty("--c", parts[part].color);
       badge.style.setProperty("--i", parts[part].ink);
+      thumb.style.setProperty("--k", part);
       const name = parts[part].named ? parts[part].name : "";
-      return bar([badge, name], image.adds[part], parts[part].color, element("td", "", percent(image.attention[part], 0)), element("td", "occurs", percent(image.occurrence[part], 0)));
+      return bar([badge, thumb, name], adds[part], parts[part].color, element("td", "", percent(image.attention[part], 0)), element("td", "occurs", percent(image.occurrence[part], 0)));
     }),
-    bar(["constant"], image.constant, "", element("td"), element("td", "occurs")),
+    bar(["constant"], constant, "", element("td"), element("td", "occurs")),
   );
-  by("logit").textContent = signed(image.adds.reduce((sum, value) => sum + value, image.constant));
-  by("previous").disabled = index === 0;
-  by("next").disabled = index === shown.length - 1;
-  if (!by("dialog").open) by("dialog").showModal();
-  by("dialog").scrollTop = 0;
+  by("logit").textContent = signed(adds.reduce((sum, value) => sum + value, constant));
 }
 
+by("versus").addEventListener("click", () => {
+  versus = !versus;
+  bars(shown[current]);
+});
 const step = (offset) => { if (shown[current + offset]) show(current + offset); };
 by("previous").addEventListener("click", () => step(-1));
 by("next").addEventListener("click", () => step(1));

@@ -15,11 +15,13 @@ from typing import Any
 from markupsafe import Markup
 
 from pipelines.files import atomic_write
+from rg.explain import pictures
 from rg.explain.colors import css, ink_on, palette
+from rg.explain.files import LONGEST_SIDE
 from rg.explain.folder import LEFT_OUT, SETTINGS, Line, read_lines
 from rg.pages.scripts import script
 from rg.pages.templates import template
-from rg.runs.folder import read_json
+from rg.runs.folder import PART_PICTURES, read_json
 
 GALLERY, SCRIPT = "gallery.html", "gallery.js"
 ANSWERS = ("label", "unsure", "unknown")
@@ -58,7 +60,17 @@ def write(folder: Path) -> Path:
             for part, color in zip(settings["parts"], colors, strict=True)
         ],
         "suffix": settings["pictures"],
+        "panel": {
+            "longest": LONGEST_SIDE,
+            "tall": pictures.PANEL_HEIGHT,
+            "wide": pictures.PANEL_MAX_WIDTH,
+            "column": pictures.COLUMN_MIN_WIDTH,
+            "margin": pictures.MARGIN,
+            "gap": pictures.GAP,
+            "top": pictures.HEAD + pictures.CAPTION,
+        },
     }
+    part_pictures = folder / PART_PICTURES
     source = script("rg.pages", SCRIPT)
     with (folder / LEFT_OUT).open("rb") as file:
         left_out = sum(1 for _ in file)
@@ -67,6 +79,8 @@ def write(folder: Path) -> Path:
         folder=folder.resolve().name,
         left_out=left_out,
         facts=_embedded(facts),
+        count=len(colors),
+        part_pictures=part_pictures.is_file() and pictures.bytes_uri(part_pictures.read_bytes(), "webp"),
         rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
         script=Markup(source),
         script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
@@ -95,6 +109,10 @@ def _row(line: Line, labels: dict[str, int]) -> list[Any]:
         [_logit(part["contribution"]) for part in parts],
         [_share(part["attention"], 2) for part in parts],
         [_share(part["occurrence"], 2) for part in parts],
+        line["width"],
+        line["height"],
+        _logit(rival["constant"]) if rival else 0,
+        [_logit(part["rival_contribution"]) for part in parts] if rival else [],
     ]
 
 

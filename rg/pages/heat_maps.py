@@ -13,13 +13,14 @@ from torch import Tensor
 from rg.attribution.pointing import peaks
 from rg.explain.colors import FAINT, INK, LINE, PAPER, WHITE, Color
 from rg.explain.facts import Size
-from rg.explain.lettering import font, shorten
+from rg.explain.lettering import draw_text, hairline, length, shorten
 from rg.explain.overlays import heat_map
 from rg.explain.pictures import GAP, MARGIN
 
 SIDE = 224  # of the longer side of a picture, in pixels
 BRIGHTEST = 99.5  # percentile of a map that is drawn brightest: a single pixel does not darken all others
 FAINTEST = 0.01  # a map that is darker everywhere has no peak worth a ring
+TITLE, TEXT, SMALL = 22, 16, 14  # heights of letters in pixels
 CAPTION, HEADING, BLANK = 22, 30, (246, 247, 248)
 
 
@@ -76,18 +77,19 @@ def sheet(title: str, image: Image.Image, strips: Sequence[Strip]) -> Image.Imag
     total = 2 * MARGIN + width + len(methods) * step
     out = Image.new("RGB", (total, 2 * MARGIN + HEADING + len(strips) * row - GAP), PAPER)
     draw = ImageDraw.Draw(out)
-    large, text, small = (font(size) for size in (22, 16, 14))
-    draw.text((MARGIN, MARGIN), shorten(title, large, total - 2 * MARGIN), INK, large)
+    draw_text(draw, (MARGIN, MARGIN), shorten(title, TITLE, total - 2 * MARGIN), INK, TITLE)
     top, first = MARGIN + HEADING, MARGIN + step
-    draw.text((MARGIN, top + HEADING), "image", FAINT, small)
+    draw_text(draw, (MARGIN, top + HEADING), "image", FAINT, SMALL)
+    hairline(draw, (MARGIN, top + HEADING + CAPTION), image.size)
     out.paste(image, (MARGIN, top + HEADING + CAPTION))
     for number, strip in enumerate(strips):
         y = top + number * row
-        draw.text((first, y + 4), shorten(strip.heading, text, total - first - MARGIN), INK, text)
+        draw_text(draw, (first, y + 4), shorten(strip.heading, TEXT, total - first - MARGIN), INK, TEXT)
         for cell in strip.cells:
             x = first + methods.index(cell.title) * step
-            draw.text((x, y + HEADING), cell.title, FAINT, small)
+            draw_text(draw, (x, y + HEADING), cell.title, FAINT, SMALL)
             picture = cell.picture or _words(f"Not defined: {cell.why_not}.", image.size)
+            hairline(draw, (x, y + HEADING + CAPTION), picture.size)
             out.paste(picture, (x, y + HEADING + CAPTION))
     return out
 
@@ -97,15 +99,15 @@ def _words(text: str, size: Size) -> Image.Image:
     out = Image.new("RGB", size, BLANK)
     draw = ImageDraw.Draw(out)
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=LINE)
-    text_font = font(14)
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if text_font.getlength(longer) > size[0] - 24 and lines[-1]:
+        if length(longer, SMALL) > size[0] - 24 and lines[-1]:
             lines.append(word)
         else:
             lines[-1] = longer
-    draw.multiline_text((12, 12), "\n".join(lines), FAINT, text_font, spacing=5)
+    for number, line in enumerate(lines):
+        draw_text(draw, (12, 10 + 19 * number), line, FAINT, SMALL)
     return out
 
 

@@ -23,7 +23,7 @@ from rg.explain.colors import HEAT, css, ink_on, palette
 from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
 from rg.explain.facts import crop_to_window
-from rg.explain.pictures import ANSWERS, data_uri
+from rg.explain.pictures import ANSWERS, bytes_uri, data_uri
 from rg.pages import charts, showcase
 from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
@@ -31,9 +31,11 @@ from rg.pages.showcase import Prediction
 from rg.pages.templates import template
 from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, Classes, check_weights, load_config, read_json
 from rg.runs.part_names import Part
+from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import progress_bar
 
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
+FIRST = 4  # cards of either kind that are not folded away
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
 NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {contributions.NOTABLE} to or from the logit."
 
@@ -98,6 +100,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     explainer = Explainer.load(run)
     cards, spots = _pictures(explainer, data or metrics["data"], manifest, metrics, predictions)
     colors = palette(len(explainer.parts))
+    row = read_part_pictures(run, len(explainer.parts))
     page_template = template("rg.pages", REPORT, percent=percent, signed=signed)
     page = page_template.render(
         run=run.resolve().name,
@@ -108,6 +111,8 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         rows=_metric_rows(metrics),
         not_measured=not_measured(metrics),
         cards=cards,
+        first=FIRST,
+        part_pictures=row and bytes_uri(row, "webp"),
         wrong=sum(showcase.errors(prediction) > 0 for prediction in predictions),
         concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
         problems=mostly_background([part.background for part in explainer.parts]),

@@ -29,7 +29,8 @@ from rg.model.region_grouping import RegionGroupingModel
 CONFIG, CLASSES, WEIGHTS, RECORD = "config.json", "classes.json", "model.safetensors", "run.json"
 CHECKPOINTS, HISTORY, TENSORBOARD, LOG = "checkpoints", "metrics.jsonl", "tensorboard", "train.log"
 METRICS, PREDICTIONS, CONFIDENCE = "metrics.json", "predictions.jsonl", "confidence.json"
-FAITHFUL, REPORT, PART_NAMES = "faithful.json", "report.html", "part_names.json"
+FAITHFUL, REPORT = "faithful.json", "report.html"
+PART_NAMES, PART_PICTURES = "part_names.json", "part_pictures.webp"
 
 
 @dataclass(frozen=True)

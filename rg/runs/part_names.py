@@ -1,19 +1,23 @@
-"""What people call the parts of a run, and which of them show the object: part_names.json, written by hand.
+"""What the parts of a run are called, and which of them show the object.
+
+They are named by people in part_names.json, written by hand:
 
     {"3": "crown", "7": {"name": "sky", "background": true}, "0": {"background": false}}
 
 Part 3 is shown as "crown" everywhere. Which parts are background is seen over the training images; "background" says it
-better.
+better. Parts of the object that nobody has named are called after the true parts that they show, where the run was
+evaluated on data that knows these (metrics.json).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rg.runs.folder import PART_NAMES, read_json
+from rg.runs.folder import METRICS, PART_NAMES, has_weights, read_json
 
 LONGEST = 40  # characters
 
@@ -24,9 +28,9 @@ class Part:
 
     Attributes:
         index: Number of the part, 0 to K - 1.
-        name: What people call it, "part 3" if they do not.
+        name: What people call it, or the true parts that it shows; "part 3" without either.
         background: Whether it shows surroundings or hardly counts.
-        named: Whether people gave it that name.
+        named: Whether it has a name of its own.
     """
 
     index: int
@@ -41,15 +45,20 @@ def unnamed(background: Sequence[bool]) -> tuple[Part, ...]:
 
 
 def read_parts(run: Path, background: Sequence[bool]) -> tuple[Part, ...]:
-    """The parts of a run.
+    """The parts of a run, with all names that they have.
 
     Args:
-        run: Run folder, with part_names.json or without.
+        run: Run folder, with part_names.json and metrics.json or without.
         background: Which parts are background as the model sees it [K].
 
     Raises:
-        ValueError: the file is not as above.
+        ValueError: part_names.json is not as above.
     """
+    return _after_true_parts(run, named_by_people(run, background))
+
+
+def named_by_people(run: Path, background: Sequence[bool]) -> tuple[Part, ...]:
+    """The same with the names of part_names.json alone, which do not change with what was measured."""
     parts = list(unnamed(background))
     path = run / PART_NAMES
     if not path.is_file():
@@ -62,6 +71,22 @@ def read_parts(run: Path, background: Sequence[bool]) -> tuple[Part, ...]:
             raise ValueError(f"{path}: expected numbers of parts, 0 to {len(parts) - 1}, got {key!r}")
         parts[int(key)] = _part(path, parts[int(key)], value)
     return tuple(parts)
+
+
+def _after_true_parts(run: Path, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Names for the parts of the object without one, as measured of the present weights; numbered where two agree."""
+    metrics = read_json(run / METRICS) if (run / METRICS).is_file() else {}
+    measured = metrics.get("parts", [])
+    if len(measured) != len(parts) or not has_weights(run, metrics.get("weights", "")):
+        return tuple(parts)
+    names = [" and ".join(part.get("true_parts", [])) for part in measured]
+    open_parts = [part for part in parts if names[part.index] and not (part.named or part.background)]
+    counts = Counter([part.name for part in parts] + [names[part.index] for part in open_parts])
+    named = list(parts)
+    for part in open_parts:
+        name = names[part.index] if counts[names[part.index]] == 1 else f"{names[part.index]} {part.index}"
+        named[part.index] = replace(part, name=name, named=True)
+    return tuple(named)
 
 
 def _part(path: Path, part: Part, value: Any) -> Part:

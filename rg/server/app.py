@@ -18,8 +18,10 @@ from starlette.routing import Route
 
 from rg.explain.explainer import Explainer
 from rg.pages.scripts import script
+from rg.runs.part_pictures import read_part_pictures
 from rg.server.headers import SecureHeaders
 from rg.server.protocol import Protocol
+from rg.server.samples import Sample, samples
 from rg.server.service import Service
 from rg.server.uploads import Limits
 
@@ -33,7 +35,14 @@ PAGE = {
 MAX_CONNECTIONS = 512
 
 
-def application(explainer: Explainer, name: str, hosts: Sequence[str], limits: Limits | None = None) -> Starlette:
+def application(
+    explainer: Explainer,
+    name: str,
+    hosts: Sequence[str],
+    limits: Limits | None = None,
+    samples: Sequence[Sample] = (),
+    part_pictures: bytes | None = None,
+) -> Starlette:
     """The page and the API of one model.
 
     Args:
@@ -42,13 +51,16 @@ def application(explainer: Explainer, name: str, hosts: Sequence[str], limits: L
         hosts: Names by which the server may be called (Host header); others may be a trick to reach it from a page of
             another site (DNS rebinding).
         limits: Of uploads and of waiting requests.
+        samples: Photographs to try the model with.
+        part_pictures: What the parts look like (see ``rg.runs.part_pictures``).
     """
-    service = Service(explainer, name, limits or Limits())
+    service = Service(explainer, name, limits or Limits(), samples, part_pictures)
     return Starlette(
         routes=[
             *(Route(path, _asset(*asset)) for path, asset in PAGE.items()),
             Route("/explain", service.explain, methods=["POST"]),
             Route("/model", service.model),
+            Route("/samples/{number:int}", service.sample),
             Route("/healthz", _healthz),
         ],
         middleware=[
@@ -77,7 +89,8 @@ def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str
     """
     explainer = Explainer.load(run, device)
     names = {host, f"[{host}]" if ":" in host else host, "localhost", "127.0.0.1", "[::1]", *allow_host}
-    app = application(explainer, run.resolve().name, sorted(names), limits)
+    shown = samples(run, explainer.classes), read_part_pictures(run, len(explainer.parts))
+    app = application(explainer, run.resolve().name, sorted(names), limits, *shown)
     config = uvicorn.Config(
         app,
         host,

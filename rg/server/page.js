@@ -3,6 +3,7 @@
 const AT_ONCE = 2; // requests
 const ROWS = 8; // parts that are shown one by one at first
 const NEAR = 6; // pixels of the part map from an edge at which a number stands well
+const FORMATS = { WEBP: "WebP" }; // written otherwise than in capitals
 const LAYERS = { parts: "Parts", photo: "Photo", attribution: "Attention" };
 
 const $ = (id) => document.getElementById(id);
@@ -26,6 +27,17 @@ function badge(part) {
   made.style.setProperty("--c", color);
   made.style.setProperty("--i", ink);
   return made;
+}
+
+// What a part looks like, in an image in which it occurs surely.
+function thumb(part) {
+  if (!model.part_pictures) return [];
+  const made = make("span", "thumb"), count = model.parts.length;
+  made.setAttribute("aria-hidden", "true");
+  made.style.backgroundImage = `url("${model.part_pictures}")`;
+  made.style.backgroundSize = `${100 * count}% 100%`;
+  made.style.backgroundPosition = `${(100 * part) / Math.max(count - 1, 1)}% 0`;
+  return [made];
 }
 
 function download(blob, name) {
@@ -77,7 +89,7 @@ class Card {
     this.root = $("card").content.firstElementChild.cloneNode(true);
     this.find = (selector) => this.root.querySelector(selector);
     this.root.classList.add("waiting");
-    this.find("h2").textContent = file.name || "Pasted photo";
+    this.find("h2").textContent = this.find("h2").title = file.name || "Pasted photo";
     this.root.setAttribute("aria-label", file.name || "Pasted photo");
     this.find(".remove").setAttribute("aria-label", `Remove ${file.name || "pasted photo"}`);
     this.find(".remove").addEventListener("click", () => this.remove());
@@ -231,8 +243,8 @@ class Card {
     } else {
       const about = model.parts[part.part], button = make("button", "pick");
       button.type = "button";
-      button.append(badge(part.part));
-      if (about.named) button.append(make("span", "", about.name));
+      button.append(badge(part.part), ...thumb(part.part));
+      if (about.named) button.append(make("span", "called", about.name));
       else if (about.background) button.append(make("small", "", "background"));
       button.setAttribute("aria-label", `${capital(called(about))}${about.background ? ", background" : ""}: show in the photo`);
       button.addEventListener("click", () => this.pin(part.part));
@@ -305,7 +317,7 @@ class Card {
     const side = (value, name) => `${signed(value)} for ${name}`;
     const both = [side(part.contribution, label), ...(rival ? [side(part.rival_contribution, rival.label)] : [])].join(", ");
     const about = `: ${both}; ${percent(part.attention, 0)} of the attention, ${percent(part.area, 0)} of the photo.`;
-    caption.replaceChildren(badge(lit), " ", make("b", "", capital(called(model.parts[lit]))), about);
+    caption.replaceChildren(badge(lit), " ", ...thumb(lit), " ", make("b", "", capital(called(model.parts[lit]))), about);
   }
 
   draw() {
@@ -382,9 +394,33 @@ async function next() {
   }
 }
 
+function offer() {
+  $("samples").hidden = !model.samples.length;
+  $("samples").querySelector("ul").replaceChildren(...model.samples.map((label, number) => {
+    const item = make("li"), button = make("button"), image = make("img"), address = `samples/${number}`;
+    button.type = "button";
+    image.src = address;
+    image.alt = "";
+    button.append(image, label);
+    button.addEventListener("click", async () => {
+      try {
+        const response = await fetch(address);
+        if (!response.ok) throw new Error(`error ${response.status}`);
+        take([new File([await response.blob()], `${label}.jpg`, { type: "image/jpeg" })]);
+      } catch (error) {
+        $("status").textContent = `This one cannot be had: ${error.message}.`;
+      }
+    });
+    item.append(button);
+    return item;
+  }));
+}
+
 function listen() {
+  offer();
   $("name").textContent = `, ${model.name}`;
-  $("limits").textContent = `Up to ${model.limits.megabytes} MB each.`;
+  const { megabytes, megapixels, side } = model.limits, formats = model.formats.map((format) => FORMATS[format] || format);
+  $("limits").textContent = `Each may be ${formats.slice(0, -1).join(", ")} or ${formats.at(-1)}, up to ${megabytes} MB and ${megapixels} megapixels; it is looked at with at most ${side} pixels a side.`;
   $("classes").hidden = false;
   $("classes").querySelector("summary").textContent = `What it knows: ${model.classes.length} ${model.multi_label ? "attributes" : "classes"}`;
   $("classes").querySelector("ul").replaceChildren(...model.classes.map((name) => make("li", "", name)));

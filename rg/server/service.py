@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -14,12 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from pipelines.images import FORMATS
 from rg import __version__
 from rg.explain.colors import css, ink_on, palette
 from rg.explain.explainer import Explainer
+from rg.explain.pictures import bytes_uri
 from rg.runs.inputs import evaluation_geometry
 from rg.server.drawing import drawn
 from rg.server.question import Question
+from rg.server.samples import Sample
 from rg.server.uploads import Limits, Upload, decode, receive
 
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
@@ -47,12 +50,23 @@ class Service:
         explainer: The model.
         name: What the page calls it.
         limits: Of uploads and of waiting requests.
+        samples: Photographs to try the model with.
+        part_pictures: What the parts look like, a WebP with a square for each; None if nobody knows.
     """
 
-    def __init__(self, explainer: Explainer, name: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        explainer: Explainer,
+        name: str,
+        limits: Limits,
+        samples: Sequence[Sample] = (),
+        part_pictures: bytes | None = None,
+    ) -> None:
         self.explainer = explainer
         self.name = name
         self.limits = limits
+        self.samples = samples
+        self.part_pictures = part_pictures
         self.waiting = 0
         self.worker = ThreadPoolExecutor(1, "explainer")
 
@@ -133,5 +147,17 @@ class Service:
                 ],
                 "short_side": evaluation_geometry(self.explainer.config.input).short_side,
                 "limits": dataclasses.asdict(self.limits),
+                "formats": FORMATS,
+                "samples": [sample.label for sample in self.samples],
+                "part_pictures": bytes_uri(self.part_pictures, "webp") if self.part_pictures else None,
             }
         )
+
+    async def sample(self, request: Request) -> Response:
+        """GET /samples/NUMBER."""
+        number = request.path_params["number"]
+        if number >= len(self.samples):
+            raise HTTPException(
+                404, f"expected 0 to {len(self.samples) - 1}" if self.samples else "there are no samples"
+            )
+        return Response(self.samples[number].jpeg, media_type="image/jpeg")

@@ -24,8 +24,11 @@ from pipelines.shards.samples import Sample
 from rg.config import BackboneConfig, EvaluationConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.evaluation.evaluate import evaluate
 from rg.evaluation.measured import MEASURED, not_measured
+from rg.evaluation.parts import shows
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs.folder import Classes, load_model, save_config, save_weights
+from rg.runs.part_names import read_parts
+from rg.runs.part_pictures import read_part_pictures
 from rg.tables.evaluation import table
 
 SHORT_SIDE, CROP, K = 64, 56, 4  # of images of 64 px: the window needs neither resizing nor rounding
@@ -294,6 +297,38 @@ def test_names_and_kinds_of_parts_are_those_that_people_gave(run, small_birds, t
     assert re.search(r"^ +1 .*  crown$", table(result), re.MULTILINE)
     assert result["selective"] is None  # measured on the images that it was fitted on, it would say nothing
     assert (copy / "confidence.json").read_bytes() == (run / "confidence.json").read_bytes()
+
+
+def test_every_part_is_pictured(run, result, tested):
+    del result
+    squares = read_part_pictures(run, K)
+    row = Image.open(io.BytesIO(squares))
+    assert row.size == (64 * K, 64)
+    wins = F.one_hot(tested.output.assign.argmax(1), K).sum((0, 1, 2))
+    for k in range(K):
+        colors = np.asarray(row.crop((64 * k, 0, 64 * k + 64, 64)).convert("RGB")).reshape(-1, 3)
+        assert (np.ptp(colors.astype(int), axis=1) > 12).any() == bool(wins[k])  # something of it is not grey
+
+
+def test_pictures_of_other_weights_are_none_of_the_run(run, result, tmp_path):
+    del result
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    assert read_part_pictures(copy, K) is not None
+    assert read_part_pictures(copy, K + 1) is None
+    with (copy / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert read_part_pictures(copy, K) is None
+
+
+def test_parts_show_what_most_of_them_lies_on(result, run):
+    table = np.array([[6, 5, 1, 0], [3, 4, 1, 0], [1, 1, 1, 0]])  # pixels of three true parts that four parts win
+    assert shows(table, ("beak", "eye", "tail"), 4) == [["beak"], ["beak", "eye"], ["beak", "eye"], []]
+    assert shows(0, (), 2) == [[], []]
+    parts = read_parts(run, [False] * K)
+    named = [" and ".join(part["true_parts"]) for part in result["parts"]]
+    for part, name in zip(parts, named, strict=True):
+        assert part.name == (f"part {part.index}" if not name else name if named.count(name) == 1 else part.name)
+        assert part.name.startswith(name)
 
 
 def test_the_table_says_what_was_measured(run, result):

@@ -111,7 +111,11 @@ def test_the_page_is_whole_escaped_and_alone(compared):
     page = (compared / "compare.html").read_text()
     assert page.count("<tr>") == 2 + 2  # two lines of headings, two images
     assert page.count('src="data:image/webp;base64,') == 2 * (1 + 6 + 5)
-    assert page.count("Not defined: needs a linear classifier") == 2
+    assert "Not defined" not in page
+    assert page.count("CAM is not defined for region grouping: needs a linear classifier") == 1
+    columns = re.findall(r"<th scope=\"col\"[^>]*>([^<]+)</th>", page)
+    assert len(columns) == 1 + 6 + 5
+    assert columns.count("CAM") == 1  # of the plain network
     assert "<b>.png" not in page
     assert "tall &amp; &lt;b&gt;.png" in page
     assert "<robin>" not in page
@@ -137,7 +141,9 @@ def test_a_plain_network_alone_says_what_is_not_defined_for_it(tmp_path, runs, p
     assert plain["title"] == "Plain network"
     assert [method["name"] for method in plain["methods"]] == METHODS
     assert {method["name"] for method in plain["methods"] if method["why_not"]} == {"attribution", "contribution"}
-    assert (tmp_path / "out" / "compare.html").read_text().count("Not defined: a plain network has no parts") == 2
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert page.count("is not defined for plain network: a plain network has no parts.") == 2
+    assert "Not defined" not in page
 
 
 def test_an_image_that_cannot_be_decoded_is_named_and_left_out(tmp_path, runs, photos, caplog):

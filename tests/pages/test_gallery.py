@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html.parser
+import io
 import json
 import os
 import re
@@ -16,9 +17,13 @@ import pytest
 from PIL import Image
 
 from pipelines.files import write_json
+from rg.explain import pictures
+from rg.explain.files import LONGEST_SIDE
+from rg.explain.overlays import attribution_overlay, parts_overlay, photo
 from rg.pages import gallery
 from rg.pages.numbers import percent, signed
 from rg.runs.part_names import Part
+from tests.explain.test_pictures import explanation
 
 SCRIPT = "</script><script>console.log('acted')</script><!--"
 LABELS = ("wren", SCRIPT, 'robin "redbreast" & <b>', "鷦鷯")
@@ -29,7 +34,7 @@ def line(number, rng, count):
     adds = rng.normal(size=K).round(3).tolist()
     label, truth = LABELS[number % 4], LABELS[number % 3]
     probability = (number + 0.5) / count
-    part = {"background": False, "center": [1, 2], "area": 0.2, "attention": 1 / K, "rival_contribution": 0.0}
+    part = {"background": False, "center": [1, 2], "area": 0.2, "attention": 1 / K}
     return {
         "source": f"photos/{truth}/{number}-\udc80'{SCRIPT}.jpg",
         "width": 64,
@@ -49,6 +54,7 @@ def line(number, rng, count):
                 "occurrence": rng.uniform(),
                 "attention": 1 / K,
                 "contribution": value,
+                "rival_contribution": -value / 2,
                 **part,
             }
             for k, value in enumerate(adds)
@@ -209,6 +215,43 @@ def test_a_browser_shows_ten_thousand(tmp_path):
     names = {1: SCRIPT, 2: "crown"}
     shown = [(f"{part['part']}{names.get(part['part'], '')}", part["contribution"]) for part in parts]
     assert visit["rows"] == [f"{name}{signed(value)}" for name, value in [*shown, ("constant", 0.5)]]
+    assert visit["versus"] == "Why not wren?"
+    differences = sorted((part["contribution"] - part["rival_contribution"] for part in parts), reverse=True)
+    assert visit["against"] == [signed(value) for value in [*differences, 0.5]]
     assert visit["closed"]
     assert visit["nothing"] == "No image fits these filters."
     assert visit["fetched"] == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_tiles_show_the_columns_of_the_picture(tmp_path):
+    driver = pytest.importorskip("playwright.sync_api")
+    lines, sizes, columns = make(tmp_path, 3), [(64, 48), (48, 170), (1300, 400)], []
+    for number, (record, (width, height)) in enumerate(zip(lines, sizes, strict=True)):
+        scale = min(1, LONGEST_SIDE / max(width, height))  # explain keeps a copy of this size
+        shown = explanation(max(1, round(width * scale)), max(1, round(height * scale)))
+        path = tmp_path / "pictures" / f"bird-{number}.webp"
+        path.unlink()  # a link to the picture of all
+        pictures.panel(shown).save(path, lossless=True)
+        record |= {"width": width, "height": height}
+        size = pictures.panel_size(shown)
+        columns.append([overlay(shown, size=size) for overlay in (photo, parts_overlay, attribution_overlay)])
+    (tmp_path / "explanations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    gallery.write(tmp_path)
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.goto((tmp_path / "gallery.html").as_uri())
+        page.locator(".card").first.click()
+        for expected in columns:
+            for tile, column in zip(page.locator(".crop").all(), expected, strict=True):
+                tile.locator("img").evaluate("image => image.decode()")
+                with Image.open(io.BytesIO(tile.screenshot())) as drawn:
+                    assert drawn.height < 700
+                    drawn = np.asarray(drawn.convert("RGB").resize(column.size), dtype=int)
+                # But for rounded corners, a frame, and what scaling does to sharp edges.
+                inside = np.s_[4:-4, 4:-4]
+                assert np.median(np.abs(drawn - np.asarray(column, dtype=int))[inside]) <= 3
+                assert not (drawn[inside] == 255).all(2).all(0).any()  # no white margin beside the picture
+            page.keyboard.press("ArrowRight")
+        browser.close()

@@ -30,6 +30,7 @@ from rg.pages.report import CARD_SIDE, STRIP_SIDE, report
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.environment import environment
 from rg.runs.folder import WEIGHTS, Classes, save_config, save_weights
+from rg.runs.part_pictures import write_part_pictures
 
 SCRIPT = "<script>alert(1)</script>"
 NAMES = (SCRIPT, '"><img src="https://example.org/x" onerror=alert(2)>', "{{ 7 * 7 }} & 鷦鷯", "wren-" * 60)
@@ -234,7 +235,7 @@ class Reader(HTMLParser):
 
     def section(self, title):
         """Text from a heading to the next of the page."""
-        headings = ("How to read this page", "Gallery", "The parts", "Mistakes", "Curves", "Metrics", "What ran")
+        headings = ("How to read this page", "Gallery", "Mistakes", "The parts", "Curves", "Metrics", "What ran")
         start = self.text.index(f"\n{title}\n")
         later = [found for heading in headings if (found := self.text.find(f"\n{heading}\n", start + 1)) > 0]
         return self.text[start : min(later, default=None)]
@@ -260,8 +261,58 @@ def test_the_page_is_well_formed_and_complete(run, page):
     assert reader.count("svg") == K + 4 + 1
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
-    assert ids == ["legend", "gallery", "parts", "mistakes", "curves", "metrics", "run"]
+    assert ids == ["legend", "gallery", "mistakes", "parts", "curves", "metrics", "run"]
     assert {link.removeprefix("#") for link in links} <= set(ids)
+
+
+class Folded(HTMLParser):
+    """Articles by their classes, and the text of every summary, with how many closed details they lie in."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.depth, self.articles, self.summaries, self.inside = 0, [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.depth += tag == "details"
+        if tag == "article":
+            self.articles.append((values["class"], self.depth))
+        if tag == "summary":
+            self.inside = True
+            self.summaries.append("")
+
+    def handle_endtag(self, tag):
+        self.depth -= tag == "details"
+        self.inside = self.inside and tag != "summary"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.summaries[-1] += data
+
+
+def test_a_few_birds_and_the_object_come_first_and_the_rest_is_folded(page):
+    folded = Folded(page)
+    for kind in ("card right", "card mistake"):
+        depths = [depth for name, depth in folded.articles if name == kind]
+        assert depths == [0] * min(4, len(depths)) + [1] * (len(depths) - 4)
+    # Part 1 is background, as part_names.json says.
+    assert sorted(depth for name, depth in folded.articles if name == "part") == [0, 0, 0, 1]
+    (line,) = [" ".join(text.split()) for text in folded.summaries if "surroundings" in text]
+    assert line == "1 part shows surroundings, or hardly counts: 1 dead"
+    headings = [" ".join(text.split()) for text in folded.summaries]
+    assert {"How to read this page", "Curves", "Metrics", "What ran"} <= set(headings)
+
+
+def test_a_picture_of_the_part_stands_beside_every_number(copy, page):
+    assert "url(" not in page
+    write_part_pictures(copy, [Image.new("RGB", (64, 64), color) for color in ("red", "lime", "blue", "white")])
+    pictured = report(copy).read_text()
+    style = re.search("<style>(.*)</style>", pictured, re.DOTALL).group(1)
+    (source,) = re.findall(r"url\(([^)]*)\)", style)
+    with Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,")))) as row:
+        assert row.size == (4 * 64, 64)
+    assert pictured.count('class="thumb"') == pictured.count('class="badge') > 20
 
 
 def test_nothing_of_the_page_is_elsewhere(page):
@@ -459,9 +510,9 @@ def test_data_may_move(run, copy, page):
 
 def test_curves_end_where_the_values_do(page):
     paths = re.findall(r'class="curve" d="([^"]+)"', page)
-    assert len(paths) == 7 + 2  # those of the reliability, as measured and calibrated, come last
+    assert len(paths) == 7  # the reliability has none: bins of few images are no curve
     loss, *_, accuracy, validation, rate = (
-        np.array([point.split() for point in path[1:].split("L")], float) for path in paths[:7]
+        np.array([point.split() for point in path[1:].split("L")], float) for path in paths
     )
     width, height = charts.WIDTH, charts.HEIGHT
     assert loss.tolist() == [[173.3, 0], [520, 0]]  # 2 of 2, and the nan is left out
@@ -503,20 +554,24 @@ def test_reliability_is_drawn_where_it_was_measured():
         assert f"{curve.ece} {curve.name}" in chart.description
         measured = [values for values in zip(one.counts, one.confidences, one.accuracies, strict=True) if values[0]]
         assert 0 < len(measured) < 10
-        assert [point.split() for point in curve.path[1:].split("L")] == [[f"{d.x}", f"{d.y}"] for d in curve.dots]
+        assert len(curve.dots) == len(measured)
         for dot, (count, sure, right) in zip(curve.dots, measured, strict=True):
             assert dot.x / charts.WIDTH == pytest.approx(sure, abs=1e-3)
             assert 1 - dot.y / charts.HEIGHT == pytest.approx(right, abs=1e-3)
             share = (dot.radius / charts.LARGEST_RADIUS) ** 2
             assert share == pytest.approx(count / 1000, abs=0.02) or dot.radius == charts.LEAST_RADIUS
             assert dot.text.startswith(f"{curve.name}: {count} decisions")
+            # The ends of Wilson's interval are the shares p from which the measured one is 1.96 deviations away.
+            for end in dot.interval:
+                p = 1 - end / charts.HEIGHT
+                assert abs(right - p) == pytest.approx(1.96 * (p * (1 - p) / count) ** 0.5, abs=0.004)
+            assert dot.interval[0] >= dot.y >= dot.interval[1]
 
 
 def test_a_reliability_of_one_bin_is_one_dot():
     (curve,) = charts.reliability_chart({"": Reliability((0, 8), (None, 0.75), (None, 0.5), 0.25)}).curves
     (dot,) = curve.dots
     assert (dot.x, dot.y, dot.radius) == (0.75 * charts.WIDTH, 0.5 * charts.HEIGHT, charts.LARGEST_RADIUS)
-    assert curve.path == f"M{dot.x} {dot.y}"
 
 
 def test_names_of_parts_are_everywhere(run, page):

@@ -38,6 +38,10 @@ const visit = async () => {
   found.source = id("source").textContent;
   found.picture = id("picture").naturalWidth;
   found.rows = [...id("bars").rows].map((row) => row.cells[0].textContent + row.cells[2].textContent);
+  found.versus = id("versus").textContent;
+  id("versus").click();
+  found.against = [...id("bars").rows].map((row) => row.cells[2].textContent);
+  id("versus").click();
   found.logit = id("logit").textContent;
   id("dialog").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true })); await wait();
   found.second = id("source").textContent;

@@ -17,6 +17,8 @@ from PIL import Image
 
 httpx, uvicorn, _ = map(pytest.importorskip, ("httpx", "uvicorn", "starlette"))
 from benchmarks.tools.hostile import HONEST, HOSTILE, JPEG, MEGABYTES, MEGAPIXELS, encoded, noise, with_scans  # noqa: E402
+from pipelines.drawn.birds import Birds, BirdsConfig  # noqa: E402
+from pipelines.files import write_json  # noqa: E402
 from rg import __version__  # noqa: E402
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig  # noqa: E402
 from rg.explain.explainer import Explainer  # noqa: E402
@@ -28,6 +30,7 @@ from rg.server.app import application  # noqa: E402
 from rg.server.drawing import part_map  # noqa: E402
 from rg.server.headers import HEADERS  # noqa: E402
 from rg.server.protocol import Protocol  # noqa: E402
+from rg.server.samples import Sample, samples  # noqa: E402
 from rg.server.uploads import MAX_SCANS, Limits, scans  # noqa: E402
 
 NAMES = ("wren", "robin", "jay")
@@ -49,9 +52,9 @@ def make():
 
 
 @contextlib.contextmanager
-def served(explainer, limits=LIMITS, hosts=("127.0.0.1",)):
+def served(explainer, limits=LIMITS, hosts=("127.0.0.1",), **shown):
     """The address of a real server of a model."""
-    app = application(explainer, "birds", hosts, limits)
+    app = application(explainer, "birds", hosts, limits, **shown)
     server = uvicorn.Server(uvicorn.Config(app, http=Protocol, ws="none", log_level="critical"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -353,3 +356,36 @@ def test_scans_are_counted_in_one_pass():
 def test_limits_are_limits(name):
     with pytest.raises(ValueError, match=rf"limits\.{name}: expected more than 0, got 0"):
         Limits(**{name: 0})
+
+
+def test_samples_are_test_images_of_a_drawn_data_set(tmp_path):
+    options = {"species": 4, "size": 64, "seed": 5, "absent": 0.0, "train": 2, "version": "0.1.0"}
+    birds = Birds(BirdsConfig(species=4, size=64, seed=5, absent=0.0), "test", 1)
+    classes = Classes(tuple(birds.class_names))
+    write_json(tmp_path / "run.json", {"data": {"dataset": "birds", "options": options}})
+    drawn = samples(tmp_path, classes)
+    assert [sample.label for sample in drawn] == [birds.class_names[index] for index in (0, 1, 2)]
+    assert [sample.jpeg for sample in drawn] == [birds[index].jpeg for index in (0, 1, 2)]
+    assert samples(tmp_path, Classes(NAMES)) == ()  # other birds that happen to be called so
+    write_json(tmp_path / "run.json", {"data": {"dataset": "folder", "options": {}}})
+    assert samples(tmp_path, classes) == ()
+    (tmp_path / "run.json").unlink()
+    assert samples(tmp_path, classes) == ()
+
+
+def test_samples_are_handed_out(explainer):
+    with served(explainer, samples=[Sample("wren", JPEG), Sample("jay", JPEG[:-1])]) as address:
+        assert httpx.get(f"{address}/model").json()["samples"] == ["wren", "jay"]
+        answer = httpx.get(f"{address}/samples/1")
+        assert (answer.content, answer.headers["content-type"]) == (JPEG[:-1], "image/jpeg")
+        assert all(answer.headers[name] == value for name, value in HEADERS.items())
+        for path in ("2", "-1", "x"):
+            assert httpx.get(f"{address}/samples/{path}").status_code == 404
+
+
+def test_what_is_accepted_is_told_as_it_is_enforced(client):
+    payload = client.get("/model").json()
+    assert payload["limits"]["megapixels"] == LIMITS.megapixels
+    for name in payload["formats"]:
+        assert client.post("/explain", content=encoded(noise(20, 20), name)).status_code == 200
+    assert client.post("/explain", content=encoded(noise(20, 20), "ICO")).status_code == 400

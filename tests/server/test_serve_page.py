@@ -1,6 +1,7 @@
 """The page in a real browser: three photos dropped in, read, lit up, compared and downloaded."""
 
 import base64
+import io
 import json
 import shutil
 
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.tools.hostile import JPEG, encoded, noise
-from tests.server.test_serve import NAMES, PARTS, make, served
+from rg.server.samples import Sample
+from tests.server.test_serve import LIMITS, NAMES, PARTS, make, served
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 driver = pytest.importorskip("playwright.sync_api")
@@ -31,7 +33,10 @@ DROP = """([names, contents]) => {
 
 @pytest.fixture(scope="module")
 def server():
-    with served(make()) as address:
+    squares = io.BytesIO()
+    Image.new("RGB", (4 * 64, 64), "teal").save(squares, "WEBP")
+    shown = {"samples": [Sample("wren", JPEG), Sample("robin", JPEG)], "part_pictures": squares.getvalue()}
+    with served(make(), **shown) as address:
         yield address
 
 
@@ -163,6 +168,32 @@ def test_downloads(page):
     assert got.value.suggested_filename == "wide.png"
     with Image.open(got.value.path()) as picture:
         assert picture.format == "PNG"
+
+
+def test_a_sample_is_one_click_away_and_what_is_accepted_is_said(page):
+    limits = page.locator("#limits").inner_text()
+    for words in ("JPEG", "PNG", "WebP", f"{LIMITS.megabytes:g} MB", f"{LIMITS.megapixels:g} megapixels"):
+        assert words in limits
+    buttons = page.locator("#samples button")
+    assert buttons.all_inner_texts() == ["wren", "robin"]
+    buttons.nth(1).click()
+    expect(page.get_by_role("status")).to_contain_text("All 4")
+    assert page.locator(".card").last.locator("h2").inner_text() == "robin.jpg"
+    assert page.locator(".card").last.locator(".label").inner_text() in NAMES
+
+
+def test_long_names_leave_room_and_every_number_has_a_picture(page):
+    name = "a-photograph-of-the-garden-behind-the-house" * 3 + ".jpg"
+    page.evaluate(DROP, [[name], [base64.b64encode(JPEG).decode()]])
+    expect(page.get_by_role("status")).to_contain_text("All 4")
+    first, last = page.locator(".card").first, page.locator(".card").last
+    heights = [card.locator(".remove").bounding_box()["height"] for card in (first, last)]
+    assert heights[0] == pytest.approx(heights[1], abs=0.5)  # one line beside either name
+    assert last.locator("h2").get_attribute("title") == name
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    assert first.locator(".pick .thumb").count() == first.locator(".pick").count() == len(PARTS)
+    boxes = [box.bounding_box() for box in first.locator(".pick .thumb").all()]
+    assert all(box["width"] == box["height"] > 20 for box in boxes)
 
 
 def test_everyone_can_use_it(page):

@@ -1,0 +1,73 @@
+"""The pictures of parts: each cut out of the image in which it occurs most surely."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from pipelines.shards import reader
+from pipelines.shards.storage import Location
+from rg.explain.explainer import Explainer
+from rg.explain.explanation import Explanation
+from rg.explain.facts import crop_to_window
+from rg.explain.overlays import spotlight
+from rg.runs.part_pictures import SIDE
+
+AROUND = 1.3  # sides of a square, by the longer side of the part in it
+LEAST = 0.15  # of the image, by its shorter side
+
+
+def part_pictures(
+    explainer: Explainer, data: Location, split: str, predictions: Sequence[Mapping[str, Any]]
+) -> Iterator[Image.Image]:
+    """A square for each part, grey where another part is the strongest.
+
+    Args:
+        explainer: The model.
+        data: Folder of shards, or its URL.
+        split: That was measured.
+        predictions: Lines of predictions.jsonl.
+
+    Yields:
+        RGB of ``SIDE`` pixels, black for a part that no image shows.
+    """
+    keys = [_key(k, predictions) for k in range(len(explainer.parts))]
+    samples = reader.read(data, split, [key for key in keys if key is not None])
+    for part, key in enumerate(keys):
+        if key is None:
+            yield Image.new("RGB", (SIDE, SIDE))
+            continue
+        image = Image.open(io.BytesIO(next(samples).jpeg))
+        yield _square(crop_to_window(explainer.explain(image, view="crop")), part)
+
+
+def _key(part: int, predictions: Sequence[Mapping[str, Any]]) -> str | None:
+    """Where the part occurs most surely, of the images in which it is not small; None if no image shows it."""
+    visible = [prediction for prediction in predictions if prediction["area"][part]]
+    if not visible:
+        return None
+    median = float(np.median([prediction["area"][part] for prediction in visible]))
+    large = [prediction for prediction in visible if prediction["area"][part] >= median]
+    return str(max(large, key=lambda prediction: prediction["occurrence"][part])["key"])
+
+
+def _square(explanation: Explanation, part: int) -> Image.Image:
+    """The largest connected piece of a part with a bit of what is around it."""
+    height, width = explanation.image.shape[:2]
+    mask = explanation.parts[part].mask
+    pieces, count = ndimage.label(mask)
+    if count == 0:  # decoded otherwise than in evaluation, so that another part wins by a hair
+        return Image.fromarray(explanation.image).resize((SIDE, SIDE))
+    largest = 1 + int(ndimage.sum_labels(mask, pieces, range(1, count + 1)).argmax())
+    rows, columns = ndimage.find_objects(pieces)[largest - 1]
+    side = AROUND * max(rows.stop - rows.start, columns.stop - columns.start)
+    side = min(max(side, LEAST * min(width, height)), width, height)
+    x, y = (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
+    left, top = min(max(x - side / 2, 0), width - side), min(max(y - side / 2, 0), height - side)
+    shown = spotlight(explanation, part)
+    return shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
