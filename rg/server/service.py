@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipelines.images import FORMATS
+from pipelines.formats import FORMATS
 from rg import __version__
 from rg.explain.colors import css, ink_on, palette
 from rg.explain.explainer import Explainer
