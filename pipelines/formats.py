@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import struct
 from typing import IO
 
-import PIL
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 # What Pillow decodes by itself, and HEIF by pillow-heif. Others (EPS, WMF) would start external programs on files that
 # nobody has looked at.
@@ -50,7 +48,7 @@ def image_format(head: bytes) -> str:
 def open_image(file: IO[bytes]) -> Image.Image:
     """Opens an image without decoding it: format, mode and size are known then, its pixels with ``load``.
 
-    ``PIL.Image.open`` warns of more than ``PIL.Image.MAX_IMAGE_PIXELS``, which phones take; see ``reduce`` for ours.
+    It may have any number of pixels, unlike with ``PIL.Image.open``; see ``reduce``.
 
     Args:
         file: At its beginning.
@@ -89,17 +87,16 @@ def reduce(image: Image.Image) -> None:
 
 
 def _open(file: IO[bytes], name: str) -> Image.Image:
-    Image.init()
-    if name not in Image.OPEN:
+    if name == "AVIF" and not features.check("avif"):
+        raise ValueError("AVIF needs Pillow 11.3; update Pillow, or convert it to JPEG or PNG")
+    if not name:
         raise UnidentifiedImageError
-    factory, accept = Image.OPEN[name]
-    if isinstance(accept and accept(file.read(16)), str):  # Pillow was built without this format
-        raise ValueError(f"{name} is not read by Pillow {PIL.__version__}; update Pillow, or convert it to JPEG or PNG")
-    file.seek(0)
     try:
+        return Image.open(file, formats=[name])
+    except Image.DecompressionBombError:
+        file.seek(0)
+        factory, _ = Image.OPEN[name]
         return factory(file, "")
-    except (SyntaxError, IndexError, TypeError, struct.error):
-        raise UnidentifiedImageError from None
 
 
 def _open_heif(file: IO[bytes]) -> Image.Image:

@@ -1,11 +1,13 @@
 """Grey levels of more than 8 bits, and which of them are black and white.
 
 A TIFF may say so itself: by 12 bits per sample, or by the tags SMinSampleValue and SMaxSampleValue. Levels of 16 and 32
-bits without that go from 0 to 65535. If they only use the lowest quarter they are refused: they are more likely data of
-8 to 14 bits, which would be nearly black, than a dark photo.
+bits without that go from 0 to 65535. If none is above 4095 they are refused: they are more likely data of 8 to 12 bits,
+which would be nearly black, than a dark photo. If none is above 16383, perhaps of 14 bits, a warning is logged.
 """
 
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 from PIL import Image
@@ -14,8 +16,10 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 S_MIN, S_MAX = 340, 341  # SMinSampleValue, SMaxSampleValue
 WHITE_IS_ZERO = 0  # value of PHOTOMETRIC
 WHITE = 65535
-DARK = 1 << 14  # brighter levels are expected where nothing states the range
+BLACK, DARK = 1 << 12, 1 << 14  # brighter levels are expected where nothing states the range
 REMEDY = "scale them to the full range of 16 or of 8 bits"
+
+logger = logging.getLogger(__name__)
 
 
 def is_deep_grey(image: Image.Image) -> bool:
@@ -46,8 +50,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
             )
         if darkest < 0 or brightest > WHITE:
             raise ValueError(f"grey levels from {darkest} to {brightest}, expected 0 to {WHITE}; {REMEDY}")
-        if brightest < DARK:
-            raise ValueError(f"{_dark(int(brightest))}, or state their range in the TIFF tag SMaxSampleValue")
+        _check_brightness(int(brightest), f"{REMEDY}, or state their range in the TIFF tag SMaxSampleValue")
     elif not (np.isfinite(levels).all() and low <= darkest and brightest <= high):
         raise ValueError(f"grey levels from {darkest} to {brightest}, the file states {low:g} to {high:g}")
     scaled = np.subtract(levels, low, dtype=float)
@@ -64,15 +67,19 @@ def check_deep_color(image: Image.Image) -> None:
     """Checks the upper 8 bits of an image for which ``is_deep_color`` held.
 
     Raises:
-        ValueError: only the lowest quarter of the levels is used.
+        ValueError: it is nearly black.
     """
     brightest = int(np.asarray(image)[..., :3].max())
-    if brightest < DARK >> 8:
-        raise ValueError(_dark(((brightest + 1) << 8) - 1))
+    _check_brightness(((brightest + 1) << 8) - 1, REMEDY)
 
 
-def _dark(brightest: int) -> str:
-    return f"levels of at most {brightest} of {WHITE}, perhaps of {brightest.bit_length()}-bit data: {REMEDY}"
+def _check_brightness(brightest: int, remedy: str) -> None:
+    if brightest >= DARK:
+        return
+    doubt = f"levels of at most {brightest} of {WHITE}, perhaps of {brightest.bit_length()}-bit data: {remedy}"
+    if brightest < BLACK:
+        raise ValueError(doubt)
+    logger.warning("an image is dark, with %s", doubt)
 
 
 def _stated_range(image: Image.Image) -> tuple[float, float] | None:

@@ -40,6 +40,7 @@ class Folder:
 
     Attributes:
         class_names: Name of every class, in the order of the labels.
+        layout: What was found in the folder.
 
     Raises:
         ValueError: the folder is not laid out so, or holds less than two classes.
@@ -51,7 +52,7 @@ class Folder:
         self.split = split
         if split not in splits(raw):
             raise ValueError(f"split: {raw} has {', '.join(splits(raw))}, got {split!r}")
-        layout = Layout.read(self.raw)
+        self.layout = layout = Layout.read(self.raw)
         without_val = "val" not in layout.folders
         if without_val and not 0 < val_fraction < 1:
             raise ValueError(
@@ -59,9 +60,7 @@ class Folder:
                 "validation images: to choose them yourself, put them into raw/val beside raw/train"
             )
         if split == "train":
-            layout.log()
-            if without_val:
-                logger.info("%s: %g %% of every class are held out for validation", raw, 100 * val_fraction)
+            layout.warn()
         self.class_names = tuple(layout.files["train"])
         drawn = without_val and split != "test"
         files = layout.files["train" if drawn else split]
@@ -150,7 +149,8 @@ class Folder:
         return {source: _checksum(self.raw / source) for source, _ in self._samples}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "checksums"}  # of no use to workers
+        unused = ("checksums", "layout")  # by the workers that read images
+        return {name: value for name, value in vars(self).items() if name not in unused}
 
 
 def log_copies(folders: Mapping[str, Folder]) -> None:

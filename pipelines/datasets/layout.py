@@ -83,11 +83,8 @@ class Layout:
             _check_known(parent, files[split], folders["train"], files["train"])
         return cls(raw, folders, files, class_folders, beside)
 
-    def log(self) -> None:
-        """Logs what was understood, and what was passed over."""
-        classes = list(self.files["train"])
-        splits = ", ".join(f"{split} is {folder.name}" for split, folder in self.folders.items()) or "no split folders"
-        logger.info("%s: %s; %d classes, %s to %s", self.raw, splits, len(classes), classes[0], classes[-1])
+    def warn(self) -> None:
+        """Logs what was left out, and what is perhaps not meant so."""
         for folder in _subfolders(self.raw) if self.folders else ():
             if folder not in self.folders.values() and find_images(folder).images:
                 logger.warning("%s: left out, it is in no split folder", folder)
@@ -95,18 +92,25 @@ class Layout:
             if not found.images:
                 logger.warning("%s: left out, it holds no images", folder)
         for split, files in self.files.items():
-            if missing := [name for name in classes if name not in files]:
+            missing = [name for name in self.files["train"] if name not in files]
+            if missing:
                 logger.warning("%s: no images of %d classes, such as %s", self.folders[split], len(missing), missing[0])
-        nested = {path.parent for found in self.class_folders.values() for path in found.images}
-        if nested := nested - set(self.class_folders):
-            names = few(self.raw, sorted(nested))
-            logger.info("%s: folders below class folders, taken for their class (%d): %s", self.raw, len(nested), names)
         below = [frozenset(path.name for path in _subfolders(folder)) for folder in self.class_folders]
         if len(set(below)) == 1 and len(below[0]) > 1 and all(map(_holds_classes, self.class_folders)):
             logger.warning(
                 "%s: every class holds the same folders, %s; if these are the classes, put the images of each together",
                 *(self.raw, " and ".join(sorted(below[0])[:2])),
             )
+
+    def log(self) -> None:
+        """Logs what was understood, and which files were taken and passed over."""
+        classes = list(self.files["train"])
+        splits = ", ".join(f"{split} is {folder.name}" for split, folder in self.folders.items()) or "no split folders"
+        logger.info("%s: %s; %d classes, %s to %s", self.raw, splits, len(classes), classes[0], classes[-1])
+        nested = {path.parent for found in self.class_folders.values() for path in found.images}
+        if nested := nested - set(self.class_folders):
+            names = few(self.raw, sorted(nested))
+            logger.info("%s: folders below class folders, taken for their class (%d): %s", self.raw, len(nested), names)
         log_files(self.raw, [*self.beside, *self.class_folders.values()])
 
 

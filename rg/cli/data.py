@@ -164,6 +164,9 @@ def prepare_folder(arguments: Arguments) -> None:
     _add_short_side(parser)
     args = parser.parse_args(arguments)
     folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
+    folders["train"].layout.log()
+    if "val" not in folders["train"].layout.folders:
+        logger.info("%g %% of every class are held out for validation", 100 * args.val_fraction)
     options: dict[str, Any] = {"val_fraction": args.val_fraction}
     unusable = {} if args.keep_empty_classes else folders["train"].unusable_classes()
     for name, reason in unusable.items():

@@ -76,12 +76,11 @@ UNKNOWN = {
     "12 bit in 16, TIFF": (encoded(GREY * 16, "TIFF"), "12-bit"),
     "8 bit in 16": (encoded(GREY, "PNG"), "8-bit"),
     "8 bit in 32": (encoded(GREY.astype(np.int32), "TIFF"), "8-bit"),
-    "14 bit in 16": (encoded(GREY * 64, "TIFF"), "14-bit"),
     "12 bit in 16, white is zero": (tiff(16, 0, (GREY * 16).astype("<u2").tobytes()), "12-bit"),
     "12 bit colours in 16": (png(in_color(GREY * 16), 2), "12-bit"),
     "12 bit colours in 16 and alpha": (png(in_color(GREY * 16, alpha=True), 6), "12-bit"),
     "12 bit grey in PPM of 16": (b"P5 16 16 65535\n" + (GREY * 16).astype(">u2").tobytes(), "12-bit"),
-    "12 bit colours in PPM of 16": (b"P6 16 16 65535\n" + in_color(GREY * 16).astype(">u2").tobytes(), "of 65535"),
+    "12 bit colours in PPM of 16": (b"P6 16 16 65535\n" + in_color(GREY * 15).astype(">u2").tobytes(), "of 65535"),
     "32 bit": (encoded(GREY.astype(np.int32) << 20, "TIFF"), "grey levels from 0 to 267386880, expected 0 to 65535"),
     "float": (encoded(GREY.astype(np.float32), "TIFF"), "no known range"),
     "outside of what is stated": (encoded(GREY * 257, "TIFF", tiffinfo=stating(SHORT, 0, 255)), "states 0 to 255"),
@@ -109,6 +108,11 @@ def test_levels_of_an_unknown_range_are_refused(name: str) -> None:
 def test_images_that_pillow_has_opened_are_refused_alike(levels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="scale them to the full range"):
         images.open_rgb(Image.fromarray(levels))
+
+
+def test_levels_of_14_bits_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert np.asarray(images.open_rgb(encoded(GREY * 64, "TIFF"))).max() == 64
+    assert "levels of at most 16320 of 65535, perhaps of 14-bit data: scale them" in caplog.text
 
 
 def test_a_transparent_level_of_16_bits_is_white() -> None:

@@ -16,7 +16,10 @@ import torch
 from PIL import Image
 
 httpx, uvicorn, _ = map(pytest.importorskip, ("httpx", "uvicorn", "starlette"))
+from starlette.exceptions import HTTPException  # noqa: E402
+
 from benchmarks.tools.hostile import HONEST, HOSTILE, JPEG, MEGABYTES, MEGAPIXELS, encoded, noise, with_scans  # noqa: E402
+from pipelines import formats  # noqa: E402
 from pipelines.drawn.birds import Birds, BirdsConfig  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
 from rg import __version__  # noqa: E402
@@ -31,7 +34,7 @@ from rg.server.drawing import part_map  # noqa: E402
 from rg.server.headers import HEADERS  # noqa: E402
 from rg.server.protocol import Protocol  # noqa: E402
 from rg.server.samples import Sample, samples  # noqa: E402
-from rg.server.uploads import MAX_SCANS, Limits, scans  # noqa: E402
+from rg.server.uploads import MAX_SCANS, Limits, decode, scans  # noqa: E402
 
 NAMES = ("wren", "robin", "jay")
 PARTS = (Part(0, "part 0", False), Part(1, "crown", False, True), Part(2, "part 2", True), Part(3, "part 3", False))
@@ -350,6 +353,21 @@ def test_scans_are_those_that_a_decoder_reads():
 def test_scans_are_counted_in_one_pass():
     """A search that starts over at each of 20 million bytes would not end today."""
     assert scans(b"\xff\xd8" + b"\xff" * 20_000_000) == 0
+
+
+def test_the_limits_of_pixels_are_ours_and_named(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow raises at twice as many
+    png = encoded(noise(90, 70), "PNG")
+    assert decode(png, LIMITS).shape == (70, 90, 3)
+    for limits, megapixels in ((Limits(megapixels=0.006), "0.006"), (Limits(megapixels=0.0001), "0.0001")):
+        with pytest.raises(HTTPException, match=f"expected at most {megapixels} megapixels, got 90x70") as caught:
+            decode(png, limits)
+        assert caught.value.status_code == 413
+    monkeypatch.setattr(formats, "MAX_PIXELS", 2 * 10**6)
+    large = encoded(Image.new("L", (2000, 1001)), "PNG")
+    with pytest.raises(HTTPException, match="expected at most 2 megapixels, got 2000x1001") as caught:
+        decode(large, Limits())  # which allow more than can be decoded
+    assert caught.value.status_code == 413
 
 
 @pytest.mark.parametrize("name", ["megabytes", "megapixels", "side", "waiting", "upload_seconds", "answer_seconds"])
