@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
 import unicodedata
+from collections.abc import Sequence
 
 from PIL import ImageDraw, ImageFont, features
 
@@ -34,7 +36,7 @@ def runs(text: str, size: float) -> list[Run]:
     first = next((kind for kind in kinds if kind in STRONG), "L")
     if any(kind in JOINED for kind in kinds) and not features.check("raqm"):
         _report("install FriBiDi (Debian's libfribidi0)", f"nothing here joins the letters of {text!r}")
-    if any(kind in RIGHT_TO_LEFT for kind in kinds) and (face := fonts.face_of_all(text)):
+    if _is_right_to_left(text) and (face := fonts.face_of_all(text)):
         return [(fonts.font(face, size), text)]  # one font, in which all directions are known
     pieces: list[list[str]] = []
     faces: list[fonts.Face] = []
@@ -42,20 +44,39 @@ def runs(text: str, size: float) -> list[Run]:
     for character, kind in zip(text, kinds, strict=True):
         stays = faces and kind != "L" and fonts.has(faces[-1], ord(character))
         face = faces[-1] if stays else fonts.face_of(character)
-        if face is None and unicodedata.category(character) in ("Cf", "Mn"):
-            continue  # joins its neighbours, or chooses among their shapes
-        if face is None:
+        if face is None and _is_silent(character):
+            continue
+        if face is None or unicodedata.category(character) == "Cc":
             missing.append(character)
             face, character = fonts.main_face(), f"[{ord(character):04X}]"
         if not faces or faces[-1] != face:
             faces.append(face)
             pieces.append([])
         pieces[-1].append(character)
-    for remedy in dict.fromkeys(map(fonts.remedy, missing)):
-        characters = "".join(dict.fromkeys(one for one in missing if fonts.remedy(one) == remedy))
+    letters = [character for character in dict.fromkeys(missing) if unicodedata.category(character) not in ("Cc", "Cs")]
+    for remedy in dict.fromkeys(map(fonts.remedy, letters)):
+        characters = "".join(character for character in letters if fonts.remedy(character) == remedy)
         _report(remedy, f"no font here has {characters!r}, so pictures show code points")
     laid = [(fonts.font(face, size), "".join(piece)) for face, piece in zip(faces, pieces, strict=True)]
-    return laid[::-1] if first in RIGHT_TO_LEFT else laid
+    return _from_right_to_left(laid) if first in RIGHT_TO_LEFT else laid
+
+
+def _from_right_to_left(laid: Sequence[Run]) -> list[Run]:
+    """The order from left to right of pieces that are read from right to left, but for neighbours that are not."""
+    turned: list[Run] = []
+    for right_to_left, neighbours in itertools.groupby(laid, lambda run: _is_right_to_left(run[1])):
+        group = list(neighbours)
+        turned = (group[::-1] if right_to_left else group) + turned
+    return turned
+
+
+def _is_right_to_left(text: str) -> bool:
+    return any(unicodedata.bidirectional(character) in RIGHT_TO_LEFT for character in text)
+
+
+def _is_silent(character: str) -> bool:
+    """Whether a character joins its neighbours, or chooses among their shapes."""
+    return unicodedata.category(character) == "Cf" or unicodedata.name(character, "").startswith("VARIATION SELECTOR")
 
 
 def _report(remedy: str, what: str) -> None:

@@ -19,22 +19,26 @@ from pipelines.images import open_rgb
 from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, factorize, methods
 from rg.attribution.pointing import peaks
 from rg.config import RunConfig
-from rg.explain.colors import HEAT
+from rg.explain.colors import HEAT, css, ink_on, palette
+from rg.explain.contributions import NOTABLE
 from rg.explain.image_files import find_images, name_each
-from rg.explain.pictures import data_uri
+from rg.explain.pictures import bytes_uri, data_uri
 from rg.model.build import Model
 from rg.model.device import pick_device
-from rg.model.region_grouping import RegionGroupingModel
+from rg.model.region_grouping import ModelOutput, RegionGroupingModel
 from rg.pages import heat_maps
 from rg.pages.heat_maps import SIDE, Cell, Strip
-from rg.pages.numbers import percent
+from rg.pages.numbers import percent, signed
 from rg.pages.templates import template
 from rg.runs import inputs
 from rg.runs.folder import WEIGHTS, Classes, load_model
+from rg.runs.part_names import Part, read_parts
+from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import progress_bar
 
 PAGE, RECORD = "compare.html", "compare.json"
 STEPS = 32  # of Integrated Gradients
+SPOKE = 3  # parts that are named beside an image
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +80,14 @@ class Answer:
         probability: Of the label.
         peaks: For every method, x and y of the peak in pixels of the image; None where the method is not defined.
         strip: The maps.
+        spoke: The parts that added most to the logit of the label, with what they added; none of a plain network.
     """
 
     label: str
     probability: float
     peaks: dict[str, tuple[float, float] | None]
     strip: Strip
+    spoke: Sequence[tuple[Part, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -192,10 +198,12 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
     }
     for one, image in zip(progress_bar(seen, desc=side.title), pixels, strict=True):
         with torch.no_grad():
-            logits = side.model(image).logits.float()
+            output = side.model(image)
+            logits = output.logits.float()
         probabilities = torch.sigmoid(logits) if side.classes.multi_label else torch.softmax(logits, 1)
         winner = probabilities.argmax(1)
         label, probability = side.classes.names[winner[0]], float(probabilities[0, winner[0]])
+        spoke = _spoke(side, output, winner)
         cells: list[Cell] = []
         places: dict[str, tuple[float, float] | None] = {}
         for key, method in compared.items():
@@ -205,7 +213,18 @@ def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
                 picture = heat_maps.overlay(one.picture, values, 1 / parts if key == "attribution" else 0.0)
                 places[key] = _peak(values, one.window)
             cells.append(Cell(method.name, picture, method.undefined))
-        yield Answer(label, probability, places, Strip(f"{side.title}: {label}, {percent(probability)}", cells))
+        yield Answer(label, probability, places, Strip(f"{side.title}: {label}, {percent(probability)}", cells), spoke)
+
+
+def _spoke(side: Side, output: ModelOutput, winner: Tensor) -> list[tuple[Part, float]]:
+    """The parts of one image that added most to the logit of the winner, as far as they stand out."""
+    if not isinstance(side.model, RegionGroupingModel):
+        return []
+    with torch.no_grad():
+        adds = side.model.contributions(output, winner[:, None])[0][0, 0].tolist()
+    parts = read_parts(side.run, side.model.background.tolist())
+    most = sorted(parts, key=lambda part: -adds[part.index])[:SPOKE]
+    return [(part, adds[part.index]) for part in most if adds[part.index] >= NOTABLE]
 
 
 def _peak(values: Tensor, window: Window) -> tuple[float, float]:
@@ -256,5 +275,17 @@ def _page(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -
             for cells in columns
             if not any(cell.picture for cell in cells)
         ]
-    page = template("rg.pages", PAGE, percent=percent, uri=data_uri, zip=zip)
-    return page.render(sides=sides, rows=rows, titles=titles, undefined=undefined, left_out=left_out, heat=HEAT)
+    page = template("rg.pages", PAGE, percent=percent, signed=signed, uri=data_uri, zip=zip)
+    count = sides[0].config.model.grouping.num_parts
+    colors, row = palette(count), read_part_pictures(sides[0].run, count)
+    return page.render(
+        sides=sides,
+        rows=rows,
+        titles=titles,
+        undefined=undefined,
+        left_out=left_out,
+        heat=HEAT,
+        colors=[css(color) for color in colors],
+        inks=[css(ink_on(color)) for color in colors],
+        part_pictures=row and bytes_uri(row, "webp"),
+    )

@@ -63,6 +63,17 @@ def test_a_name_from_right_to_left_stands_in_its_sentence():
     assert np.array_equal(drawn("a: عصفور")[:, : int(left)], drawn("a: ")[:, : int(left)])
 
 
+def test_neighbours_of_a_name_from_right_to_left_keep_their_order():
+    """No font has Hebrew and Cyrillic: pieces of one font each, the first of the name on the right."""
+    assert [piece.strip() for _, piece in lettering.runs("דרור Ёж ก กา", 20)] == ["Ёж", "ก กา", "דרור"]
+
+
+def test_characters_that_are_no_letters_do_not_hide(caplog, monkeypatch):
+    monkeypatch.setattr(lettering, "_reported", set())
+    assert "".join(piece for _, piece in lettering.runs("a\x07b\udc80c", 20)) == "a[0007]b[DC80]c"
+    assert caplog.messages == []  # no font would help
+
+
 def test_what_no_font_has_is_a_code_point_and_is_said_once(caplog, monkeypatch):
     monkeypatch.setattr(lettering, "_reported", set())
     for text in ("wren \U0010fffd", "robin \U0010fffd", "\U0010fffe"):

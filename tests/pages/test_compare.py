@@ -16,6 +16,7 @@ from rg.explain.colors import HEAT
 from rg.model.build import build_model
 from rg.pages.compare import compare
 from rg.pages.heat_maps import Cell, Strip, overlay, sheet
+from rg.pages.numbers import signed
 from rg.runs.folder import Classes, save_config, save_weights
 
 NAMES = ("wren", "<robin>", "jay & co")
@@ -37,6 +38,8 @@ def make_run(folder, kind="region_grouping", multi_label=False, names=NAMES):
     with torch.no_grad():
         for _ in range(5):  # batch norm statistics that keep activations in range
             model(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8))
+        for parameter in model.classifier.parameters():
+            parameter.mul_(30)  # the answers stay the same, and parts stand out
     folder.mkdir()
     save_config(folder, config, Classes(names, multi_label))
     save_weights(folder, model)
@@ -120,6 +123,19 @@ def test_the_page_is_whole_escaped_and_alone(compared):
     assert "tall &amp; &lt;b&gt;.png" in page
     assert "<robin>" not in page
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|<script|@import", page)
+
+
+def test_the_parts_that_spoke_are_those_of_explain(compared, runs):
+    explainer, named = rg.load(runs[0]), 0
+    rows = (compared / "compare.html").read_text().split("<tr>")[3:]
+    record = json.loads((compared / "compare.json").read_text())
+    for row, image in zip(rows, record["images"], strict=True):
+        parts = explainer.explain(image["file"], view="crop").parts
+        most = sorted(parts, key=lambda part: -part.contribution)[:3]
+        told = re.findall(r">(\d)</span><span>([^<]+)</span></p>", row)
+        assert told == [(str(part.index), signed(part.contribution)) for part in most if part.contribution >= 0.05]
+        named += len(told)
+    assert named
 
 
 def test_one_model_alone_and_attributes(tmp_path, photos):
