@@ -225,7 +225,7 @@ def _check_run_folder(
             + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
         )
     trained_classes.check(classes, "--data", out)
-    if read_json(out / RECORD)["data"]["shards"] != _shard_sums(manifest):
+    if read_json(out / RECORD, "data")["data"]["shards"] != _shard_sums(manifest):
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
     return True
 
