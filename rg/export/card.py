@@ -179,6 +179,8 @@ def _weights(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
     """Where the weights come from that training started with."""
     if "imported" in record:
         return f"imported from {Path(record['imported']['file']).name}, sha256 {record['imported']['sha256']}"
+    if "init" in record:
+        return f"those of {Path(record['init']['file']).name}, sha256 {record['init']['sha256']}"
     if backbone.weights == "none":
         return "none, random at the start"
     if backbone.weights != "imagenet":
@@ -191,6 +193,8 @@ def _weights(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
 def _weights_licence(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
     if "imported" in record:
         return "as the publisher of the checkpoint says."
+    if "init" in record:
+        return "as those of the run that it started from."
     if backbone.weights == "none":
         return "none, training started from random weights."
     if backbone.weights == "imagenet" and timm_name(backbone.name) in PACKAGED_WEIGHTS:
