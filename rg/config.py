@@ -90,12 +90,15 @@ class ModelConfig:
         head: Region transform, attention and classifier.
         kind: region_grouping, or plain: the whole network of the backbone with a linear classifier, to compare with. Of
             grouping it takes the number of parts for deep feature factorisation, and nothing of head.
+        init: none, or where all weights come from that fit: a run folder, one of its checkpoints, or a file. The
+            backbone has to be the same; layers for other classes or parts start anew.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     kind: Literal["region_grouping", "plain"] = "region_grouping"
+    init: str = "none"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from rg.config import RunConfig
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
-from rg.runs.folder import FAITHFUL, RECORD, WEIGHTS, Classes, load_model, read_json
+from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, load_model, read_record
 from rg.runs.progress import progress_bar
 
 
@@ -121,7 +121,7 @@ def faithful(
         "protocol": asdict(protocol),
         "removal": reason or "measured",
         "models": [
-            {"run": str(folder), "recipe": read_json(folder / RECORD).get("recipe")}
+            {"run": str(folder), "recipe": read_record(folder).get("recipe")}
             | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
             | _measure(model, config, samples, drawn, protocol, batch_size)
             for folder, model, config in loaded

@@ -23,6 +23,7 @@ from rg.explain.explanation import Explanation, Explanations
 from rg.explain.facts import Box, PartExplanation, Rival, at_image_size, covering
 from rg.explain.lookahead import in_order
 from rg.model.device import pick_device
+from rg.model.evaluating import evaluating
 from rg.model.maps import part_centers
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 VIEWS = ("auto", "whole", "crop")
 MAX_ASPECT = 4
+_process: int | None = None  # in which the first model was loaded or used
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
@@ -98,6 +100,7 @@ class Explainer:
     @classmethod
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
         """Read a run folder; see ``rg.load``."""
+        _check_process()
         model, config, classes = load_region_grouping(Path(run))
         parts = read_parts(Path(run), model.background.tolist())
         others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
@@ -189,6 +192,7 @@ class Explainer:
         Raises:
             ValueError: see ``explain``.
         """
+        _check_process()
         if min(top_k, batch_size, jobs) < 1:
             raise ValueError(f"top_k, batch_size, jobs: expected at least 1, got {top_k}, {batch_size}, {jobs}")
         if versus is not None and versus not in self.classes.names:
@@ -291,8 +295,17 @@ class Explainer:
         resized = image.crop(window).resize((columns, rows), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1), window
 
-    @torch.inference_mode()
     def _explain(self, waiting: Sequence[_Waiting], view: str, top_k: int, versus: str | None) -> Iterator[Explanation]:
+        with evaluating(self.model):  # left before the caller goes on with the first explanation
+            explanations = self._explanations(waiting, view, top_k, versus)
+            first = next(explanations)
+        yield first
+        yield from explanations
+
+    def _explanations(
+        self, waiting: Sequence[_Waiting], view: str, top_k: int, versus: str | None
+    ) -> Iterator[Explanation]:
+        """One for each image; all of the model is done when the first is there."""
         output = self.model(torch.stack([image.shown for image in waiting]).to(self.device))
         logits, confidence = output.logits, self.confidence_in(view)
         scaled = logits / confidence.temperature if confidence and confidence.temperature else logits
@@ -351,6 +364,23 @@ class Explainer:
                 source=image.source,
                 answer=confidence.answer(probabilities[n, label].item(), presence[n]) if confidence else "label",
             )
+
+
+def _check_process() -> None:
+    """Refuse to wait for threads that a fork has not taken along.
+
+    OpenMP's threads, on which PyTorch computes, stay in the parent; a child that needs several waits for them forever.
+
+    Raises:
+        ValueError: a model was loaded or used in the process that this one was forked from.
+    """
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid() and torch.get_num_threads() > 1:
+        raise ValueError(
+            "explain: PyTorch computed before this process was forked, and its threads do not survive that; start "
+            "processes by multiprocessing.get_context('spawn'), or call torch.set_num_threads(1) in them first"
+        )
 
 
 def _open(image: ImageLike) -> Image.Image:

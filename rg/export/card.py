@@ -17,7 +17,7 @@ from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
 from rg.evaluation.measured import MEASURED
 from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS, timm_name
 from rg.pages.templates import template
-from rg.runs.folder import METRICS, RECORD, Classes, has_weights, load_config, read_json
+from rg.runs.folder import METRICS, Classes, has_weights, load_config, read_json, read_record
 
 PAGE = "card.md"
 NOT_MEASURED = "not measured"
@@ -72,7 +72,7 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
         ValueError: the run folder lacks a file, or holds one of another program.
     """
     config, classes = load_config(run)
-    record = read_json(run / RECORD)
+    record = read_record(run)
     measured, sample = _measured(run)
     meanings = MEANINGS | ({"attention": "[N, L, K], the same for each of L attributes"} if classes.multi_label else {})
     page = template("rg.export", PAGE, text=text)
@@ -99,8 +99,8 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
         calibration=_calibration(measured),
         weights_licence=_weights_licence(config.model.backbone, record),
         dataset=record.get("data", {}).get("dataset"),
-        versions=list(record["environment"] | metadata["versions"]),
-        trained_with=record["environment"],
+        versions=list(record.get("environment", {}) | metadata["versions"]),
+        trained_with=record.get("environment", {}),
         exported_with=metadata["versions"],
     )
 
@@ -167,6 +167,8 @@ def _limits(
 
 
 def _data(record: Mapping[str, Any]) -> dict[str, Any]:
+    if not record:
+        return {"data set": "not recorded: run.json is gone"}
     if "data" not in record:
         return {"data set": "not recorded: the run was imported"}
     data = record["data"]
@@ -177,6 +179,8 @@ def _weights(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
     """Where the weights come from that training started with."""
     if "imported" in record:
         return f"imported from {Path(record['imported']['file']).name}, sha256 {record['imported']['sha256']}"
+    if "init" in record:
+        return f"those of {Path(record['init']['file']).name}, sha256 {record['init']['sha256']}"
     if backbone.weights == "none":
         return "none, random at the start"
     if backbone.weights != "imagenet":
@@ -189,6 +193,8 @@ def _weights(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
 def _weights_licence(backbone: BackboneConfig, record: Mapping[str, Any]) -> str:
     if "imported" in record:
         return "as the publisher of the checkpoint says."
+    if "init" in record:
+        return "as those of the run that it started from."
     if backbone.weights == "none":
         return "none, training started from random weights."
     if backbone.weights == "imagenet" and timm_name(backbone.name) in PACKAGED_WEIGHTS:
@@ -205,6 +211,8 @@ def _prior(loss: LossConfig) -> str:
 def _training(config: RunConfig, record: Mapping[str, Any]) -> dict[str, Any]:
     if "imported" in record:
         return {"training": "not recorded: the run was imported"}
+    if not record:
+        return {"training": "not recorded: run.json is gone"}
     kept = ("train.epochs", "train.global_batch", "train.precision", "train.batch_norm", "seed")
     settings = flatten(dataclasses.asdict(config))
     chosen = {name: value for name, value in settings.items() if name in kept or name.startswith("optimizer.")}
@@ -219,7 +227,7 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
     """What ``evaluate`` found of these very weights, and a sentence about it."""
     if not (run / METRICS).is_file():
         return {}, "The run has not been evaluated."
-    found = read_json(run / METRICS)
+    found = read_json(run / METRICS, "weights", "samples", "split", "dataset", "options")
     if not has_weights(run, found["weights"]):
         return {}, "The run was trained on since it was evaluated."
     sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}."

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rg.config import BackboneConfig
+from rg.model.evaluating import evaluating
 from rg.model.weights import fit, load_weights
 
 T = TypeVar("T")
@@ -65,14 +66,14 @@ class Backbone(nn.Module):
         x = out[-1] if isinstance(out, list) else out
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
-    @torch.inference_mode()
     def takes_any_size(self, side: int) -> bool:
         """Whether images of other shapes than a square of ``side`` pixels pass."""
         side = side // self.stride * self.stride
         # Consecutive multiples of the stride, so that no network passes that takes only multiples of more.
         shape = (1, 3, side + self.stride, side + 2 * self.stride)
         try:
-            self(torch.zeros(shape, dtype=torch.uint8, device=self.pixel_mean.device))
+            with evaluating(self):
+                self(torch.zeros(shape, dtype=torch.uint8, device=self.pixel_mean.device))
         except (AssertionError, RuntimeError, ValueError):  # timm asserts; some networks fail in the middle
             return False
         return True

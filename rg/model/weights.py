@@ -47,7 +47,7 @@ WRAPPERS = (
 )
 # Plain values that checkpoints hold beside their tensors; unpickling them runs no code of the file.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
     pathlib.PurePosixPath,

@@ -39,7 +39,7 @@ def write(folder: Path) -> Path:
     Raises:
         ValueError: the folder is none of ``explain``.
     """
-    settings = read_json(folder / SETTINGS)
+    settings = read_json(folder / SETTINGS, "parts")
     labels: dict[str, int] = {}
     for line in read_lines(folder):
         for label in (line["label"], line["truth"], (line["rival"] or {}).get("label")):

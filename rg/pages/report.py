@@ -29,7 +29,17 @@ from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
 from rg.pages.showcase import Prediction
 from rg.pages.templates import template
-from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, Classes, check_weights, load_config, read_json
+from rg.runs.folder import (
+    HISTORY,
+    METRICS,
+    PREDICTIONS,
+    REPORT,
+    Classes,
+    check_weights,
+    load_config,
+    read_json,
+    read_record,
+)
 from rg.runs.part_names import Part
 from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import progress_bar
@@ -86,7 +96,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
-    metrics, record = read_json(run / METRICS), read_json(run / RECORD)
+    metrics, record = read_json(run / METRICS, "weights"), read_record(run)
     check_weights(run, metrics["weights"], "evaluate")
     predictions = _read_lines(run / PREDICTIONS, "evaluate")
     if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
@@ -130,10 +140,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         answers=ANSWERS,
         chart_size=(charts.WIDTH, charts.HEIGHT),
         settings=_plain(flatten(dataclasses.asdict(config))),
-        data=_plain(
-            {"data set": record["data"]["dataset"], "training shards": len(record["data"]["shards"])}
-            | flatten(record["data"]["options"])
-        ),
+        data=_plain(_data(record)),
     )
     out = out or run / REPORT
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -181,6 +188,14 @@ def _read_lines(path: Path, verb: str, drop_half_line: bool = False) -> list[dic
         return list(read_json_lines(path, drop_half_line))
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
+
+
+def _data(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run was trained on."""
+    if "data" not in record:
+        return {"data set": "not recorded"}
+    data = record["data"]
+    return {"data set": data["dataset"], "training shards": len(data["shards"])} | flatten(data["options"])
 
 
 def _find_data(metrics: Mapping[str, Any], data: Location | None) -> Manifest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipelines.files import atomic_write, sha256, write_json
+from pipelines.files import atomic_write, check_content, sha256, write_json
 from pipelines.shards.manifest import Schema
 from rg.config import RunConfig
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
+
+logger = logging.getLogger(__name__)
 
 # Every name of a file in a run folder, by what writes it.
 CONFIG, CLASSES, WEIGHTS, RECORD = "config.json", "classes.json", "model.safetensors", "run.json"
@@ -80,18 +83,41 @@ def of_view(name: str, view: str | None) -> str:
     return f"{path.stem}.{view}{path.suffix}" if view else name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file.
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        keys: What it has to hold.
 
     Raises:
-        ValueError: it is missing or no JSON.
+        ValueError: it is missing, no JSON, no object, or lacks a key.
     """
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: not a run folder (no {path.name})")
+    check_content(path, str(path), "a JSON object")
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent}: not a run folder (no {path.name})") from None
+        content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from None
+        raise ValueError(f"{path}: no JSON, or cut short ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{path}: expected {', '.join(keys)}, but {', '.join(missing)} is missing")
+    return content
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """What run.json says of how the run came to be; nothing where the file is gone, which takes nothing else away.
+
+    Raises:
+        ValueError: the file is there and no record.
+    """
+    if not (run / RECORD).is_file():
+        logger.warning("%s: has no %s, so how it was trained is not known", run, RECORD)
+        return {}
+    return read_json(run / RECORD)
 
 
 def save_config(run: Path, config: RunConfig, classes: Classes) -> None:
@@ -108,12 +134,14 @@ def load_config(run: Path) -> tuple[RunConfig, Classes]:
     """
     if not run.is_dir():
         raise ValueError(f"{run}: no such run folder")
-    content = read_json(run / CLASSES)
+    content = read_json(run / CLASSES, "names", "multi_label")
     try:
         classes = Classes(tuple(content["names"]), bool(content["multi_label"]))
         return RunConfig.from_dict(read_json(run / CONFIG)), classes
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{run}: {CONFIG} or {CLASSES} is no file of this program ({error!r})") from None
+    except ValueError as error:
+        raise error if str(run) in str(error) else ValueError(f"{run / CONFIG}: {error}") from None
 
 
 def save_weights(run: Path, model: Model) -> None:
@@ -153,10 +181,11 @@ def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
     model = build_model(config.model, len(classes.names), classes.multi_label, pretrained=False)
     if not (run / WEIGHTS).is_file():
         raise ValueError(f"{run}: holds no {WEIGHTS}; the run has not reached its first checkpoint")
+    check_content(run / WEIGHTS, str(run / WEIGHTS), "the weights of the run")
     try:
         weights = load_file(run / WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(f"{run / WEIGHTS}: no safetensors file ({error})") from None
+        raise ValueError(f"{run / WEIGHTS}: no safetensors file, or cut short ({error})") from None
     misfit = _misfit(model.state_dict(), weights)
     if misfit:
         raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({misfit})")

@@ -65,7 +65,7 @@ def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
     for run in runs:
         if not (run / FAITHFUL).is_file():
             raise ValueError(f"{run}: has no {FAITHFUL}; run `python -m rg faithful {run} --data DIR` first")
-        result = read_json(run / FAITHFUL)
+        result = read_json(run / FAITHFUL, "models", *SAME)
         check_weights(run, result["models"][0]["weights"], "faithful")
         for name in SAME:
             if results and result[name] != results[0][name]:

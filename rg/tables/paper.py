@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from pipelines.files import read_json_lines
 from rg import recipes
 from rg.config import RunConfig, View, differences
-from rg.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, check_weights, load_config, of_view, read_json
+from rg.runs.folder import HISTORY, METRICS, WEIGHTS, check_weights, load_config, of_view, read_json, read_record
 from rg.tables.grid import escape, render_markdown, render_text
 
 SPLIT = "test"  # of every data set; of iNaturalist 2017 that is what was published as val
@@ -280,7 +280,7 @@ def _read_all(folder: Path) -> list[tuple[Run, dict[str, Any]]]:
 def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
     """A run and its metrics."""
     config, _ = load_config(folder)
-    record = read_json(folder / RECORD)
+    record = read_record(folder)
     named = str(record.get("recipe"))
     recipe = named.removesuffix("_authors")  # fills the rows of the paper, marked
     if recipe not in DATASETS:
@@ -291,7 +291,7 @@ def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
     if (folder / WEIGHTS).is_file():
         check_weights(folder, metrics["weights"], "evaluate")
     dataset, imported = DATASETS[recipe], "imported" in record  # which data imported weights have seen is not known
-    trained_on = dataset if imported else record["data"]["dataset"]
+    trained_on = dataset if imported else record.get("data", {}).get("dataset", "unknown data")
     if (trained_on, metrics["dataset"], metrics["split"]) != (dataset, dataset, SPLIT):
         raise ValueError(
             f"{folder}: expected a run trained on {dataset} and evaluated on its split {SPLIT}, got one trained on "

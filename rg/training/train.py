@@ -41,6 +41,7 @@ from rg.training.activation_checkpointing import checkpoint_blocks
 from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.engine import Engine, check_compiler, micro_batches, read_settings
 from rg.training.loop import Loop
+from rg.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def _set_up(
     steps = plan.steps_per_epoch(manifest.split("train").samples, config.train.global_batch)
 
     torch.manual_seed(config.seed)
-    model = group.together(lambda: _build(config, data, manifest, checkpoint))
+    model, origin = group.together(lambda: _build(config, data, manifest, checkpoint))
     engine = Engine(model, config, group, steps, deepspeed_settings, checkpoint.momentum() if checkpoint else None)
     checkpoints = Checkpoints(
         out / CHECKPOINTS,
@@ -145,7 +146,7 @@ def _set_up(
         out / WEIGHTS,
     )
     record = {"recipe": recipe, "command": command, "run": checkpoints.run}
-    record |= _record(data, manifest, group, deepspeed_settings)
+    record |= origin | _record(data, manifest, group, deepspeed_settings)
     if ranks.rank == 0:
         _write_record(out, config, classes, record, checkpoint if goes_on else None)
         if checkpoint:
@@ -172,18 +173,25 @@ def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, g
     )
 
 
-def _build(config: RunConfig, data: Location, manifest: Manifest, checkpoint: Checkpoint | None) -> Model:
-    """The model at its start, or as the checkpoint has it; the same on all ranks."""
-    model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained=not checkpoint)
+def _build(
+    config: RunConfig, data: Location, manifest: Manifest, checkpoint: Checkpoint | None
+) -> tuple[Model, dict[str, Any]]:
+    """The model at its start, or as the checkpoint has it, the same on all ranks; and for the record what it is of."""
+    pretrained = not checkpoint and config.model.init == "none"
+    model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained)
     _check_map(config, model)
+    origin: dict[str, Any] = {}
     if checkpoint:
         model.load_state_dict(dict(checkpoint.model()))
-    elif isinstance(model, RegionGroupingModel) and config.model.grouping.init == "kmeans":
+    elif config.model.init != "none":
+        origin = {"init": start_from(model, Path(config.model.init))}
+    has_centers = checkpoint or (origin and "dictionary.centers" not in origin["init"]["left"])
+    if not has_centers and isinstance(model, RegionGroupingModel) and config.model.grouping.init == "kmeans":
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
     if config.train.activation_checkpointing and not checkpoint_blocks(model.backbone):
         name = config.model.backbone.name
         raise ValueError(f"train.activation_checkpointing: expected a backbone that is made of blocks, got {name}")
-    return model
+    return model, origin
 
 
 def _facts(config: RunConfig, manifest: Manifest, deepspeed_settings: dict[str, Any], resume: Resume) -> dict[str, Any]:
@@ -225,7 +233,7 @@ def _check_run_folder(
             + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
         )
     trained_classes.check(classes, "--data", out)
-    if read_json(out / RECORD)["data"]["shards"] != _shard_sums(manifest):
+    if read_json(out / RECORD, "data")["data"]["shards"] != _shard_sums(manifest):
         raise ValueError("--data: the training shards are not those that the run was started with (sha256 differ)")
     return True
 

@@ -1,8 +1,10 @@
 """Explanations: exact, at image size, for any image."""
 
+import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -479,3 +481,66 @@ def test_threads_change_nothing(explainer, tmp_path):
     assert reason.startswith(f"{image}: not an image")
     with pytest.raises(ValueError, match=r"broken\.jpg: not an image"):
         list(explainer.stream(images, jobs=3))
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        lambda: torch.device("meta"),
+        torch.enable_grad,
+        torch.inference_mode,
+    ],
+)
+def test_whatever_the_caller_has_set_an_image_is_explained_alike(explainer, state):
+    photo = noise(90, 70)
+    expected = explainer.explain(photo)
+    with state():
+        explanation = explainer.explain(photo)
+    assert explanation.to_dict() == expected.to_dict()
+    total = sum(part.contribution for part in explanation.parts) + explanation.constant
+    assert total == pytest.approx(explanation.logit, abs=1e-4)
+
+
+def test_a_model_in_training_is_left_as_it_was(explainer):
+    """Not one statistic moves, frozen modules stay so, and the caller has its modes back with the first explanation."""
+    photos = [noise(90, 70)] * 3
+    expected = explainer.explain(photos)
+    model = explainer.model
+    try:
+        model.train()
+        model.backbone.eval()
+        modes = [module.training for module in model.modules()]
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        stream = Explainer(model, explainer.config, explainer.classes, explainer.device).stream(iter(photos))
+        model.train()
+        model.backbone.eval()
+        explanations = [next(stream)]
+        assert [module.training for module in model.modules()] == modes
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (True, False)
+        explanations += stream
+    finally:
+        model.eval()
+    assert [e.to_dict() for e in explanations] == [e.to_dict() for e in expected]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("threads,refused", [(2, True), (1, False)])
+def test_a_forked_process_is_refused_where_it_would_wait_forever(explainer, monkeypatch, threads, refused):
+    explainer.explain(noise(40, 40))
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with pytest.raises(ValueError, match=r"spawn.*set_num_threads") if refused else contextlib.nullcontext():
+        explainer.explain(noise(40, 40))

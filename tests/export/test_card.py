@@ -149,6 +149,12 @@ def test_an_imported_run(tmp_path):
     assert "/home" not in page
 
 
+def test_a_run_whose_record_is_gone(tmp_path):
+    (make_run(tmp_path) / "run.json").unlink()
+    cells = rows(card(tmp_path))
+    assert cells["training"] == cells["data set"] == ["not recorded: run.json is gone"]
+
+
 def test_attributes(tmp_path):
     page = card(make_run(tmp_path, multi_label=True), multi_label=True)
     assert "of 2 attributes which ones hold" in page

@@ -1,0 +1,65 @@
+"""Runs that start from the weights of another one."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.files import sha256
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
+from rg.model.build import build_model
+from rg.runs.folder import WEIGHTS, save_weights
+from rg.training.warm_start import start_from
+
+CONFIG = ModelConfig(
+    BackboneConfig(name="test_resnet", weights="none"),
+    GroupingConfig(num_parts=4, smoothing_padding="same"),
+    HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Weights in a run folder, and the same in a checkpoint folder and in two files."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(1)
+    save_weights(folder, build_model(CONFIG, 3))
+    checkpoint = folder / "checkpoints" / "step-00000007"
+    checkpoint.mkdir(parents=True)
+    shutil.copy(folder / WEIGHTS, checkpoint)
+    torch.save({"model": load_file(folder / WEIGHTS), "epoch": 3}, folder / "weights.pth")
+    return folder
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints/step-00000007", WEIGHTS, "weights.pth"])
+def test_the_same_model_is_taken_whole(run, place):
+    model = build_model(CONFIG, 3)
+    record = start_from(model, run / place)
+    expected = load_file(run / WEIGHTS)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert (record["taken"], record["left"]) == (len(expected), [])
+    file = run / place / WEIGHTS if (run / place).is_dir() else run / place
+    assert (record["file"], record["sha256"]) == (str(file.resolve()), sha256(file))
+
+
+def test_layers_of_other_classes_start_anew(run, caplog):
+    caplog.set_level("INFO")
+    model = build_model(CONFIG, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    record = start_from(model, run)
+    expected = load_file(run / WEIGHTS)
+    assert record["left"] == ["classifier.linear.weight", "classifier.linear.bias"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (before if name in record["left"] else expected)[name]), name
+    assert "new are classifier.linear.weight, classifier.linear.bias" in caplog.text
+
+
+def test_another_backbone_is_refused(run):
+    backbone = BackboneConfig(name="test_resnet", weights="none", stride=32)
+    model = build_model(dataclasses.replace(CONFIG, backbone=backbone), 3)
+    with pytest.raises(ValueError, match=r"^model\.init: \S+ does not fit the backbone: .*model\.backbone\.weights$"):
+        start_from(model, run)
+    with pytest.raises(ValueError, match=r"^model\.init: there is no file"):
+        start_from(model, run / "nowhere")
