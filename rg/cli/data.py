@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from pipelines.files import locked
 from rg import __version__
 from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
 from rg.runs.progress import image_progress
@@ -208,7 +209,8 @@ def verify(arguments: Arguments) -> int:
         raise ValueError("--repair: expected --decode true, or images that do not decode would be kept")
     with image_progress() as progress:
         if args.repair:
-            repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
+            with locked(Path(args.folder)):
+                repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
         else:
             repairs = []
             problems = verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=progress)

@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch import Tensor
 from pipelines import plan
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Loader
-from pipelines.files import write_json
+from pipelines.files import owned_folder, write_json
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten
@@ -77,7 +77,7 @@ def train(
         Exit code: 0 when trained to the end, 75 when a signal stopped the run after a checkpoint.
 
     Raises:
-        ValueError: data, configuration or run folder cannot be used.
+        ValueError: data, configuration or run folder cannot be used, or another process is training into the folder.
         FloatingPointError: the loss is not finite any more.
     """
     group = connect(ranks.discover(), 2 * config.train.peer_timeout)
@@ -85,12 +85,14 @@ def train(
         logging.getLogger("rg").setLevel(logging.WARNING)
     heartbeat = Heartbeat(group, config.train.peer_timeout)
     try:
-        loop = _set_up(config, data, out, resume, deepspeed, command, recipe, group, heartbeat)
-        # To the very end: a launcher signals the ranks one by one, and the last may have stopped because of the first.
-        with _signals(loop.received):
-            code = loop.run()
-            group.barrier()
-            heartbeat.stop()
+        with ExitStack() as owned:
+            loop = _set_up(config, data, out, resume, deepspeed, command, recipe, group, heartbeat, owned)
+            # To the very end: a launcher signals the ranks one by one, and the last may have stopped because of the
+            # first.
+            with _signals(loop.received):
+                code = loop.run()
+                group.barrier()
+                heartbeat.stop()
         return code
     except (GroupError, FloatingPointError) as error:
         heartbeat.stop()
@@ -118,7 +120,9 @@ def _set_up(
     recipe: str | None,
     group: Group,
     heartbeat: Heartbeat,
+    owned: ExitStack,
 ) -> Loop:
+    """Everything up to the first step; the run folder is that of this run alone until ``owned`` is closed."""
     ranks = group.ranks
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes.of(manifest)
@@ -126,6 +130,9 @@ def _set_up(
     group.together(lambda: micro_batches(config, ranks.world_size))
     group.together(lambda: check_compiler(config, ranks.device))
     agree(group, _facts(config, manifest, deepspeed_settings, resume))
+    # By one rank for all; a folder to resume that is not there is told of below.
+    owns = ranks.rank == 0 and (resume != "yes" or out.is_dir())
+    group.together(lambda: owned.enter_context(owned_folder(out)) if owns else None)
     checkpoint = find(out / CHECKPOINTS, group) if resume != "no" else None
     goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, checkpoint, ranks.rank))
     validates = "val" in manifest.splits and config.train.validate_epochs > 0
