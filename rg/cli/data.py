@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from pipelines.cores import usable_cores
 from pipelines.files import locked
 from rg import __version__
 from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
@@ -196,7 +196,7 @@ def verify(arguments: Arguments) -> int:
     parser = make_parser("verify", verify)
     parser.add_argument("folder", help="local folder of shards")
     parser.add_argument("--decode", type=bool, default=True, help="decode every image")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="worker processes")
     parser.add_argument(
         "--repair",
         action="store_true",
@@ -233,7 +233,7 @@ def _shard_parser(name: str, function: Callable[[Arguments], None]) -> Parser:
     parser = make_parser(name, function)
     parser.add_argument("--out", type=Path, required=True, help="folder of shards to write")
     parser.add_argument("--samples-per-shard", type=int, default=1000, help="raw samples of one shard")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="worker processes")
     return parser
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
+from pipelines.cores import usable_cores
 from pipelines.files import locked, owned_folder
 from rg.cli.parser import Arguments, make_parser
 
@@ -25,7 +25,7 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     kinds = "kind of the pictures; none: neither pictures nor a page, explanations.jsonl only"
     parser.add_argument("--pictures", choices=["webp", "png", "none"], default="webp", help=kinds)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads that decode, and that draw")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="threads that decode, and that draw")
     parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
     args = parser.parse_args(arguments)
     options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "jobs", "overwrite")}

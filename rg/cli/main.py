@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     keep_freed_memory()
+    if verb in COMPUTING:
+        from rg.threads import limit_threads
+
+        limit_threads()
     try:
         return choose("verb", verb, VERBS)(arguments[1:]) or 0
     except (ValueError, OSError) as error:
@@ -62,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rg: interrupted", file=sys.stderr)
         return 130
 
+
+COMPUTING = ("evaluate", "explain", "faithful", "compare", "report", "export", "serve")  # train shares with other ranks
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "prepare": prepare,

@@ -37,6 +37,7 @@ from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
 from rg.runs.environment import environment
 from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, read_json, save_config, save_weights
+from rg.threads import limit_threads
 from rg.training.activation_checkpointing import checkpoint_blocks
 from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.engine import Engine, check_compiler, micro_batches, read_settings
@@ -83,6 +84,7 @@ def train(
     group = connect(ranks.discover(), 2 * config.train.peer_timeout)
     if group.ranks.rank:
         logging.getLogger("rg").setLevel(logging.WARNING)
+    limit_threads(group.ranks.local_world_size)
     heartbeat = Heartbeat(group, config.train.peer_timeout)
     try:
         with ExitStack() as owned:
