@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+LOCK = ".lock"  # in a folder that is being written
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems answer that have no locks
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    lock = folder / f".{name}.lock" if name else folder / ".lock"
+    lock = folder / (f".{name}{LOCK}" if name else LOCK)
     descriptor = _lock(
         lock, f"{folder / name}: another process is writing {'this file' if name else 'into this folder'}"
     )
