@@ -244,6 +244,7 @@ class TrainConfig:
         validate_epochs: Epochs between two validations; 0 never validates.
         log_steps: Steps between two lines of metrics.jsonl.
         peer_timeout: Seconds without a sign of life of a rank, or without progress of any, after which all others end.
+        join_timeout: Seconds that the ranks wait for each other at the start.
         max_skipped: Steps in a row that may be left out because a loss is not finite; the next one ends the run.
     """
 
@@ -260,6 +261,7 @@ class TrainConfig:
     validate_epochs: int = 1
     log_steps: int = 10
     peer_timeout: float = 600.0
+    join_timeout: float = 300.0
     max_skipped: int = 10
 
     def __post_init__(self) -> None:
@@ -292,7 +294,8 @@ class TrainConfig:
         )
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
-        _require(self.peer_timeout >= 1, "train.peer_timeout", "at least 1 second", self.peer_timeout)
+        for name in ("peer_timeout", "join_timeout"):
+            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1 second", getattr(self, name))
 
 
 View = Literal["input", "whole"]
@@ -399,6 +402,7 @@ BOOKKEEPING = {  # settings that change nothing of what is computed, so that a r
     "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.peer_timeout",
+    "train.join_timeout",
     "train.max_skipped",
     "input.threads",
     "input.prefetch",
