@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,8 @@ from rg.cli.explain import compare, explain, faithful, report, serve
 from rg.cli.parser import Arguments, choose, listing
 from rg.cli.runs import evaluate, export, export_authors, import_authors, list_recipes, tables, train
 from rg.malloc import keep_freed_memory
+
+CLOSED_PIPE = 141  # exit code of programs that SIGPIPE ends
 
 EXTRAS = {  # top-level module -> what it is, and the extra that brings it
     "nvidia": ("NVIDIA DALI", "train"),
@@ -29,12 +32,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 on success, 1 if ``verify`` found problems or training diverged, 2 for bad input (one line on
         standard error), 75 if a signal stopped training after a checkpoint, 76 if another rank was lost, 130 after
-        Ctrl-C.
+        Ctrl-C, 141 if the reader of standard output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("rg", "pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output has seen enough, such as head. The interpreter would complain of what is left of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _run(arguments: Arguments) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_overview())
@@ -49,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit_threads()
     try:
         return choose("verb", verb, VERBS)(arguments[1:]) or 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -72,7 +72,8 @@ def evaluate(arguments: Arguments) -> None:
     parser.add_argument("--evaluation", type=EvaluationConfig, default=settings_of_run)
     args = parser.instantiate(parser.parse_args(arguments))
     settings = (args.split, args.batch_size, args.device, args.evaluation)
-    view = None if args.evaluation.view == settings_of_run.view else args.evaluation.view
+    own_view = load_config(args.run)[0].evaluation.view
+    view = None if args.evaluation.view == own_view else args.evaluation.view
     with locked(args.run, of_view(METRICS, view)):
         print(table(evaluate_run(args.run, args.data, *settings)))
 
