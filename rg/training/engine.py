@@ -6,6 +6,7 @@ It turns a model and a ``RunConfig`` into optimiser steps. The occurrence prior 
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import io
 import json
@@ -14,6 +15,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -39,6 +41,10 @@ if not torch.cuda.is_available():
         lambda record: not record.getMessage().startswith("No CUDA runtime is found")
     )
 os.environ.setdefault("DS_LOG_LEVEL", "error")
+if not os.path.isabs(os.path.expanduser("~")):
+    # A user without a home, as in containers: what libraries cache there would land in a folder called ~ right here.
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 # DeepSpeed compiles its collectives for CPUs with the first ninja on the path. Another one (another Python's, the
 # system's) would not know what this one has built and take a minute to build it again, whichever comes next.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

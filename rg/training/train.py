@@ -50,6 +50,9 @@ DIVERGED, BAD_INPUT = 1, 2  # exit codes, as those of the command line
 RESUMED = ("command", "ranks", "hosts", "device", "deepspeed", "environment")  # of run.json, anew for a resumed run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+# What these warn of, every rank meets alike; rank 0 tells it.
+SAME_FOR_ALL = ("rg.training.checkpoints", "pipelines.batches.decoders", "pipelines.shards.reader")
+
 Resume = Literal["no", "yes", "auto"]
 
 
@@ -69,7 +72,8 @@ def train(
         data: Folder of shards, or its URL, with a ``train`` split, and a ``val`` split if validation is on.
         out: Run folder; must not hold another run. Hosts may share it or have one each.
         resume: Continue the run in ``out`` from its newest checkpoint, exactly as if it had not stopped: no, yes, or
-            auto if there is one.
+            auto if there is one. With more ``train.epochs`` than before it goes on, after its end too, along the
+            schedule of the learning rate that belongs to them.
         deepspeed: JSON file of how DeepSpeed shares out the work.
         command: What started the run, for the record.
         recipe: The recipe that the settings started from, for the record.
@@ -84,6 +88,8 @@ def train(
     group = connect(ranks.discover(), 2 * config.train.peer_timeout, config.train.join_timeout)
     if group.ranks.rank:
         logging.getLogger("rg").setLevel(logging.WARNING)
+        for name in SAME_FOR_ALL:
+            logging.getLogger(name).setLevel(logging.ERROR)
     limit_threads(group.ranks.local_world_size)
     heartbeat = Heartbeat(group, config.train.peer_timeout)
     try:
@@ -227,11 +233,19 @@ def _check_run_folder(
         return True
     started, trained_classes = load_config(out)
     changed = {name: pair for name, pair in differences(started, config).items() if name not in BOOKKEEPING}
+    epochs, more_epochs = changed.get("train.epochs", (0, 0))
+    if more_epochs > epochs:
+        del changed["train.epochs"]
+        logger.info(
+            "train.epochs: %d before, now %d; the learning rate goes on along the schedule of %d",
+            *(epochs, more_epochs, more_epochs),
+        )
     if changed:
         name, (before, after) = next(iter(changed.items()))
         raise ValueError(
             f"--resume: {out} was started with {name} = {before!r}, now it is {after!r}"
             + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
+            + "; resume with the settings that it has, or with more train.epochs"
         )
     trained_classes.check(classes, "--data", out)
     if read_json(out / RECORD)["data"]["shards"] != _shard_sums(manifest):
