@@ -6,7 +6,6 @@ python -m benchmarks.bench_explain RUN [--files 300] [--jobs 2] [--pictures webp
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from benchmarks.tools import ledger
 from benchmarks.tools.image_set import describe, image_set
 from benchmarks.tools.options import at_least, image_parser
 from benchmarks.tools.process import alone, missing
+from pipelines.cores import usable_cores
 
 RESULTS = ledger.RESULTS / "explain.csv"
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and, with ``--record``, appends to ``results/explain.csv``."""
     parser = image_parser(__doc__, RESULTS)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--jobs", type=at_least(1), default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--jobs", type=at_least(1), default=usable_cores(), help="threads")
     parser.add_argument("--pictures", choices=["webp", "png", "none"], default="webp", help="kind of the pictures")
     parser.add_argument("--view", choices=["auto", "whole", "crop"], default="auto", help="what the model sees")
     parser.add_argument("--device", default="cpu", help="cpu, cuda")

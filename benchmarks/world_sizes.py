@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.tools import local_ranks
 from benchmarks.tools.options import at_least
+from pipelines.cores import usable_cores
 from rg import recipes
 from rg.config import BackboneConfig, OptimizerConfig, RunConfig
 
@@ -150,7 +150,7 @@ def draw(folder: Path, images: int, size: int) -> None:
         "train": -(-images // 4),
         "val": 1,
         "test": 1,
-        "jobs": os.cpu_count() or 1,
+        "jobs": usable_cores(),
     }
     options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "rg", "prepare", "birds", *options], check=True, capture_output=True)

@@ -27,13 +27,15 @@ MAX_PARTS = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor, *, check_values: bool = True) -> tuple[Tensor, Tensor]:
     """Assign every position to the parts and pool one feature per part (Eq. 1 and Eq. 3).
 
     Args:
         x: Features [N, C, H, W], any float dtype and memory layout.
         centers: Part dictionary [K, C], K from 1 to 64.
         sigma: Bandwidth of every part [K], positive.
+        check_values: Look whether sigma is positive. A model in training passes False: what has become NaN or 0 there
+            makes the results NaN, and a loss tells that on every device alike.
 
     Returns:
         assign: [N, K, H, W], sums to 1 over K.
@@ -45,6 +47,8 @@ def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, 
             of sigma are not looked at, because that would wait for the device.
     """
     _check_dictionary(x, centers, sigma)
+    if check_values:
+        _check_positive(sigma)
     return _provider(x, grouping).region_grouping(x, centers, sigma)
 
 
@@ -57,6 +61,7 @@ def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
         assign [N, K, H, W], sums to 1 over K; float32, or float64 if the arguments are.
     """
     _check_dictionary(x, centers, sigma)
+    _check_positive(sigma)
     return _provider(x, grouping).part_assignment(x, centers, sigma)
 
 
@@ -79,6 +84,7 @@ def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> T
         ValueError: as ``region_grouping``.
     """
     _check_dictionary(x, centers, sigma)
+    _check_positive(sigma)
     _check_map("assign", assign, "[N, K, H, W]")
     expected = (x.shape[0], centers.shape[0], *x.shape[2:])
     if tuple(assign.shape) != expected:
@@ -139,6 +145,9 @@ def _check_dictionary(x: Tensor, centers: Tensor, sigma: Tensor) -> None:
         raise ValueError(f"centers: expected K >= 1 and <= {MAX_PARTS}, got {centers.shape[0]}")
     if sigma.shape != centers.shape[:1]:
         raise ValueError(f"sigma: expected [{centers.shape[0]}], got {list(sigma.shape)}")
+
+
+def _check_positive(sigma: Tensor) -> None:
     if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((sigma > 0).all()):
         raise ValueError(f"sigma: expected positive numbers, got {sigma.min().item():g}")
 

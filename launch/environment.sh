@@ -14,6 +14,43 @@ fail() {
     exit 2
 }
 
+# read_hosts HOSTFILE: the hosts of a file for DeepSpeed, as the array hosts; anything else in it is refused.
+read_hosts() {
+    local problem
+    [ -f "$1" ] || fail "$1: no such hostfile"
+    problem=$(awk '
+        function refuse(reason) { print "line " NR ": " reason; exit }
+        /\r$/ { refuse("ends as on Windows; convert the file with dos2unix") }
+        /^[[:space:]]*(#|$)/ { next }
+        { sub(/[[:space:]]+#.*/, ""); sub(/[[:space:]]+$/, "") }
+        !/^[[:space:]]*[^[:space:]]+[[:space:]]+slots=[0-9]+$/ { refuse("expected HOST slots=N, got " $0) }
+        $1 ~ /@|^[^:]*:[0-9]+$/ { refuse("expected a host alone, got " $1 "; user and port belong into ~/.ssh/config") }
+        $2 ~ /=0+$/ { refuse("expected at least 1 slot, got " $2) }
+        $1 in lines { refuse($1 " is there twice, first in line " lines[$1]) }
+        { lines[$1] = NR }
+    ' "$1")
+    [ -z "$problem" ] || fail "$1: $problem"
+    mapfile -t hosts < <(awk '!/^[[:space:]]*(#|$)/ { print $1 }' "$1")
+    [ ${#hosts[@]} -ge 1 ] || fail "$1: expected lines HOST slots=N"
+}
+
+# check_port: MASTER_PORT, if it is set, is a port.
+check_port() {
+    [[ ${MASTER_PORT:-29500} =~ ^[0-9]{1,5}$ && ${MASTER_PORT:-29500} -ge 1 && ${MASTER_PORT:-29500} -le 65535 ]] ||
+        fail "MASTER_PORT: expected a number from 1 to 65535, got '$MASTER_PORT'"
+}
+
+# free_port: one that nobody listens on here.
+free_port() {
+    python -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])'
+}
+
+# listen_on PORT: refuse one that another program on this machine listens on.
+listen_on() {
+    python -c 'import socket, sys; socket.create_server(("", int(sys.argv[1])))' "$1" 2>/dev/null ||
+        fail "MASTER_PORT: $1 is taken on this machine, perhaps by another run; set MASTER_PORT to another, on all machines"
+}
+
 # show COMMAND ...: print it; with --dry-run that is all.
 show() {
     if [ "$dry_run" ]; then

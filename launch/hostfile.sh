@@ -6,7 +6,8 @@
 # HOSTFILE has a line "HOST slots=N" for each machine, N the processes it takes (its GPUs). Code, environment, data and
 # run folder must be found at the same places everywhere. --dry-run as the first argument prints the command.
 #
-# MASTER_ADDR (default: the first host) and MASTER_PORT (29500) are where the processes meet; every host must be able to
+# MASTER_ADDR (default: the first host) and MASTER_PORT (29500) are where the processes meet, each run on the first machine by
+# a port of its own; every host must be able to
 # resolve the address, which a name that only ~/.ssh/config knows is not. Of the variables set here the other machines
 # see NCCL_*, GLOO_*, TORCH_*, OMP_*, DS_ACCELERATOR, DS_LOG_LEVEL, PYTHON* and UCX_*, and the lines NAME=VALUE of the
 # files .deepspeed_env in the home and the working directory (DS_ENV_FILE: another name). They stand in command lines
@@ -19,10 +20,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 [ $# -ge 2 ] || fail "expected a hostfile and a recipe (python -m rg recipes)"
 hostfile=$1
 shift
-[ -f "$hostfile" ] || fail "$hostfile: no such hostfile"
-hosts=$(awk '!/^[[:space:]]*(#|$)/ { print $1 }' "$hostfile" | paste -sd,)
-[ "$hosts" ] || fail "$hostfile: expected lines HOST slots=N"
-master=${MASTER_ADDR:-${hosts%%,*}}
+read_hosts "$hostfile"
+check_port
+master=${MASTER_ADDR:-${hosts[0]}}
 port=${MASTER_PORT:-29500}
 bin=$(dirname "$(command -v deepspeed || fail "deepspeed is not installed here")")
 # DeepSpeed writes both into a remote command line as they are.
@@ -71,7 +71,7 @@ export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=3 
 
 stop_ranks() {
     local launcher="^[^ ]+ -u -m deepspeed.launcher.launch .*--master_addr=$master --master_port=$port "
-    pdsh -R ssh -S -w "$hosts" "pkill -TERM -P \$(pgrep -d, -f '$launcher')"
+    pdsh -R ssh -S -w "$(IFS=,; echo "${hosts[*]}")" "pkill -TERM -P \$(pgrep -d, -f '$launcher')"
 }
 
 start deepspeed --hostfile "$hostfile" --launcher pdsh --force_multi --master_addr "$master" --master_port "$port" \

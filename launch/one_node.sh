@@ -3,10 +3,13 @@
 #
 #     launch/one_node.sh RECIPE --data DIR --out RUN [settings of python -m rg train]
 #
-# PROCESSES=N takes N processes instead, also on a machine without a GPU. --dry-run as the first argument prints the
+# PROCESSES=N takes N processes instead, also on a machine without a GPU. They meet at MASTER_PORT (default: one that is
+# free), so several runs may share the machine. --dry-run as the first argument prints the
 # command and does nothing. Where no environment is active, that of `make`, .venv, is taken.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 [ $# -ge 1 ] || fail "expected a recipe (python -m rg recipes)"
-start deepspeed --no_local_rank ${PROCESSES:+--num_gpus "$PROCESSES"} --module rg train "$@"
+check_port
+[ -z "${MASTER_PORT:-}" ] || listen_on "$MASTER_PORT"
+start deepspeed --no_local_rank --master_port "${MASTER_PORT:-$(free_port)}" ${PROCESSES:+--num_gpus "$PROCESSES"} --module rg train "$@"

@@ -6,7 +6,8 @@
 #
 # NODES        number of machines, or MIN:MAX: elastic
 # NODE_RANK    place of this machine, from 0 (default: SLURM_NODEID); needed unless RESTARTS or MIN:MAX are given
-# MASTER_ADDR  machine 0, where all meet; MASTER_PORT (29500)
+# MASTER_ADDR  machine 0, where all meet; MASTER_PORT (29500; of a single machine one that is free): one for
+#              each run
 # PROCESSES    processes on this machine (default: its GPUs, or 1)
 # RESTARTS     how often all processes are started again, from the newest checkpoint, when one fails (default 0)
 #
@@ -22,7 +23,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-}}
 [[ ${RESTARTS:=0} =~ ^[0-9]+$ ]] || fail "RESTARTS: expected a number, got '$RESTARTS'"
 [ "${MASTER_ADDR:-}" ] || fail "MASTER_ADDR: expected the address of machine 0"
+check_port
+if [ "$NODES" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then MASTER_PORT=$(free_port); fi
 address=$MASTER_ADDR port=${MASTER_PORT:-29500}
+[ "$NODE_RANK" != 0 ] || listen_on "$port"
 if [ -z "${PROCESSES:-}" ]; then
     if command -v nvidia-smi >/dev/null; then PROCESSES=gpu; else PROCESSES=1; fi
 fi

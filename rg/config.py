@@ -176,7 +176,7 @@ class InputConfig:
         brightness: Brightness varies by up to this fraction in training.
         decoder: What decodes JPEGs: cpu or mixed (GPU) for DALI, pillow for machines without DALI, or auto (DALI
             where it is installed, on the GPU where there is one).
-        threads: Decoding threads of a rank; 0 takes the cores of the machine divided by its ranks.
+        threads: Decoding threads of a rank; 0 takes the cores of this process divided by its ranks.
         prefetch: Batches decoded ahead.
         hardware_load: Share of the images that mixed gives to the JPEG engine of the GPU, where it has one. With 0 or 1
             pixels depend on the image alone; between them by a few grey levels on its batch, too.
@@ -247,6 +247,7 @@ class TrainConfig:
         validate_epochs: Epochs between two validations; 0 never validates.
         log_steps: Steps between two lines of metrics.jsonl.
         peer_timeout: Seconds without a sign of life of a rank, or without progress of any, after which all others end.
+        join_timeout: Seconds that the ranks wait for each other at the start.
         max_skipped: Steps in a row that may be left out because a loss is not finite; the next one ends the run.
     """
 
@@ -263,6 +264,7 @@ class TrainConfig:
     validate_epochs: int = 1
     log_steps: int = 10
     peer_timeout: float = 600.0
+    join_timeout: float = 300.0
     max_skipped: int = 10
 
     def __post_init__(self) -> None:
@@ -295,7 +297,8 @@ class TrainConfig:
         )
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
-        _require(self.peer_timeout >= 1, "train.peer_timeout", "at least 1 second", self.peer_timeout)
+        for name in ("peer_timeout", "join_timeout"):
+            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1 second", getattr(self, name))
 
 
 View = Literal["input", "whole"]
@@ -402,6 +405,7 @@ BOOKKEEPING = {  # settings that change nothing of what is computed, so that a r
     "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.peer_timeout",
+    "train.join_timeout",
     "train.max_skipped",
     "input.threads",
     "input.prefetch",

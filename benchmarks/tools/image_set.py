@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipelines.cores import usable_cores
 from pipelines.datasets.folder import Folder
 from pipelines.shards import writer
 from pipelines.shards.manifest import Schema
@@ -54,7 +55,7 @@ def image_set(folder: Path, files: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for index, jpeg in enumerate(pool.map(draw, range(files + CLASSES))):
                 split = "train" if index < files else "val"
                 path = temporary / "raw" / split / f"class_{index % CLASSES}" / f"{index:06d}.jpg"

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.cores import usable_cores
+
 
 def start(world_size: int, words: Sequence[object], logs: Path) -> list[subprocess.Popen]:
     """Start ``python -m WORDS`` once for every rank.
@@ -22,7 +24,7 @@ def start(world_size: int, words: Sequence[object], logs: Path) -> list[subproce
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    threads = str(max(1, (os.cpu_count() or 1) // world_size))
+    threads = str(max(1, usable_cores() // world_size))
     common = os.environ | {"OMP_NUM_THREADS": threads} | {name: str(value) for name, value in launch.items()}
     processes = []
     for rank in range(world_size):

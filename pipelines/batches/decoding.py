@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.batches.geometry import Window
+from pipelines.cores import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Decoding:
 
     Attributes:
         decoder: ``cpu`` or ``mixed`` (GPU), both DALI, or ``pillow``, on the CPU.
-        threads: Decoding threads; 0 takes the cores of the machine divided by ``ranks``.
+        threads: Decoding threads; 0 takes the cores of this process divided by ``ranks``.
         prefetch: Batches that are decoded ahead.
         hardware_load: Share of the images that ``mixed`` gives to the JPEG engine of the GPU, where it has one. Its
             pixels differ by a few grey levels from those of the other units: with 0 or 1 they depend on the image
@@ -51,7 +51,7 @@ class Decoding:
     @property
     def thread_count(self) -> int:
         """Threads, with 0 replaced."""
-        return self.threads or max(1, (os.cpu_count() or 1) // self.ranks)
+        return self.threads or max(1, usable_cores() // self.ranks)
 
 
 class Decoder(Protocol):

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.files import atomic_write, json_line, locked, read_json_lines, sha256
+from pipelines.files import LOCK, atomic_write, json_line, locked, read_json_lines, sha256
 from pipelines.shards import samples
 from pipelines.shards.index import Entry, index_text
 from pipelines.shards.manifest import (
@@ -252,7 +252,7 @@ def _continue(out: Path, plan: Manifest, counts: Mapping[str, int]) -> dict[str,
         Name of a finished shard -> what became of it. A shard without any usable sample is tried again: that is soon
         done, and the reason may have been an unmounted disk.
     """
-    names = sorted(os.listdir(out))
+    names = sorted({*os.listdir(out)} - {LOCK})
     started = UNFINISHED in names
     foreign = [name for name in names if name != f"{UNFINISHED}.tmp" and not (started and OUR_FILE.fullmatch(name))]
     if foreign:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from pipelines.cores import usable_cores
+from pipelines.files import locked
 from rg import __version__
 from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
 from rg.runs.progress import image_progress
@@ -209,7 +210,7 @@ def verify(arguments: Arguments) -> int:
     parser = make_parser("verify", verify)
     parser.add_argument("folder", help="local folder of shards")
     parser.add_argument("--decode", type=bool, default=True, help="decode every image")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="worker processes")
     parser.add_argument(
         "--repair",
         action="store_true",
@@ -222,7 +223,8 @@ def verify(arguments: Arguments) -> int:
         raise ValueError("--repair: expected --decode true, or images that do not decode would be kept")
     with image_progress() as progress:
         if args.repair:
-            repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
+            with locked(Path(args.folder)):
+                repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
         else:
             repairs = []
             problems = verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=progress)
@@ -245,7 +247,7 @@ def _shard_parser(name: str, function: Callable[[Arguments], None]) -> Parser:
     parser = make_parser(name, function)
     parser.add_argument("--out", type=Path, required=True, help="folder of shards to write")
     parser.add_argument("--samples-per-shard", type=int, default=1000, help="raw samples of one shard")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="worker processes")
     return parser
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
+from pipelines.cores import usable_cores
+from pipelines.files import locked, owned_folder
 from rg.cli.parser import Arguments, make_parser
 
 
@@ -24,7 +25,7 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     kinds = "kind of the pictures; none: neither pictures nor a page, explanations.jsonl only"
     parser.add_argument("--pictures", choices=["webp", "png", "none"], default="webp", help=kinds)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads that decode, and that draw")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="threads that decode, and that draw")
     parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
     args = parser.parse_args(arguments)
     options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "jobs", "overwrite")}
@@ -43,13 +44,15 @@ def compare(arguments: Arguments) -> None:
     args = parser.parse_args(arguments)
     from rg.pages.compare import compare as compare_methods
 
-    print(compare_methods(args.run, args.images, args.out, args.plain, args.device))
+    with owned_folder(args.out):
+        print(compare_methods(args.run, args.images, args.out, args.plain, args.device))
 
 
 def faithful(arguments: Arguments) -> None:
     """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
     from rg.attribution.faithful import Protocol
     from rg.attribution.faithful import faithful as measure
+    from rg.runs.folder import FAITHFUL
     from rg.tables import faithful as tables
 
     parser = make_parser("faithful", faithful)
@@ -75,7 +78,11 @@ def faithful(arguments: Arguments) -> None:
         raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
     settings = (args.plain, args.split, protocol, args.batch_size, args.device)
-    print(tables.render([measure(run, args.data, *settings) for run in args.runs], args.format))
+    results = []
+    for run in args.runs:
+        with locked(run, FAITHFUL):
+            results.append(measure(run, args.data, *settings))
+    print(tables.render(results, args.format))
 
 
 def report(arguments: Arguments) -> None:
@@ -86,8 +93,11 @@ def report(arguments: Arguments) -> None:
     parser.add_argument("--out", type=Path | None, default=None, help="page to write; default RUN/report.html")
     args = parser.parse_args(arguments)
     from rg.pages.report import report as write_report
+    from rg.runs.folder import REPORT
 
-    print(write_report(args.run, args.data, args.out))
+    out = args.out or args.run / REPORT
+    with locked(out.parent, out.name):
+        print(write_report(args.run, args.data, out))
 
 
 def serve(arguments: Arguments) -> None:

@@ -15,6 +15,8 @@ from rg.cli.parser import Arguments, choose, listing
 from rg.cli.runs import evaluate, export, export_authors, import_authors, list_recipes, tables, train
 from rg.malloc import keep_freed_memory
 
+CLOSED_PIPE = 141  # exit code of programs that SIGPIPE ends
+
 EXTRAS = {  # top-level module -> what it is, and the extra that brings it
     "nvidia": ("NVIDIA DALI", "train"),
     "deepspeed": ("DeepSpeed", "train"),
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 on success, 1 if ``verify`` found problems or training diverged, 2 for bad input (one line on
         standard error), 75 if a signal stopped training after a checkpoint, 76 if another rank was lost, 130 after
-        Ctrl-C.
+        Ctrl-C, 141 if the reader of standard output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -39,6 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("rg", "pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output has seen enough, such as head. The interpreter would complain of what is left of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _run(arguments: Arguments) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_overview())
@@ -47,9 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     keep_freed_memory()
+    if verb in COMPUTING:
+        from rg.threads import limit_threads
+
+        limit_threads()
     try:
         _check_text(arguments)
         return choose("verb", verb, VERBS)(arguments[1:]) or 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -67,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rg: interrupted", file=sys.stderr)
         return 130
 
+
+COMPUTING = ("evaluate", "explain", "faithful", "compare", "report", "export", "serve")  # train shares with other ranks
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "prepare": prepare,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -15,6 +17,12 @@ Arguments = list[str]
 class Parser(ArgumentParser):
     """An argument parser whose errors are one line and name the nearest option for an unknown one."""
 
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        """As the library does it, but for paths: see ``local_path``."""
+        if options.get("type") in (Path, Path | None):
+            options["type"] = local_path
+        return super().add_argument(*names, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = [option for option in self._option_string_actions if option.startswith("--")]
         message = _in_words(" ".join(str(message).split()), options)
@@ -22,6 +30,13 @@ class Parser(ArgumentParser):
         near = [match for option in unknown for match in difflib.get_close_matches(option, options, n=2, cutoff=0.6)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"see python -m {self.prog} --help"
         raise ValueError(f"{message}; {hint}") from ex
+
+
+def local_path(text: str | Path) -> Path:
+    """A path of this machine; a URL, of which ``Path`` would drop a slash, is refused as it was typed."""
+    if "://" in str(text):
+        raise ArgumentTypeError(f"expected a file or folder of this machine, got {text}")
+    return Path(text)
 
 
 def _in_words(message: str, options: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from jsonargparse import ActionConfigFile
 
+from pipelines.files import locked, owned_folder
 from rg import recipes
 from rg.cli.parser import Arguments, make_parser
 from rg.config import EvaluationConfig, RunConfig, differences, flatten
@@ -57,7 +58,7 @@ def train(arguments: Arguments) -> int:
 def evaluate(arguments: Arguments) -> None:
     """Measure accuracy and parts of a run; prints a table and writes RUN/metrics.json."""
     from rg.evaluation.evaluate import evaluate as evaluate_run
-    from rg.runs.folder import CONFIG, load_config
+    from rg.runs.folder import CONFIG, METRICS, load_config, of_view
     from rg.tables.evaluation import table
 
     parser = make_parser("evaluate", evaluate)
@@ -71,7 +72,10 @@ def evaluate(arguments: Arguments) -> None:
     parser.add_argument("--evaluation", type=EvaluationConfig, default=settings_of_run)
     args = parser.instantiate(parser.parse_args(arguments))
     settings = (args.split, args.batch_size, args.device, args.evaluation)
-    print(table(evaluate_run(args.run, args.data, *settings)))
+    own_view = load_config(args.run)[0].evaluation.view
+    view = None if args.evaluation.view == own_view else args.evaluation.view
+    with locked(args.run, of_view(METRICS, view)):
+        print(table(evaluate_run(args.run, args.data, *settings)))
 
 
 def export(arguments: Arguments) -> None:
@@ -85,7 +89,9 @@ def export(arguments: Arguments) -> None:
         "--out", type=Path | None, default=None, help="file to write; default RUN/model.onnx or RUN/model.pt2"
     )
     args = parser.parse_args(arguments)
-    out, differences = exports.export(args.run, args.format, args.out)
+    out = args.out or args.run / f"model{exports.FORMATS[args.format]}"
+    with owned_folder(out.parent, out.name) if args.out else locked(args.run, out.name):
+        _, differences = exports.export(args.run, args.format, out)
     for name, difference in differences.items():
         print(f"{name:<10} differs by at most {difference:.1e}")
     print(out)
@@ -128,7 +134,8 @@ def import_authors(arguments: Arguments) -> None:
         raise ValueError(f"--data: {args.recipe} is for {dataset}, got shards of {manifest.dataset}")
     classes = Classes.of(manifest)
     command = shlex.join(["python", "-m", "rg", "import", *arguments])
-    import_checkpoint(args.checkpoint, config, classes, args.out, command, args.recipe)
+    with owned_folder(args.out.parent, args.out.name):
+        import_checkpoint(args.checkpoint, config, classes, args.out, command, args.recipe)
     print(args.out)
 
 
@@ -140,7 +147,8 @@ def export_authors(arguments: Arguments) -> None:
     parser.add_argument("run", type=Path, help="run folder of a ResNet")
     parser.add_argument("--out", type=Path, required=True, help=".pth.tar file to write")
     args = parser.parse_args(arguments)
-    export_checkpoint(args.run, args.out)
+    with locked(args.out.parent, args.out.name):
+        export_checkpoint(args.run, args.out)
     print(args.out)
 
 

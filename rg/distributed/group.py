@@ -16,9 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rg.distributed.ranks import Ranks, exported
-
-JOINING = 300.0  # seconds at least that ranks wait for each other when they start
+from rg.distributed.meeting import meet
+from rg.distributed.ranks import Ranks
 
 GLOO = re.compile(r"\[(enforce fail at )?\S*gloo/\S+:\d+\]")  # the place in its source that Gloo's errors begin with
 
@@ -47,31 +46,32 @@ def collectives() -> Iterator[None]:
         raise
 
 
-def connect(ranks: Ranks, timeout: float) -> Group:
+def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0) -> Group:
     """Join the other ranks.
 
     Args:
         ranks: Place of this process.
         timeout: Seconds after which a collective fails that nothing else has ended.
+        join_timeout: Seconds to wait for the others.
 
     Raises:
         ConnectionError: they do not come together.
+        ValueError: they have not a GPU each, or none.
     """
     device = ranks.device
     if device.type == "cuda":
-        if ranks.local_rank >= torch.cuda.device_count():
-            raise ValueError(f"LOCAL_RANK: expected one of {torch.cuda.device_count()} GPUs, got {ranks.local_rank}")
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    wait = timedelta(seconds=max(timeout, JOINING))
+    wait = timedelta(seconds=max(timeout, join_timeout))
     host_group = None
     if not dist.is_initialized():
+        store: dist.Store = dist.HashStore()  # in memory: takes no port
+        if ranks.master:
+            uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+            store = dist.PrefixStore("group", meet(ranks, uuid, join_timeout))
+            store.set_timeout(wait)
         try:
-            if ranks.master is None:  # a store in memory takes no port
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
-            else:
-                with exported(ranks):
-                    dist.init_process_group(backend, timeout=wait)
+            dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait)
         except (dist.DistError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ConnectionError(f"{ranks.name} of {ranks.world_size} cannot join the others: {reason}") from None

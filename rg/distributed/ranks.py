@@ -12,7 +12,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -32,6 +32,8 @@ class Ranks:
         local_rank: From 0 on this host.
         local_world_size: Number of processes on this host.
         master: Address and port that rank 0 listens on; None if there is no other rank.
+        gpu: Number of the GPU of this process, among those that it sees.
+        variables: Of the environment, which tell this, for messages.
     """
 
     rank: int = 0
@@ -39,11 +41,13 @@ class Ranks:
     local_rank: int = 0
     local_world_size: int = 1
     master: tuple[str, int] | None = None
+    gpu: int = 0
+    variables: str = field(default="", compare=False)
 
     @property
     def device(self) -> torch.device:
         """The GPU of this process, or the CPU."""
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", self.gpu) if torch.cuda.is_available() else torch.device("cpu")
 
     @property
     def name(self) -> str:
@@ -80,17 +84,37 @@ def discover(environment: Mapping[str, str] = os.environ) -> Ranks:
     ranks = first[1]
     if ranks.world_size == 1:
         return ranks
-    return Ranks(ranks.rank, ranks.world_size, ranks.local_rank, ranks.local_world_size, _master(environment, first[0]))
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return replace(ranks, master=_master(environment, first[0]), gpu=gpu_of(ranks.local_rank, visible))
+
+
+def gpu_of(local_rank: int, visible: int) -> int:
+    """Number of the GPU of a rank among those that it sees.
+
+    Launchers show a rank all GPUs of its host (torchrun, DeepSpeed), one of its own (Slurm's --gpus-per-task, a
+    CUDA_VISIBLE_DEVICES or a MIG slice for each), or those of its socket. Whether ranks got the same one, they tell
+    each other when they meet.
+
+    Args:
+        local_rank: From 0 on this host.
+        visible: GPUs that the rank sees, 0 on a CPU.
+    """
+    return local_rank % visible if visible else 0
 
 
 @contextmanager
 def exported(ranks: Ranks) -> Iterator[None]:
     """Inside, the environment says where this process belongs, for libraries that look there.
 
+    They take LOCAL_RANK for the number of the GPU, so it is that where there is one.
+
     Afterwards it is as before: what this process starts later is not to take itself for one of these ranks.
     """
     original = dict(os.environ)
-    places = dict(zip(LAUNCHED, map(str, (ranks.rank, ranks.world_size, ranks.local_rank)), strict=True))
+    device = ranks.gpu if ranks.device.type == "cuda" else ranks.local_rank
+    places = dict(zip(LAUNCHED, map(str, (ranks.rank, ranks.world_size, device)), strict=True))
+    if OPEN_MPI[2] in original:  # DeepSpeed compares it with LOCAL_RANK
+        places[OPEN_MPI[2]] = places["LOCAL_RANK"]
     if ranks.master:
         places |= {"MASTER_ADDR": ranks.master[0], "MASTER_PORT": str(ranks.master[1])}
     os.environ.update(places)
@@ -143,7 +167,8 @@ def _ranks(environment: Mapping[str, str], names: tuple[str, ...]) -> Ranks:
     ):
         if place >= size:
             raise ValueError(f"{name}: expected less than {size_name} = {size}, got {place}")
-    return Ranks(rank, world_size, local_rank, local_world_size)
+    variables = " ".join(f"{name}={environment[name]}" for name in names)
+    return Ranks(rank, world_size, local_rank, local_world_size, variables=variables)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

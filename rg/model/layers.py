@@ -74,7 +74,7 @@ class PartDictionary(nn.Module):
 
     def group(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C]."""
-        return kernels.region_grouping(x, self.centers, self.sigma)
+        return kernels.region_grouping(x, self.centers, self.sigma, check_values=False)
 
     def _track_border(self, assign: Tensor) -> None:
         height, width = assign.shape[2:]

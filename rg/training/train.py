@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch import Tensor
 from pipelines import plan
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Loader
-from pipelines.files import write_json
+from pipelines.files import owned_folder, write_json
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten
@@ -37,6 +37,7 @@ from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
 from rg.runs.environment import environment
 from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, read_json, save_config, save_weights
+from rg.threads import limit_threads
 from rg.training.activation_checkpointing import checkpoint_blocks
 from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.engine import Engine, check_compiler, micro_batches, read_settings
@@ -49,6 +50,9 @@ DICTIONARY_IMAGES = 256
 DIVERGED, BAD_INPUT = 1, 2  # exit codes, as those of the command line
 RESUMED = ("command", "ranks", "hosts", "device", "deepspeed", "environment")  # of run.json, anew for a resumed run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+# What these warn of, every rank meets alike; rank 0 tells it.
+SAME_FOR_ALL = ("rg.training.checkpoints", "pipelines.batches.decoders", "pipelines.shards.reader")
 
 Resume = Literal["no", "yes", "auto"]
 
@@ -69,7 +73,8 @@ def train(
         data: Folder of shards, or its URL, with a ``train`` split, and a ``val`` split if validation is on.
         out: Run folder; must not hold another run. Hosts may share it or have one each.
         resume: Continue the run in ``out`` from its newest checkpoint, exactly as if it had not stopped: no, yes, or
-            auto if there is one.
+            auto if there is one. With more ``train.epochs`` than before it goes on, after its end too, along the
+            schedule of the learning rate that belongs to them.
         deepspeed: JSON file of how DeepSpeed shares out the work.
         command: What started the run, for the record.
         recipe: The recipe that the settings started from, for the record.
@@ -78,20 +83,25 @@ def train(
         Exit code: 0 when trained to the end, 75 when a signal stopped the run after a checkpoint.
 
     Raises:
-        ValueError: data, configuration or run folder cannot be used.
+        ValueError: data, configuration or run folder cannot be used, or another process is training into the folder.
         FloatingPointError: the loss is not finite any more.
     """
-    group = connect(ranks.discover(), 2 * config.train.peer_timeout)
+    group = connect(ranks.discover(), 2 * config.train.peer_timeout, config.train.join_timeout)
     if group.ranks.rank:
         logging.getLogger("rg").setLevel(logging.WARNING)
+        for name in SAME_FOR_ALL:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    limit_threads(group.ranks.local_world_size)
     heartbeat = Heartbeat(group, config.train.peer_timeout)
     try:
-        loop = _set_up(config, data, out, resume, deepspeed, command, recipe, group, heartbeat)
-        # To the very end: a launcher signals the ranks one by one, and the last may have stopped because of the first.
-        with _signals(loop.received):
-            code = loop.run()
-            group.barrier()
-            heartbeat.stop()
+        with ExitStack() as owned:
+            loop = _set_up(config, data, out, resume, deepspeed, command, recipe, group, heartbeat, owned)
+            # To the very end: a launcher signals the ranks one by one, and the last may have stopped because of the
+            # first.
+            with _signals(loop.received):
+                code = loop.run()
+                group.barrier()
+                heartbeat.stop()
         return code
     except (GroupError, FloatingPointError) as error:
         heartbeat.stop()
@@ -119,7 +129,9 @@ def _set_up(
     recipe: str | None,
     group: Group,
     heartbeat: Heartbeat,
+    owned: ExitStack,
 ) -> Loop:
+    """Everything up to the first step; the run folder is that of this run alone until ``owned`` is closed."""
     ranks = group.ranks
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes.of(manifest)
@@ -127,6 +139,9 @@ def _set_up(
     group.together(lambda: micro_batches(config, ranks.world_size))
     group.together(lambda: check_compiler(config, ranks.device))
     agree(group, _facts(config, manifest, deepspeed_settings, resume))
+    # By one rank for all; a folder to resume that is not there is told of below.
+    owns = ranks.rank == 0 and (resume != "yes" or out.is_dir())
+    group.together(lambda: owned.enter_context(owned_folder(out)) if owns else None)
     checkpoint = find(out / CHECKPOINTS, group) if resume != "no" else None
     goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, checkpoint, ranks.rank))
     validates = "val" in manifest.splits and config.train.validate_epochs > 0
@@ -226,11 +241,19 @@ def _check_run_folder(
         return True
     started, trained_classes = load_config(out)
     changed = {name: pair for name, pair in differences(started, config).items() if name not in BOOKKEEPING}
+    epochs, more_epochs = changed.get("train.epochs", (0, 0))
+    if more_epochs > epochs:
+        del changed["train.epochs"]
+        logger.info(
+            "train.epochs: %d before, now %d; the learning rate goes on along the schedule of %d",
+            *(epochs, more_epochs, more_epochs),
+        )
     if changed:
         name, (before, after) = next(iter(changed.items()))
         raise ValueError(
             f"--resume: {out} was started with {name} = {before!r}, now it is {after!r}"
             + (f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else "")
+            + "; resume with the settings that it has, or with more train.epochs"
         )
     trained_classes.check(classes, "--data", out)
     if read_json(out / RECORD, "data")["data"]["shards"] != _shard_sums(manifest):

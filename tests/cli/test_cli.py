@@ -29,6 +29,9 @@ from tests.support import forked
         (["prepare", "birds", "--out", "x", "--birds.species", "1"], ["species: expected 2 to 500, got 1"]),
         (["prepare", "birds", "--out", "x", "--train", "0"], ["at least 1 image, got 0"]),
         (["prepare", "folder", "--out", "x", "--raw", "nowhere"], ["nowhere", "no such folder"]),
+        (["evaluate", "https://host/run", "--data", "d"], ["run: expected a file or folder", "got https://host/run;"]),
+        (["explain", "r", "a.jpg", "s3://b/c.jpg", "--out", "o"], ["images: expected a file", "got s3://b/c.jpg;"]),
+        (["export", "r", "--out", "https://host/m.onnx"], ["--out: expected a file", "got https://host/m.onnx;"]),
         (["verify", "nowhere"], ["nowhere", "no such folder"]),
         (["verify", __file__], ["test_cli.py", "expected a folder of shards, got a file; give the folder it lies in"]),
         (["verify", "s3://bucket/birds"], ["expected a local folder, got s3://bucket/birds"]),
@@ -87,6 +90,17 @@ def test_a_traceback_reaches_nobody(tmp_path):
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == f"rg: error: {tmp_path}: not a run folder (no classes.json)\n"
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "rg", *words]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert result.stderr == ""
+    assert result.returncode == 141
 
 
 WITHOUT_DALI = "import sys; sys.modules['nvidia.dali'] = None; from rg.cli.main import main; sys.exit(main())"

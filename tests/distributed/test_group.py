@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rg.distributed import group as module
 from rg.distributed.batch_norm import synchronize
 from rg.distributed.group import Group, GroupError, PeerLostError, collectives, connect
 from rg.distributed.ranks import Ranks
@@ -274,9 +273,8 @@ def test_processes_of_torchrun_join(tmp_path):
 
 
 def connect_to_nobody(rank: int, port: int) -> str:
-    module.JOINING = 1.0
     try:
-        connect(Ranks(rank, 2, 0, 1, ("127.0.0.1", port)), 1)
+        connect(Ranks(rank, 2, 0, 1, ("127.0.0.1", port)), 1, join_timeout=1)
     except ConnectionError as error:
         return str(error)
     return "connected"
@@ -289,7 +287,8 @@ def test_a_rank_whose_peers_do_not_come_says_so(rank):
         port = taken.getsockname()[1] if rank else 0
         with CONTEXT.Pool(1) as pool:
             message = pool.apply(connect_to_nobody, (rank, port))
-    assert message.startswith(f"rank {rank} ({socket.gethostname()}) of 2 cannot join the others: ")
+    assert message.startswith(f"rank {rank} ({socket.gethostname()}) of 2 cannot join the others: waited 1 s ")
+    assert ("for rank 1 at 127.0.0.1:" if rank == 0 else "for rank 0 at 127.0.0.1:") in message
     assert "\n" not in message
 
 

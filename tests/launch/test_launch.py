@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,9 +42,68 @@ def hostfile(tmp_path: Path) -> Path:
 
 
 def test_one_node_takes_deepspeeds_launcher():
+    command = ["deepspeed", "--no_local_rank", "--master_port"]
     train = ["--module", "rg", "train", *RECIPE]
-    assert printed("one_node.sh", *RECIPE) == ["deepspeed", "--no_local_rank", *train]
-    assert printed("one_node.sh", *RECIPE, PROCESSES="2") == ["deepspeed", "--no_local_rank", "--num_gpus", "2", *train]
+    assert printed("one_node.sh", *RECIPE, MASTER_PORT="4000") == [*command, "4000", *train]
+    two = [*command, "4000", "--num_gpus", "2", *train]
+    assert printed("one_node.sh", *RECIPE, MASTER_PORT="4000", PROCESSES="2") == two
+
+
+def test_runs_on_one_machine_meet_at_ports_of_their_own():
+    alone = {"NODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "localhost"}
+    for name, option, variables in (("one_node.sh", "--master_port", {}), ("torchrun.sh", "--master-port", alone)):
+        words = printed(name, *RECIPE, **variables)
+        port = int(words[words.index(option) + 1])
+        with socket.create_server(("", port)):  # nobody listened there
+            assert printed(name, *RECIPE, **variables) != words
+
+
+@pytest.mark.parametrize(
+    "name,place,variables",
+    [
+        ("one_node.sh", [], {}),
+        ("each_node.sh", ["HOSTS", "0"], {}),
+        ("torchrun.sh", [], {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node1"}),
+    ],
+)
+def test_a_port_that_is_taken_is_refused_before_anything_starts(hostfile, name, place, variables):
+    words = [hostfile if word == "HOSTS" else word for word in place]
+    with socket.create_server(("", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = script(name, "--dry-run", *words, *RECIPE, MASTER_PORT=port, **variables)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{name}: error: MASTER_PORT: {port} is taken on this machine")
+    assert printed(name, *words, *RECIPE, MASTER_PORT=port, **variables)
+
+
+@pytest.mark.parametrize("name,rank", [("hostfile.sh", []), ("each_node.sh", ["0"])])
+@pytest.mark.parametrize(
+    "content,reason",
+    [
+        (b"a slots=4\r\n", "line 1: ends as on Windows"),
+        (b"# hosts\na\n", "line 2: expected HOST slots=N, got a"),
+        (b"a slots=two\n", "line 1: expected HOST slots=N, got a slots=two"),
+        (b"a slots=2, b slots=2\n", "line 1: expected HOST slots=N, got a slots=2, b slots=2"),
+        (b"a slots=1\n\nb slots=0\n", "line 3: expected at least 1 slot, got slots=0"),
+        (b"a:2222 slots=2\n", "line 1: expected a host alone, got a:2222"),
+        (b"me@a slots=2\n", "line 1: expected a host alone, got me@a"),
+        (b"a slots=1\nb slots=1\n a slots=2\n", "line 3: a is there twice, first in line 1"),
+    ],
+)
+def test_a_hostfile_is_checked_line_by_line(tmp_path, name, rank, content, reason):
+    path = tmp_path / "hostfile"
+    path.write_bytes(content)
+    result = script(name, "--dry-run", path, *rank, *RECIPE)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{name}: error: {path}: {reason}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_comments_and_addresses_stand_in_a_hostfile(tmp_path):
+    path = tmp_path / "hostfile"
+    path.write_text("# two\nfe80::1  slots=4 # the first\n\n  b slots=2")
+    words = printed("hostfile.sh", path, *RECIPE)
+    assert words[words.index("--master_addr") + 1] == "fe80::1"
 
 
 def test_the_first_host_of_the_file_is_the_master(hostfile):

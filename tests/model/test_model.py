@@ -221,3 +221,13 @@ def test_parameter_groups_are_disjoint_and_complete():
     backbone, new = model.parameter_groups()
     assert len({*map(id, backbone), *map(id, new)}) == len(backbone) + len(new) == len(list(model.parameters()))
     assert {id(parameter) for parameter in model.backbone.parameters()} == set(map(id, backbone))
+
+
+@pytest.mark.parametrize("raw_sigma", [float("nan"), -1000.0])
+def test_a_dictionary_that_training_has_spoilt_gives_a_loss_that_is_no_number(raw_sigma):
+    dictionary = PartDictionary(GroupingConfig(num_parts=3, smoothing_padding="same"), channels=8)
+    with torch.no_grad():
+        dictionary.raw_sigma.fill_(raw_sigma)
+    _, regions, occurrence = dictionary(torch.randn(2, 8, 5, 5))
+    assert regions.isnan().all()
+    assert occurrence.isnan().all()

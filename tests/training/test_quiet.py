@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 SETTINGS = {
     "input.short_side": 72,
@@ -20,9 +21,13 @@ SETTINGS = {
 def test_training_prints_its_own_lines_alone(small_birds, tmp_path):
     command = [sys.executable, "-m", "rg", "train", "birds_lite0", "--data", str(small_birds), "--out", str(tmp_path)]
     command += [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
-    toolkit = os.environ | {"CUDA_HOME": str(tmp_path)}  # one without a GPU is what PyTorch warns of
-    result = subprocess.run(command, env=toolkit, capture_output=True, text=True, check=False, timeout=300)
+    toolkit = {"CUDA_HOME": str(tmp_path)}  # one without a GPU is what PyTorch warns of
+    homeless = {"HOME": "~"}  # what Python makes of a home that is nowhere
+    result = subprocess.run(
+        command, env=os.environ | toolkit | homeless, capture_output=True, text=True, check=False, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     first_words = [line.partition(" ")[0] for line in result.stderr.splitlines()]
+    assert not Path("~").exists()
     assert first_words == ["train", "step", "step", "epoch", "trained"]

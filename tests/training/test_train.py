@@ -149,6 +149,17 @@ def test_the_same_seed_gives_the_same_bits(small_birds, finished, tmp_path):
     assert again == (finished / "model.safetensors").read_bytes()
 
 
+def test_more_epochs_go_on_after_the_end(small_birds, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    result = run(small_birds, out, "--resume", train__epochs=4)
+    assert result.returncode == 0, result.stderr
+    assert "train.epochs: 3 before, now 4; the learning rate goes on along the schedule of 4" in result.stderr
+    assert "continue at step 12 of 16" in result.stderr
+    assert json.loads((out / "config.json").read_text())["train"]["epochs"] == 4
+    assert metrics(out)[: len(metrics(finished))] == metrics(finished)
+
+
 @pytest.mark.parametrize(
     "more,changed,message",
     [

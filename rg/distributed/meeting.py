@@ -1,0 +1,161 @@
+"""How the ranks of a run come together: who is missing is told while it is waited for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from rg.distributed.ranks import Ranks, exported
+
+FIRST_WORD, NEXT_WORD = 5.0, 60.0  # seconds until it is told that ranks are missing, and until it is told again
+NAMED = 8  # missing ranks that are named
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What a rank tells the others when it comes.
+
+    Attributes:
+        name: The rank, for messages.
+        host: Where it runs.
+        gpu: UUID of its GPU, None if it computes on the CPU.
+    """
+
+    name: str
+    host: str
+    gpu: str | None
+
+
+class _Patience:
+    """Tells at intervals what is waited for, and ends the wait."""
+
+    def __init__(self, ranks: Ranks, seconds: float, speaks: bool) -> None:
+        self._ranks, self._seconds, self._speaks = ranks, seconds, speaks
+        self._end = time.monotonic() + seconds
+        self._next_word = time.monotonic() + FIRST_WORD
+
+    def wait(self, missing: str) -> None:
+        if time.monotonic() > self._end:
+            raise ConnectionError(
+                f"{self._ranks.name} of {self._ranks.world_size} cannot join the others: waited {self._seconds:g} s "
+                f"(train.join_timeout) for {missing}{self._reason()}"
+            )
+        if self._speaks and time.monotonic() > self._next_word:
+            self._next_word += NEXT_WORD
+            left = self._end - time.monotonic()
+            logger.warning(
+                "%s waits for %s, %.0f s at most (train.join_timeout)%s",
+                self._ranks.name,
+                missing,
+                left,
+                self._reason(),
+            )
+        time.sleep(0.05)
+
+    def _reason(self) -> str:
+        if not self._ranks.variables:
+            return ""
+        return f"; the environment tells of {self._ranks.world_size} ranks: {self._ranks.variables}"
+
+
+def meet(ranks: Ranks, gpu: str | None, seconds: float) -> dist.Store:
+    """Wait until all ranks are there.
+
+    Args:
+        ranks: Place of this process, among several.
+        gpu: UUID of the GPU of this process, None if it computes on the CPU.
+        seconds: To wait at most.
+
+    Returns:
+        A store that all ranks share.
+
+    Raises:
+        ConnectionError: they do not come together.
+        ValueError: two ranks have one GPU, or some have none.
+    """
+    assert ranks.master is not None
+    first = ranks.rank == 0
+    patience = _Patience(ranks, seconds, speaks=first)
+    store = _store(ranks, _Patience(ranks, seconds, speaks=ranks.local_rank == 0))
+    own = Arrival(ranks.name, socket.gethostname(), gpu)
+    store.set(_key(ranks.rank), json.dumps(asdict(own)))
+    store.add("arrived", 1)
+    while (count := store.add("arrived", 0)) < ranks.world_size:
+        if first:
+            patience.wait(_ranks_and_place(store, ranks))
+        else:
+            patience.wait(f"{ranks.world_size - count} other ranks")
+    arrivals = [Arrival(**json.loads(store.get(_key(rank)))) for rank in range(ranks.world_size)]
+    store.add("read", 1)
+    if message := conflict(arrivals):
+        _stay_until_all_have_read(store, ranks)
+        raise ValueError(message)
+    return store
+
+
+def conflict(arrivals: Sequence[Arrival]) -> str | None:
+    """Why ranks with these devices cannot compute together, None if they can."""
+    without = [arrival for arrival in arrivals if arrival.gpu is None]
+    if 0 < len(without) < len(arrivals):
+        return f"{without[0].name} sees no GPU, but others do; let the launcher give each rank a GPU, or none to any"
+    owners: dict[tuple[str, str], Arrival] = {}
+    for arrival in arrivals:
+        if arrival.gpu is None:
+            continue
+        owner = owners.setdefault((arrival.host, arrival.gpu), arrival)
+        if owner is not arrival:
+            return (
+                f"{owner.name} and {arrival.name} have one GPU ({arrival.gpu}); start no more ranks on a host than "
+                "it has GPUs, and let the launcher show each rank all of them or one of its own"
+            )
+    return None
+
+
+def _store(ranks: Ranks, patience: _Patience) -> dist.Store:
+    """That of torchrun's agent, or one that rank 0 keeps."""
+    assert ranks.master is not None
+    address, port = ranks.master
+    # A store for one rank waits for no others.
+    url = f"env://?rank={ranks.rank}&world_size=1"
+    while True:
+        try:
+            with exported(ranks):
+                return next(dist.rendezvous(url, timeout=timedelta(seconds=1 if ranks.rank else 60)))[0]
+        except (dist.DistError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+                raise ConnectionError(
+                    f"MASTER_PORT: {port} is taken on this host, perhaps by another run; set MASTER_PORT to another "
+                    "one for all ranks"
+                ) from None
+            if ranks.rank == 0:
+                raise ConnectionError(f"{ranks.name} cannot listen on {address}:{port}: {reason}") from None
+            patience.wait(f"rank 0 at {address}:{port}")
+
+
+def _ranks_and_place(store: dist.Store, ranks: Ranks) -> str:
+    assert ranks.master is not None
+    missing = [str(rank) for rank in range(ranks.world_size) if not store.check([_key(rank)])]
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    noun = "rank" if len(missing) == 1 else "ranks"
+    return f"{noun} {', '.join(missing[:NAMED])}{more} at {ranks.master[0]}:{ranks.master[1]}"
+
+
+def _stay_until_all_have_read(store: dist.Store, ranks: Ranks) -> None:
+    """The store ends with rank 0."""
+    end = time.monotonic() + NEXT_WORD
+    while ranks.rank == 0 and store.add("read", 0) < ranks.world_size and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _key(rank: int) -> str:
+    return f"rank/{rank}"

@@ -1,0 +1,21 @@
+"""The threads that PyTorch computes with on a CPU."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pipelines.cores import usable_cores
+
+
+def limit_threads(processes: int = 1) -> None:
+    """Let PyTorch use no more threads than this process has cores, and share them with others like it on this host.
+
+    More threads than cores wait for each other in a spin. What the user or a launcher has set by OMP_NUM_THREADS stays.
+
+    Args:
+        processes: That compute on this host.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores() // processes)))

@@ -1,0 +1,109 @@
+"""How ranks come together: who is missing is told, and which devices they may have."""
+
+import logging
+import socket
+import threading
+import time
+
+import pytest
+
+from rg.distributed import meeting
+from rg.distributed.meeting import Arrival, conflict, meet
+from rg.distributed.ranks import Ranks, discover, gpu_of
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def rank(number, port, **options):
+    return Ranks(number, 3, number, 3, ("127.0.0.1", port), **options)
+
+
+def test_who_is_missing_is_told_and_why_it_is_expected(port, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
+    variables = "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=3"
+    with pytest.raises(ConnectionError) as ended:
+        meet(rank(0, port, variables=variables), None, 1)
+    told = f"at 127.0.0.1:{port}, 1 s at most (train.join_timeout); the environment tells of 3 ranks: {variables}"
+    assert [message.partition(" waits for ")[2] for message in caplog.messages] == [f"ranks 1, 2 {told}"]
+    assert "waited 1 s (train.join_timeout) for ranks 1, 2 at" in str(ended.value)
+    assert variables in str(ended.value)
+
+
+def meet_all(port, gpus):
+    """What becomes of every rank, rank 0 coming last."""
+    results = {}
+
+    def arrive(number):
+        time.sleep(0.5 * (number == 0))
+        try:
+            results[number] = meet(rank(number, port), gpus[number], 20).get("rank/1") and "met"
+        except ValueError as error:
+            results[number] = str(error)
+
+    threads = [threading.Thread(target=arrive, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_ranks_meet_though_the_first_one_comes_last(port):
+    assert meet_all(port, [None] * 3) == dict.fromkeys(range(3), "met")
+
+
+def test_a_conflict_is_told_to_all(port):
+    reasons = meet_all(port, ["GPU-a", "GPU-b", "GPU-a"])
+    assert len(reasons) == 3
+    assert len(set(reasons.values())) == 1
+    assert reasons[1].startswith("rank 0 (")
+    assert "rank 2" in reasons[1]
+
+
+def test_a_port_that_is_taken_has_a_remedy():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConnectionError, match=rf"^MASTER_PORT: {port} is taken on this host.* set MASTER_PORT to"):
+            meet(rank(0, port), None, 5)
+
+
+@pytest.mark.parametrize(
+    "visible,gpus",
+    [
+        ([8] * 8, range(8)),  # torchrun, DeepSpeed: all see all
+        ([1] * 4, [0] * 4),  # one of its own: --gpus-per-task=1, CUDA_VISIBLE_DEVICES, a MIG slice
+        ([2] * 4, [0, 1, 0, 1]),  # two of its own each, or pairs that share two
+        ([4] * 2, [0, 1]),  # fewer ranks than GPUs
+        ([0] * 2, [0, 0]),  # CPUs
+    ],
+)
+def test_a_rank_takes_one_of_the_gpus_that_it_sees(visible, gpus):
+    assert [gpu_of(rank, count) for rank, count in enumerate(visible)] == list(gpus)
+
+
+@pytest.mark.parametrize(
+    "gpus,words",
+    [
+        ([("a", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-1")], None),
+        ([("a", None), ("b", None)], None),
+        ([("a", "GPU-1"), ("a", "GPU-1")], "rank 0 and rank 1 have one GPU (GPU-1)"),
+        ([("a", "GPU-1"), ("b", None)], "rank 1 sees no GPU, but others do"),
+    ],
+)
+def test_two_ranks_have_two_gpus(gpus, words):
+    message = conflict([Arrival(f"rank {rank}", host, gpu) for rank, (host, gpu) in enumerate(gpus)])
+    assert message is None if words is None else message.startswith(words)
+
+
+def test_the_variables_that_were_believed_are_kept():
+    slurm = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
+    slurm |= {"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_JOB_ID": "7", "MASTER_ADDR": "node1"}
+    assert discover(slurm).variables == (
+        "SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=4 SLURM_LOCALID=1 SLURM_STEP_TASKS_PER_NODE=4"
+    )
