@@ -101,7 +101,7 @@ class Tally(Answers):
         visibility: bool [n, P].
         corner: Whether the centres are counted from the far corners of the cells of the map.
         sizes: (height, width) of every image.
-        boxes: The first box of every image [4], or the image where there is none.
+        boxes: The first box of every image [4]; nan where there is none.
         pointing: Whether the peak of the attribution lies in a box; None without boxes.
         overlap: [K, K] inner products of the assignment maps, summed over images.
         landmark_table: How often each part was the strongest at each landmark.
@@ -152,9 +152,8 @@ class Tally(Answers):
             predicted = parts_at(output.assign, batch.landmarks, (height, width)).numpy()
             truth = np.broadcast_to(np.arange(visible.shape[1]), visible.shape)
             self.landmark_table += metrics.contingency(predicted[visible], truth[visible], K, visible.shape[1])
-        whole = np.array([0, 0, width, height], dtype=np.float32)
-        boxes_of_all = batch.boxes or [whole[None][:0]] * len(batch.keys)
-        self.boxes += [boxes[0] if len(boxes) else whole for boxes in boxes_of_all]
+        boxes_of_all = batch.boxes or [np.empty((0, 4), dtype=np.float32)] * len(batch.keys)
+        self.boxes += [boxes[0] if len(boxes) else np.full(4, np.nan, dtype=np.float32) for boxes in boxes_of_all]
         attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
         self.pointing += pointing_game(attribution, boxes_of_all, (height, width))
         if batch.part_maps is not None:
@@ -192,11 +191,12 @@ class Tally(Answers):
                 two landmarks; or interocular_units: both of that distance.
 
         Returns:
-            boxes: [N, 4]; coordinates are relative to them.
+            boxes: [N, 4]; coordinates are relative to them. nan where an image has none, and scale is box.
             lengths: [N, 2], what a difference of 1 in x and in y is as an error; nan where that is not known.
         """
         if scale == "box":
-            return np.stack(self.boxes), np.ones((len(self.keys), 2))
+            boxes = np.stack(self.boxes)
+            return boxes, np.where(np.isnan(boxes[:, :2]), np.nan, 1.0)
         sides = np.array(self.sizes, dtype=float)[:, ::-1]  # along x, along y
         landmarks, visible = torch.cat(self.landmarks).numpy(), torch.cat(self.visibility).numpy()
         distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
@@ -222,7 +222,8 @@ def landmark_metrics(
         classes: Names of all classes.
 
     Returns:
-        What metrics.json holds of it; and the errors [P] of every image by its key, nan where not measured.
+        What metrics.json holds of it, None where no image has what errors are fractions of; and the errors [P] of
+        every image by its key, nan where not measured.
     """
     fitted, _ = _landmarks(fit, evaluation.landmark_scale)
     tested, lengths = _landmarks(seen, evaluation.landmark_scale)
@@ -232,6 +233,7 @@ def landmark_metrics(
         "landmark_error": _mean(errors),
         "mean_shape_error": _mean(mean_shape_errors),
         "landmark_errors": {name: _mean(errors[:, p]) for p, name in enumerate(names)},
+        "landmark_images": int((~np.isnan(errors)).any(1).sum()),
     }
     if np.sum(seen.landmark_table) >= 2:
         result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
@@ -252,7 +254,7 @@ def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, n
     boxes, lengths = seen.frames(scale)
     centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
     visibility = torch.cat(seen.visibility).numpy()
-    if scale == "interocular_units":
+    if scale in ("box", "interocular_units"):  # the coordinates are fractions of it, too
         visibility = visibility & ~np.isnan(lengths[:, :1])
     return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
 

@@ -15,6 +15,8 @@ def table(result: dict[str, Any]) -> str:
     if result["chance"] is not None:
         right = round(result["accuracy"] * result["samples"])
         percentages["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
+    if "landmark_error" in percentages and result["landmark_images"] < result["samples"]:
+        percentages["landmark_error"] += f" (on the {result['landmark_images']} images that can tell)"
     rows = [(metric.name, percentages[metric.key]) for metric in MEASURED if metric.key in percentages]
     for name, level in result["levels"].items():
         rows.append((f"Accuracy by {name.replace('_', '-')}", f"{100 * level['accuracy']:.2f} %"))
