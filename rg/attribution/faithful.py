@@ -117,6 +117,7 @@ def faithful(
         "data": resolve(data),
         "dataset": manifest.dataset,
         "split": split,
+        "shards": {split: manifest.split(split).sha256},
         "samples": len(samples),
         "protocol": asdict(protocol),
         "removal": reason or "measured",

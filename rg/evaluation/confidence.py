@@ -22,6 +22,7 @@ def fit_confidence(
     false_alarms: float,
     dataset: str,
     weights: str,
+    shards: str | None = None,
 ) -> Confidence:
     """Temperature, limit and threshold of validation images, in this order.
 
@@ -33,6 +34,7 @@ def fit_confidence(
         false_alarms: 0 calls no image unknown.
         dataset: Name.
         weights: sha256.
+        shards: Digest of the images.
 
     Raises:
         ValueError: logits or labels are not as above, or there are none.
@@ -63,6 +65,7 @@ def fit_confidence(
         images=len(logits),
         dataset=dataset,
         weights=weights,
+        shards=shards,
     )
 
 

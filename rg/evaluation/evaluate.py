@@ -79,7 +79,9 @@ def evaluate(
         return inputs.evaluation_loader(config.input, data, name, view, batch_size, pick_device(device))
 
     fit = "fit" if "fit" in manifest.splits else "train"
+    shards = {name: manifest.split(name).sha256 for name in (split, fit, "val") if name in manifest.splits}
     weights = sha256(run / WEIGHTS)
+    view = None if evaluation.view == config.evaluation.view else evaluation.view
     answers: Answers
     if isinstance(model, RegionGroupingModel):
         parts = read_parts(run, model.background.tolist())
@@ -92,18 +94,23 @@ def evaluate(
         validation = answers if split == "val" else _answers(model, load("val", evaluation.view), evaluation)
         targets = evaluation.target_precision, evaluation.false_alarms
         confidence = fit_confidence(
-            *validation.arrays(), validation.presence(), *targets, dataset=manifest.dataset, weights=weights
+            *validation.arrays(),
+            validation.presence(),
+            *targets,
+            dataset=manifest.dataset,
+            weights=weights,
+            shards=shards["val"],
         )
     measured |= _calibration(answers, None if split == "val" else confidence)
     chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
     source = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
-    result = source | measured | {"evaluation": flatten(asdict(evaluation)), "weights": weights}
-    view = None if evaluation.view == config.evaluation.view else evaluation.view
-    write_json(run / of_view(METRICS, view), result)
-    if confidence:
-        write_confidence(run / of_view(CONFIDENCE, view), confidence)
     with atomic_write(run / of_view(PREDICTIONS, view)) as file:
         file.writelines(map(json_line, lines))
+    if confidence:
+        write_confidence(run / of_view(CONFIDENCE, view), confidence)
+    sums = {"shards": shards, "weights": weights, "predictions": sha256(run / of_view(PREDICTIONS, view))}
+    result = source | measured | {"evaluation": flatten(asdict(evaluation))} | sums
+    write_json(run / of_view(METRICS, view), result)  # last: it names the others
     return result
 
 
@@ -219,6 +226,7 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
         "landmark_error": None,
         "mean_shape_error": None,
         "landmark_errors": None,
+        "landmark_images": 0,
         "pointing_error": None,
         "nmi": None,
         "ari": None,

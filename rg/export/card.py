@@ -216,7 +216,9 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
     found = read_json(run / METRICS)
     if not has_weights(run, found["weights"]):
         return {}, "The run was trained on since it was evaluated."
-    sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}."
+    sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}"
+    digest = found.get("shards", {}).get(found["split"])
+    sentence += f" (sha256 {digest})." if digest else " (of an earlier version, so which ones is unknown)."
     if found["options"]:
         options = ", ".join(f"{name} = {value}" for name, value in found["options"].items())
         sentence += f" The data is not as published: {options}."

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.files import atomic_write, read_json_lines
+from pipelines.files import atomic_write, read_json_lines, sha256
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location
@@ -31,12 +31,24 @@ from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
 from rg.pages.showcase import Prediction
 from rg.pages.templates import template
-from rg.runs.folder import HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, Classes, check_weights, load_config, read_json
+from rg.runs.folder import (
+    HISTORY,
+    METRICS,
+    PREDICTIONS,
+    RECORD,
+    REPORT,
+    Classes,
+    check_shards,
+    check_weights,
+    load_config,
+    read_json,
+)
 from rg.runs.part_names import Part
 from rg.runs.progress import progress_bar
 
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
+UNKNOWN = {"shards": "unknown, evaluated by an earlier version"}
 NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {contributions.NOTABLE} to or from the logit."
 
 
@@ -95,6 +107,9 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
     history = _read_lines(run / HISTORY, "train", drop_half_line=True)
     manifest = _find_data(metrics, data)
+    check_shards(run, metrics.get("shards", {}), manifest, "evaluate")
+    if metrics.get("predictions") not in (None, sha256(run / PREDICTIONS)):
+        raise ValueError(f"{run}: {PREDICTIONS} is not that of {METRICS}; run `python -m rg evaluate` again")
     classes.check(Classes.of(manifest), "--data", run)
 
     explainer = Explainer.load(run)
@@ -129,6 +144,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         settings=_plain(flatten(dataclasses.asdict(config))),
         data=_plain(
             {"data set": record["data"]["dataset"], "training shards": len(record["data"]["shards"])}
+            | {f"measured on {name}, sha256": digest for name, digest in metrics.get("shards", UNKNOWN).items()}
             | flatten(record["data"]["options"])
         ),
     )
@@ -267,6 +283,8 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
         right = round(metrics["accuracy"] * metrics["samples"])
         sample = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
     unit = "the box" if metrics["evaluation"]["landmark_scale"] == "box" else "the distance between the eyes"
+    measurable = metrics.get("landmark_images", metrics["samples"])  # not in a file of an earlier version
+    unit += f", on {measurable} images" if measurable < metrics["samples"] else ""
     tiles = [
         ("Accuracy", "accuracy", sample),
         ("Mean class accuracy", "mean_class_accuracy", "every class counted once"),

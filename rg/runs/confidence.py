@@ -32,6 +32,7 @@ class Confidence:
         images: Validation images that all of this was fitted on.
         dataset: Name of their data set.
         weights: sha256 of the weights of the model.
+        shards: Digest of the validation split (``Split.sha256``); None in a file of an earlier version.
     """
 
     temperature: float | None
@@ -44,6 +45,7 @@ class Confidence:
     images: int
     dataset: str
     weights: str
+    shards: str | None = None
 
     def answer(self, probability: float, presence: float) -> Answer:
         """What to say of an image: its label, that the model is unsure, or that it shows nothing known."""

@@ -1,6 +1,7 @@
 """Evaluation of a run on annotated data, against a second computation that shares only the model with it."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -127,6 +128,17 @@ def test_accuracy(run, result, tested):
     written = lines(run)
     assert [written[sample.key]["predicted"] for sample in tested.samples] == predicted.tolist()
     assert [written[sample.key]["label"] for sample in tested.samples] == labels.tolist()
+
+
+def test_what_was_measured_names_what_it_was_measured_on(run, result, small_birds):
+    manifest = json.loads((small_birds / "manifest.json").read_text())
+    for split, digest in result["shards"].items():
+        sums = [sha256(small_birds / f"{shard['name']}.tar") for shard in manifest["splits"][split]["shards"]]
+        assert digest == hashlib.sha256("".join(sums).encode()).hexdigest()
+    assert set(result["shards"]) == {"train", "val", "test"} & set(manifest["splits"])
+    assert (result["weights"], result["predictions"]) == tuple(
+        sha256(run / name) for name in ("model.safetensors", "predictions.jsonl")
+    )
 
 
 def test_pointing_error(run, result, tested):

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -560,6 +561,25 @@ def test_cards_say_why_not_another_class(run, page):
         name = " ".join(NAMES[label].split())
         assert f"In truth: {name}" in mistakes
         assert f"Why not {name}" in mistakes
+
+
+def test_figures_of_other_images_are_refused(copy, run):
+    """Shards that were made anew may have the same keys: pictures of one set would stand beside figures of another."""
+    manifest = Manifest.load(run.parent / "data")
+    digest = hashlib.sha256("".join(shard.sha256 for shard in manifest.splits["test"].shards).encode()).hexdigest()
+    assert "unknown, evaluated by an earlier version" in report(copy).read_text()
+    edit(
+        copy / "metrics.json",
+        shards={"test": digest, "train": "0" * 64},
+        predictions=sha256(copy / "predictions.jsonl"),
+    )
+    assert digest in report(copy).read_text()
+    edit(copy / "metrics.json", shards={"test": "0" * 64})
+    with pytest.raises(ValueError, match=r"^--data: expected the test split that .* was measured on, got other shards"):
+        report(copy)
+    edit(copy / "metrics.json", shards={"test": digest}, predictions="0" * 64)
+    with pytest.raises(ValueError, match=r"predictions.jsonl is not that of metrics.json; run `python -m rg evaluate`"):
+        report(copy)
 
 
 def test_what_becomes_of_the_answers_is_in_the_page(page, copy):
