@@ -48,7 +48,7 @@ def compare(arguments: Arguments) -> None:
 
 def faithful(arguments: Arguments) -> None:
     """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
-    from rg.attribution.faithful import Protocol
+    from rg.attribution.faithful import Protocol, check
     from rg.attribution.faithful import faithful as measure
     from rg.tables import faithful as tables
 
@@ -75,6 +75,7 @@ def faithful(arguments: Arguments) -> None:
         raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
     settings = (args.plain, args.split, protocol, args.batch_size, args.device)
+    check(args.runs, args.data, args.split)
     print(tables.render([measure(run, args.data, *settings) for run in args.runs], args.format))
 
 

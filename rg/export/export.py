@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.files import atomic_write
+from pipelines.files import atomic_write, check_file
 from rg.config import RunConfig
 from rg.export import card
 from rg.model.backbones import Backbone
@@ -97,6 +97,9 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
     out = out or run / f"model{FORMATS[format]}"
     if out.suffix != FORMATS[format]:
         raise ValueError(f"out: expected a name that ends in {FORMATS[format]}, got {out.name!r}")
+    beside = out.with_name(f"{out.name}.md")
+    for path in (out, beside):
+        check_file(path, "out")
     if format == "onnx":
         _require_onnx()
     model, config, classes = load_model(run)
@@ -116,9 +119,9 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
             )
     page = card.model_card(run, out.name, metadata, differences)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file, atomic_write(out.with_name(f"{out.name}.md")) as beside:
+    with atomic_write(out) as file, atomic_write(beside) as card_file:
         file.write(content)
-        beside.write(page.encode())
+        card_file.write(page.encode())
     return out, differences
 
 
