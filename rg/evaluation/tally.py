@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from rg.config import EvaluationConfig
 from rg.evaluation import metrics
 from rg.model.maps import part_centers, parts_at
 from rg.model.region_grouping import ModelOutput
+from rg.runs.confidence import probabilities
+
+Predictions: TypeAlias = Callable[[float | None], Iterator[dict[str, Any]]]  # temperature -> lines
 
 
 @dataclass
@@ -41,7 +44,17 @@ class Answers:
     presences: list[Tensor] = field(default_factory=list)
 
     def answer(self, batch: Batch, logits: Tensor) -> None:
-        """Take note of the logits of one batch."""
+        """Take note of the logits of one batch.
+
+        Raises:
+            ValueError: one is not finite, so that nothing could be measured in the end.
+        """
+        finite = torch.isfinite(logits).flatten(1).all(1)
+        if not finite.all():
+            key = batch.keys[int(finite.int().argmin())]
+            raise ValueError(
+                f"{key}: the model gives logits that are not finite; training diverged, or its weights are damaged"
+            )
         self.keys += batch.keys
         self.labels.append(batch.labels)
         self.logits.append(logits)
@@ -70,19 +83,15 @@ class Answers:
             "mean_class_accuracy": mean_class_accuracy.item(),
         }
 
-    def predictions(self) -> Iterator[dict[str, Any]]:
-        """One line of predictions.jsonl per image."""
-        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
-        multi_label = labels.ndim == 2
-        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
-        predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
-        for n, key in enumerate(self.keys):
-            yield {
-                "key": key,
-                "label": labels[n].tolist(),
-                "predicted": predicted[n].tolist(),
-                "probability": float(probabilities[n].max()),
-            }
+    def predictions(self, temperature: float | None) -> Iterator[dict[str, Any]]:
+        """One line of predictions.jsonl per image, with the probability at that temperature."""
+        keys = iter(self.keys)
+        for labels, logits in zip(self.labels, self.logits, strict=True):
+            multi_label = labels.ndim == 2
+            best = probabilities(logits.numpy(), temperature, multi_label).max(1)
+            predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
+            for label, answer, probability in zip(labels.tolist(), predicted.tolist(), best.tolist(), strict=True):
+                yield {"key": next(keys), "label": label, "predicted": answer, "probability": probability}
 
 
 @dataclass
@@ -164,7 +173,9 @@ class Tally(Answers):
                 predicted_map[on_part], truth_map[on_part] - 1, K, len(self.manifest.parts)
             )
 
-    def part_predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def part_predictions(
+        self, landmark_errors: dict[str, np.ndarray], temperature: float | None
+    ) -> Iterator[dict[str, Any]]:
         """``predictions`` with the parts; landmark errors are those of a sample, nan where not measured."""
         part_values = {
             "occurrence": torch.cat(self.occurrence),
@@ -173,7 +184,7 @@ class Tally(Answers):
             "contributions": torch.cat(self.contributions),
         }
         explained = torch.cat(self.logits).argmax(1).tolist()
-        for n, line in enumerate(self.predictions()):
+        for n, line in enumerate(self.predictions(temperature)):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
             line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in part_values.items()}

@@ -15,8 +15,10 @@ from markupsafe import Markup
 
 from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
 from rg.evaluation.measured import MEASURED
+from rg.explain.numbers import percent
 from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS
 from rg.pages.templates import template
+from rg.runs.confidence import basis
 from rg.runs.folder import METRICS, RECORD, Classes, has_weights, load_config, read_json
 
 PAGE = "card.md"
@@ -228,7 +230,7 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
 def _metrics(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     values = [measured.get(key) for _, key, _, _ in MEASURED]
     return [
-        (name, NOT_MEASURED if value is None else f"{100 * value:.2f} %", meaning)
+        (name, NOT_MEASURED if value is None else percent(value, 2), meaning)
         for (name, _, meaning, _), value in zip(MEASURED, values, strict=True)
     ]
 
@@ -236,10 +238,12 @@ def _metrics(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _calibration(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     temperature, before = measured.get("temperature"), measured.get("reliability")
     after = measured.get("calibrated_reliability")
+    confidence = measured.get("confidence")
     return [
-        ("Calibration error", f"{100 * before['ece']:.2f} %" if before else NOT_MEASURED),
+        ("Confidence", basis(**confidence) if confidence else NOT_MEASURED),
+        ("Calibration error", percent(before["ece"], 2) if before else NOT_MEASURED),
         ("Temperature", f"{temperature:.3f}" if temperature else NOT_MEASURED),
-        ("Calibration error at that temperature", f"{100 * after['ece']:.2f} %" if after else NOT_MEASURED),
+        ("Calibration error at that temperature", percent(after["ece"], 2) if after else NOT_MEASURED),
     ]
 
 

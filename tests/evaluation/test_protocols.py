@@ -97,7 +97,7 @@ def test_cub_regression_relative_to_the_box_pooled_over_visible_landmarks(first)
     result, errors = landmark_metrics(fit[0], test[0], EvaluationConfig(), CLASSES)
     expected, other = (pooled(*(in_boxes(data, first=start) for data in (fit, test))) for start in (first, 1.5 - first))
     assert result["landmark_error"] == pytest.approx(expected, rel=1e-4)
-    assert result["landmark_error"] != pytest.approx(other, rel=1e-3)
+    assert result["landmark_error"] != pytest.approx(other, rel=3e-4)
     assert set(errors) == set(test[1].keys)
     measurable = test[1].visibility.numpy() & boxed(test[1])[:, None]
     assert 0 < (~boxed(test[1])).sum() < 60

@@ -337,6 +337,22 @@ def test_mistakes_name_the_truth_and_its_probability(run, page):
     assert f"Most of what spoke for it: part {best.index} (+{best.contribution:.2f})" in mistakes
 
 
+def test_an_image_that_a_decoder_tips_is_shown_and_said_to_be(copy):
+    """As many mistakes as are counted: none goes because the explanation names another class than the evaluation."""
+    predictions = lines(copy / "predictions.jsonl")
+    first, *rest = predictions
+    tipped = first | {"predicted": (first["predicted"] + 1) % 4, "label": first["predicted"], "probability": 1 - 1e-9}
+    right = [one | {"label": one["predicted"]} for one in rest]
+    (copy / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (tipped, *right)))
+    page = Reader(report(copy).read_text())
+    assert page.count("article", "mistake") == 1
+    mistakes = re.sub(r"\s+", " ", page.section("Mistakes"))
+    assert "1 of 24 images have a wrong label" in mistakes
+    name = " ".join(NAMES[tipped["predicted"]].split())
+    assert f"Evaluation named {name}. The image is so undecided" in mistakes
+    assert "In truth" not in mistakes  # the explanation names the truth
+
+
 def test_no_part_is_named_where_none_stands_out(run, monkeypatch, tmp_path):
     monkeypatch.setattr("rg.explain.contributions.NOTABLE", 1e9)
     text = Reader(report(run, out=tmp_path / "page.html").read_text()).text
