@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 LOCK = ".lock"  # in a folder that is being written
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems answer that have no locks
+TEMPORARY = ".tmp"  # behind the name of a file that is not complete yet
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +53,45 @@ def check_content(path: Path, name: str, expected: str) -> None:
         raise ValueError(f"{name}: expected {expected}, got a web page; download the file again")
 
 
+def check_file(path: Path, argument: str) -> None:
+    """Refuse a file that could not be written, before hours are spent on what goes into it; nothing is left behind.
+
+    Args:
+        path: Of the file; its folder need not be there yet.
+        argument: What to blame, such as ``--out``.
+
+    Raises:
+        ValueError: a folder has that name, a file lies in the way of a folder, a name is too long for the disk, or
+            nothing can be written there.
+    """
+    check_folder(path.parent, argument, path.name + TEMPORARY)
+    if path.is_dir():
+        raise ValueError(f"{argument}: expected the name of a file, but {path} is a folder")
+
+
+def check_folder(path: Path, argument: str, name: str = "") -> None:
+    """``check_file`` for a folder that need not be there yet, or for a file of that name in it."""
+    folders = [path, *path.absolute().parents]
+    try:
+        nearest = next(folder for folder in folders if os.path.lexists(folder))
+        if not nearest.is_dir():
+            raise ValueError(f"{argument}: expected a folder, but {nearest} is a file")
+        longest = os.pathconf(nearest, "PC_NAME_MAX")
+        for part in (*path.parts, name):
+            if len(os.fsencode(part)) > longest:
+                raise ValueError(f"{argument}: expected names of at most {longest} bytes, got {part}")
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ValueError(f"{argument}: {path} cannot be written to ({error.strerror}); choose another place") from None
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that takes its name only once it is complete and on disk; after an error nothing is left."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:
             yield file

@@ -312,7 +312,7 @@ class EvaluationConfig:
         view: input tests on what input says; whole on whole images of short side input.test_short_side, cut to
             multiples of the stride of the backbone (networks that take images of any size).
         landmark_view: The same for the landmark error alone.
-        landmark_scale: Landmark errors are fractions of the box of the object (box; of the image where there is none),
+        landmark_scale: Landmark errors are fractions of the box of the object (box; images without one do not count),
             or of the distance between the first two landmarks, the eyes (interocular). interocular_units: part centres
             and landmarks are divided by that distance before the regression, as in the authors' code, which so tells it
             how large the face is.

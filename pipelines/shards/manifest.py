@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -150,6 +151,11 @@ class Split:
     class_counts: tuple[int, ...]
     shards: tuple[Shard, ...]
     quarantined: tuple[Quarantined, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Digest over those of the shards: the same for the same samples in the same order."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

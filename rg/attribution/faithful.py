@@ -20,10 +20,11 @@ from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
 from pipelines.drawn.redraw import Scene, redraw
 from pipelines.drawn.split import DrawnSplit
-from pipelines.files import sha256, write_json
+from pipelines.files import check_file, sha256, write_json
 from pipelines.images import open_rgb
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
+from pipelines.shards.reader import Reader
 from pipelines.shards.samples import Sample
 from pipelines.shards.storage import Location, resolve
 from rg.attribution.curves import Curves, areas
@@ -35,7 +36,7 @@ from rg.config import RunConfig
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
-from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, load_model, read_record
+from rg.runs.folder import FAITHFUL, RECORD, WEIGHTS, Classes, load_config, load_model, read_json, read_record
 from rg.runs.progress import progress_bar
 
 
@@ -104,6 +105,7 @@ def faithful(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     manifest = Manifest.load(data)
     split = split or ("test" if "test" in manifest.splits else "val")
+    check([run], data, split)
     loaded = [(folder, *_load(folder, manifest, device)) for folder in (run, plain) if folder is not None]
     _, _, last_config = loaded[-1]
     if plain is not None and last_config.model.kind != "plain":
@@ -117,6 +119,7 @@ def faithful(
         "data": resolve(data),
         "dataset": manifest.dataset,
         "split": split,
+        "shards": {split: manifest.split(split).sha256},
         "samples": len(samples),
         "protocol": asdict(protocol),
         "removal": reason or "measured",
@@ -129,6 +132,21 @@ def faithful(
     }
     write_json(run / FAITHFUL, result)
     return result
+
+
+def check(runs: Sequence[Path], data: Location, split: str | None = None) -> None:
+    """Refuse what ``faithful`` could not use, or write to, before the first of several runs is measured.
+
+    Raises:
+        ValueError: a run is none, has other classes or cannot be written to; or a file of the split is missing.
+    """
+    manifest = Manifest.load(data)
+    for run in runs:
+        _, classes = load_config(run)
+        classes.check(Classes.of(manifest), "--data", run)
+        read_json(run / RECORD)
+        check_file(run / FAITHFUL, "run")
+    Reader(data, split or ("test" if "test" in manifest.splits else "val")).lost()
 
 
 def _load(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]:

@@ -80,7 +80,7 @@ def _prepare_drawn(
     parser.add_class_arguments(config_class, name)
     for split, count in counts.items():
         parser.add_argument(f"--{split}", type=int, default=count, help=f"{split} images of a species")
-    args = parser.parse_args(arguments)
+    args = _parse(parser, arguments)
     config = config_class(**vars(args[name]))
     sources = {split: draw(config, split, args[split]) for split in counts}
     first = sources["train"]
@@ -141,7 +141,7 @@ def _prepare_published(
     parser.add_argument("--seed", type=int, default=0, help="decides the order, and what is held out")
     parser.add_argument("--allow-partial", action="store_true", help="accept fewer images than were published")
     _add_short_side(parser)
-    args = parser.parse_args(arguments)
+    args = _parse(parser, arguments)
     options: dict[str, Any] = {"allow_partial": args.allow_partial}
     held_out: dict[str, Any] = {}
     if callable(splits):
@@ -163,7 +163,7 @@ def prepare_folder(arguments: Arguments) -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
     parser.add_argument("--keep-empty-classes", action="store_true", help="keep classes without usable training images")
     _add_short_side(parser)
-    args = parser.parse_args(arguments)
+    args = _parse(parser, arguments)
     folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
     folders["train"].layout.log()
     if "val" not in folders["train"].layout.folders:
@@ -249,6 +249,15 @@ def _shard_parser(name: str, function: Callable[[Arguments], None]) -> Parser:
     parser.add_argument("--samples-per-shard", type=int, default=1000, help="raw samples of one shard")
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="worker processes")
     return parser
+
+
+def _parse(parser: Parser, arguments: Arguments) -> Namespace:
+    """The arguments, of which ``--out`` can be written to: reading raw files may take hours."""
+    from pipelines.files import check_folder
+
+    args = parser.parse_args(arguments)
+    check_folder(args.out, "--out")
+    return args
 
 
 def _write_shards(

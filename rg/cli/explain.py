@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from pipelines.cores import usable_cores
-from pipelines.files import locked, owned_folder
+from pipelines.files import locked
 from rg.cli.parser import Arguments, make_parser
 
 
@@ -44,13 +44,12 @@ def compare(arguments: Arguments) -> None:
     args = parser.parse_args(arguments)
     from rg.pages.compare import compare as compare_methods
 
-    with owned_folder(args.out):
-        print(compare_methods(args.run, args.images, args.out, args.plain, args.device))
+    print(compare_methods(args.run, args.images, args.out, args.plain, args.device))
 
 
 def faithful(arguments: Arguments) -> None:
     """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
-    from rg.attribution.faithful import Protocol
+    from rg.attribution.faithful import Protocol, check
     from rg.attribution.faithful import faithful as measure
     from rg.runs.folder import FAITHFUL
     from rg.tables import faithful as tables
@@ -78,6 +77,7 @@ def faithful(arguments: Arguments) -> None:
         raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
     settings = (args.plain, args.split, protocol, args.batch_size, args.device)
+    check(args.runs, args.data, args.split)
     results = []
     for run in args.runs:
         with locked(run, FAITHFUL):

@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Ctrl-C, 141 if the reader of standard output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names need not be text of this terminal
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that cannot be printed must not end hours of work
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("rg", "pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)

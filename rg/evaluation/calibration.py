@@ -9,6 +9,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, softmax
 
+from rg.runs.confidence import probabilities
+
 LOWEST, HIGHEST = 0.01, 100.0
 BLOCK = 1 << 20  # values in float64 at once
 
@@ -94,10 +96,10 @@ def confidences(logits: np.ndarray, labels: np.ndarray, temperature: float) -> t
     confidence, correct = [], []
     for z, y in _blocks(logits, labels):
         if y.ndim == 1:
-            confidence.append(softmax(z / temperature, axis=1).max(1))
+            confidence.append(probabilities(z, temperature, multi_label=False).max(1))
             correct.append(z.argmax(1) == y)
         else:
-            confidence.append(expit(np.abs(z) / temperature).ravel())
+            confidence.append(probabilities(np.abs(z), temperature, multi_label=True).ravel())
             correct.append(((z > 0) == y).ravel())
     return np.concatenate(confidence), np.concatenate(correct)
 

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from rg.evaluation import calibration
-from rg.runs.confidence import Confidence
+from rg.runs.confidence import (
+    FEWEST_FOR_TEMPERATURE,
+    Confidence,
+    basis,
+    fewest_for_limit,
+    fewest_for_threshold,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +28,11 @@ def fit_confidence(
     false_alarms: float,
     dataset: str,
     weights: str,
+    shards: str | None = None,
 ) -> Confidence:
-    """Temperature, limit and threshold of validation images, in this order.
+    """Temperature, limit and threshold of validation images, in this order; none of those that ask for more images.
+
+    Without a temperature it is 1, without a limit no image is unknown, and without a threshold no answer is unsure.
 
     Args:
         logits: [N, C], finite.
@@ -33,18 +42,26 @@ def fit_confidence(
         false_alarms: 0 calls no image unknown.
         dataset: Name.
         weights: sha256.
+        shards: Digest of the images.
 
     Raises:
         ValueError: logits or labels are not as above, or there are none.
     """
+    images = len(logits)
     temperature: float | None = calibration.fit_temperature(logits, labels)
-    if temperature in (calibration.LOWEST, calibration.HIGHEST):
+    if images < FEWEST_FOR_TEMPERATURE:
+        temperature = None
+    elif temperature in (calibration.LOWEST, calibration.HIGHEST):
         logger.warning("no temperature: the answers on the validation split are all right, or tell nothing")
         temperature = None
-    limit = None if presence is None or not false_alarms else presence_limit(presence, false_alarms)
+    limit = None
+    if presence is not None and false_alarms and images >= fewest_for_limit(false_alarms):
+        limit = presence_limit(presence, false_alarms)
     confidence, correct = calibration.confidences(logits, labels, temperature or 1.0)
     known = _known(presence, limit, confidence)
-    threshold = choose_threshold(confidence[known], correct[known], target_precision)
+    threshold: float | None = 0.0
+    if images >= fewest_for_threshold(target_precision):
+        threshold = choose_threshold(confidence[known], correct[known], target_precision)
     if threshold is None:
         logger.warning(
             "no threshold: not even the surest answers on the validation split are right often enough for "
@@ -52,7 +69,7 @@ def fit_confidence(
             target_precision,
         )
     given = known & (confidence >= (math.inf if threshold is None else threshold))
-    return Confidence(
+    fitted = Confidence(
         temperature,
         threshold,
         limit,
@@ -60,10 +77,14 @@ def fit_confidence(
         false_alarms,
         coverage=float(given.mean()),
         precision=float(correct[given].mean()) if given.any() else None,
-        images=len(logits),
+        images=images,
         dataset=dataset,
         weights=weights,
+        shards=shards,
     )
+    if fitted.too_few:
+        logger.warning("confidence: %s", basis(images, fitted.too_few))
+    return fitted
 
 
 def choose_threshold(confidence: np.ndarray, correct: np.ndarray, target_precision: float) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from pipelines.batches.loader import Loader
-from pipelines.files import atomic_write, json_line, sha256, write_json
+from pipelines.files import atomic_write, check_file, json_line, read_json_lines, sha256, write_json
 from pipelines.shards.manifest import Manifest
+from pipelines.shards.reader import Reader
 from pipelines.shards.storage import Location, resolve
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.evaluation import calibration, metrics, rollup
@@ -21,7 +23,7 @@ from rg.evaluation.confidence import fit_confidence, selective_metrics
 from rg.evaluation.part_pictures import part_pictures
 from rg.evaluation.parts import shows
 from rg.evaluation.plain import evaluate_plain
-from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
+from rg.evaluation.tally import Answers, Predictions, Tally, landmark_metrics, threshold
 from rg.explain.explainer import Explainer
 from rg.model.build import Model, class_logits, mean_with_mirror
 from rg.model.device import pick_device
@@ -62,7 +64,7 @@ def evaluate(
         What metrics.json holds: errors and rates as fractions, None for what the data set cannot tell.
 
     Raises:
-        ValueError: run, data, split or settings cannot be used.
+        ValueError: run, data, split or settings cannot be used, or the run folder cannot be written to.
     """
     model, config, classes = load_model(run)
     evaluation = settings or config.evaluation
@@ -77,6 +79,13 @@ def evaluate(
         )
     split = split or ("test" if "test" in manifest.splits else "val")
     manifest.split(split)
+    fit = "fit" if "fit" in manifest.splits else "train"
+    view = None if evaluation.view == config.evaluation.view else evaluation.view
+    for name in (METRICS, PREDICTIONS, CONFIDENCE):
+        check_file(run / of_view(name, view), "run")
+    needed = {split, *([fit] if manifest.landmarks else []), *({"val"} & manifest.splits.keys())}
+    for name in sorted(needed):
+        Reader(data, name).lost()  # raises if a file is missing
     model.to(pick_device(device)).to(memory_format=torch.channels_last)
 
     stride = model.backbone.stride
@@ -86,36 +95,41 @@ def evaluate(
         geometry = inputs.whole_geometry(config.input, stride) if whole else inputs.evaluation_geometry(config.input)
         return inputs.evaluation_loader(config.input, data, name, geometry, batch_size, pick_device(device))
 
-    fit = "fit" if "fit" in manifest.splits else "train"
+    shards = {name: manifest.split(name).sha256 for name in sorted(needed)}
     weights = sha256(run / WEIGHTS)
     answers: Answers
     if isinstance(model, RegionGroupingModel):
         parts = named_by_people(run, model.background.tolist())
-        answers, measured, lines = _measure_parts(model, load, fit, split, evaluation, config, parts)
+        answers, measured, predictions = _measure_parts(model, load, fit, split, evaluation, config, parts)
     else:
-        answers, measured, lines = evaluate_plain(model, load, fit, split, evaluation, config)
+        answers, measured, predictions = evaluate_plain(model, load, fit, split, evaluation, config)
     measured["levels"] = _levels(answers)
     confidence = None
     if "val" in manifest.splits:
         validation = answers if split == "val" else _answers(model, load("val", evaluation.view), evaluation)
         targets = evaluation.target_precision, evaluation.false_alarms
         confidence = fit_confidence(
-            *validation.arrays(), validation.presence(), *targets, dataset=manifest.dataset, weights=weights
+            *validation.arrays(),
+            validation.presence(),
+            *targets,
+            dataset=manifest.dataset,
+            weights=weights,
+            shards=shards["val"],
         )
     measured |= _calibration(answers, None if split == "val" else confidence)
     chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
     source = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
-    result = source | measured | {"evaluation": flatten(asdict(evaluation)), "weights": weights}
-    view = None if evaluation.view == config.evaluation.view else evaluation.view
-    write_json(run / of_view(METRICS, view), result)
+    with atomic_write(run / of_view(PREDICTIONS, view)) as file:
+        file.writelines(map(json_line, predictions(confidence.temperature if confidence else None)))
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
-    predictions = list(lines)
-    with atomic_write(run / of_view(PREDICTIONS, view)) as file:
-        file.writelines(map(json_line, predictions))
     if isinstance(model, RegionGroupingModel) and view is None:
         explainer = Explainer(model, config, classes, pick_device(device), parts)
-        write_part_pictures(run, list(part_pictures(explainer, data, split, predictions)))
+        lines = list(read_json_lines(run / PREDICTIONS))
+        write_part_pictures(run, list(part_pictures(explainer, data, split, lines)))
+    sums = {"shards": shards, "weights": weights, "predictions": sha256(run / of_view(PREDICTIONS, view))}
+    result = source | measured | {"evaluation": flatten(asdict(evaluation))} | sums
+    write_json(run / of_view(METRICS, view), result)  # last: it names the others
     return result
 
 
@@ -127,8 +141,8 @@ def _measure_parts(
     evaluation: EvaluationConfig,
     config: RunConfig,
     parts: Sequence[Part],
-) -> tuple[Tally, dict[str, Any], Iterator[dict[str, Any]]]:
-    """The answers, and what metrics.json and predictions.jsonl hold of a model with parts."""
+) -> tuple[Tally, dict[str, Any], Predictions]:
+    """The answers of a model with parts, what metrics.json holds, and what predictions.jsonl holds at a temperature."""
     loader = load(split, evaluation.view)
     seen = _tally(model, loader, evaluation, answer=True, explain=True)
     result = {"damaged": loader.damaged} | _measure(seen, config, parts)
@@ -140,7 +154,7 @@ def _measure_parts(
         fitted = _tally(model, load(fit, evaluation.landmark_view), evaluation)
         errors, landmark_errors = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
         result |= errors
-    return seen, result, seen.part_predictions(landmark_errors)
+    return seen, result, partial(seen.part_predictions, landmark_errors)
 
 
 def _levels(answers: Answers) -> dict[str, dict[str, float]]:
@@ -153,13 +167,14 @@ def _levels(answers: Answers) -> dict[str, dict[str, float]]:
 def _calibration(answers: Answers, confidence: Confidence | None) -> dict[str, Any]:
     """How far the answers can be trusted, also with a confidence that was fitted on other images."""
     temperature = confidence.temperature if confidence else None
-    trust: dict[str, Any] = {"temperature": temperature, "selective": None}
+    trust: dict[str, Any] = {"temperature": temperature, "selective": None, "confidence": None}
     for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
         trust[name] = None
         if divisor:
             measured = asdict(calibration.reliability(*calibration.confidences(*answers.arrays(), divisor)))
             trust[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
     if confidence:
+        trust["confidence"] = {"images": confidence.images, "too_few": confidence.too_few}
         trust["selective"] = selective_metrics(confidence, *answers.arrays(), answers.presence())
     return trust
 
@@ -231,6 +246,7 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
         "landmark_error": None,
         "mean_shape_error": None,
         "landmark_errors": None,
+        "landmark_images": 0,
         "pointing_error": None,
         "nmi": None,
         "ari": None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from rg.attribution.maps import cam, grad_cam, guided_grad_cam, guides
 from rg.attribution.methods import factorize
 from rg.attribution.pointing import pointing_game
 from rg.config import EvaluationConfig, RunConfig
-from rg.evaluation.tally import Answers, Tally, landmark_metrics, threshold
+from rg.evaluation.tally import Answers, Predictions, Tally, landmark_metrics, threshold
 from rg.model.build import class_logits
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput
@@ -32,7 +32,7 @@ def evaluate_plain(
     split: str,
     evaluation: EvaluationConfig,
     config: RunConfig,
-) -> tuple[Answers, dict[str, Any], Iterator[dict[str, Any]]]:
+) -> tuple[Answers, dict[str, Any], Predictions]:
     """Measures the network, the pointing game of its activation maps, and the landmark error of its feature factors.
 
     The maps explain the class that the network names. The factors, as many as the configuration has parts, are those of
@@ -47,7 +47,7 @@ def evaluate_plain(
         config: Of the run.
 
     Returns:
-        The answers, and what metrics.json and predictions.jsonl hold.
+        The answers, what metrics.json holds, and what predictions.jsonl holds at a temperature.
 
     Raises:
         ValueError: the data has boxes and Captum is not installed.
@@ -66,7 +66,7 @@ def evaluate_plain(
         )
         errors, _ = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
         result |= {f"dff_{name}": value for name, value in errors.items()}
-    return answers, result, answers.predictions()
+    return answers, result, answers.predictions
 
 
 def _answers(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from rg.config import EvaluationConfig
 from rg.evaluation import metrics
 from rg.model.maps import part_centers, parts_at
 from rg.model.region_grouping import ModelOutput
+from rg.runs.confidence import probabilities
+
+Predictions: TypeAlias = Callable[[float | None], Iterator[dict[str, Any]]]  # temperature -> lines
 
 
 @dataclass
@@ -41,7 +44,17 @@ class Answers:
     presences: list[Tensor] = field(default_factory=list)
 
     def answer(self, batch: Batch, logits: Tensor) -> None:
-        """Take note of the logits of one batch."""
+        """Take note of the logits of one batch.
+
+        Raises:
+            ValueError: one is not finite, so that nothing could be measured in the end.
+        """
+        finite = torch.isfinite(logits).flatten(1).all(1)
+        if not finite.all():
+            key = batch.keys[int(finite.int().argmin())]
+            raise ValueError(
+                f"{key}: the model gives logits that are not finite; training diverged, or its weights are damaged"
+            )
         self.keys += batch.keys
         self.labels.append(batch.labels)
         self.logits.append(logits)
@@ -70,19 +83,15 @@ class Answers:
             "mean_class_accuracy": mean_class_accuracy.item(),
         }
 
-    def predictions(self) -> Iterator[dict[str, Any]]:
-        """One line of predictions.jsonl per image."""
-        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
-        multi_label = labels.ndim == 2
-        probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, 1)
-        predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
-        for n, key in enumerate(self.keys):
-            yield {
-                "key": key,
-                "label": labels[n].tolist(),
-                "predicted": predicted[n].tolist(),
-                "probability": float(probabilities[n].max()),
-            }
+    def predictions(self, temperature: float | None) -> Iterator[dict[str, Any]]:
+        """One line of predictions.jsonl per image, with the probability at that temperature."""
+        keys = iter(self.keys)
+        for labels, logits in zip(self.labels, self.logits, strict=True):
+            multi_label = labels.ndim == 2
+            best = probabilities(logits.numpy(), temperature, multi_label).max(1)
+            predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
+            for label, answer, probability in zip(labels.tolist(), predicted.tolist(), best.tolist(), strict=True):
+                yield {"key": next(keys), "label": label, "predicted": answer, "probability": probability}
 
 
 @dataclass
@@ -101,7 +110,7 @@ class Tally(Answers):
         visibility: bool [n, P].
         corner: Whether the centres are counted from the far corners of the cells of the map.
         sizes: (height, width) of every image.
-        boxes: The first box of every image [4], or the image where there is none.
+        boxes: The first box of every image [4]; nan where there is none.
         pointing: Whether the peak of the attribution lies in a box; None without boxes.
         overlap: [K, K] inner products of the assignment maps, summed over images.
         landmark_table: How often each part was the strongest at each landmark.
@@ -152,9 +161,8 @@ class Tally(Answers):
             predicted = parts_at(output.assign, batch.landmarks, (height, width)).numpy()
             truth = np.broadcast_to(np.arange(visible.shape[1]), visible.shape)
             self.landmark_table += metrics.contingency(predicted[visible], truth[visible], K, visible.shape[1])
-        whole = np.array([0, 0, width, height], dtype=np.float32)
-        boxes_of_all = batch.boxes or [whole[None][:0]] * len(batch.keys)
-        self.boxes += [boxes[0] if len(boxes) else whole for boxes in boxes_of_all]
+        boxes_of_all = batch.boxes or [np.empty((0, 4), dtype=np.float32)] * len(batch.keys)
+        self.boxes += [boxes[0] if len(boxes) else np.full(4, np.nan, dtype=np.float32) for boxes in boxes_of_all]
         attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
         self.pointing += pointing_game(attribution, boxes_of_all, (height, width))
         if batch.part_maps is not None:
@@ -165,7 +173,9 @@ class Tally(Answers):
                 predicted_map[on_part], truth_map[on_part] - 1, K, len(self.manifest.parts)
             )
 
-    def part_predictions(self, landmark_errors: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def part_predictions(
+        self, landmark_errors: dict[str, np.ndarray], temperature: float | None
+    ) -> Iterator[dict[str, Any]]:
         """``predictions`` with the parts; landmark errors are those of a sample, nan where not measured."""
         part_values = {
             "occurrence": torch.cat(self.occurrence),
@@ -174,7 +184,7 @@ class Tally(Answers):
             "contributions": torch.cat(self.contributions),
         }
         explained = torch.cat(self.logits).argmax(1).tolist()
-        for n, line in enumerate(self.predictions()):
+        for n, line in enumerate(self.predictions(temperature)):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
             line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in part_values.items()}
@@ -192,11 +202,12 @@ class Tally(Answers):
                 two landmarks; or interocular_units: both of that distance.
 
         Returns:
-            boxes: [N, 4]; coordinates are relative to them.
+            boxes: [N, 4]; coordinates are relative to them. nan where an image has none, and scale is box.
             lengths: [N, 2], what a difference of 1 in x and in y is as an error; nan where that is not known.
         """
         if scale == "box":
-            return np.stack(self.boxes), np.ones((len(self.keys), 2))
+            boxes = np.stack(self.boxes)
+            return boxes, np.where(np.isnan(boxes[:, :2]), np.nan, 1.0)
         sides = np.array(self.sizes, dtype=float)[:, ::-1]  # along x, along y
         landmarks, visible = torch.cat(self.landmarks).numpy(), torch.cat(self.visibility).numpy()
         distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
@@ -222,7 +233,8 @@ def landmark_metrics(
         classes: Names of all classes.
 
     Returns:
-        What metrics.json holds of it; and the errors [P] of every image by its key, nan where not measured.
+        What metrics.json holds of it, None where no image has what errors are fractions of; and the errors [P] of
+        every image by its key, nan where not measured.
     """
     fitted, _ = _landmarks(fit, evaluation.landmark_scale)
     tested, lengths = _landmarks(seen, evaluation.landmark_scale)
@@ -232,6 +244,7 @@ def landmark_metrics(
         "landmark_error": _mean(errors),
         "mean_shape_error": _mean(mean_shape_errors),
         "landmark_errors": {name: _mean(errors[:, p]) for p, name in enumerate(names)},
+        "landmark_images": int((~np.isnan(errors)).any(1).sum()),
     }
     if np.sum(seen.landmark_table) >= 2:
         result["nmi"], result["ari"] = metrics.clustering_scores(np.asarray(seen.landmark_table))
@@ -252,7 +265,7 @@ def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, n
     boxes, lengths = seen.frames(scale)
     centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
     visibility = torch.cat(seen.visibility).numpy()
-    if scale == "interocular_units":
+    if scale in ("box", "interocular_units"):  # the coordinates are fractions of it, too
         visibility = visibility & ~np.isnan(lengths[:, :1])
     return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
 

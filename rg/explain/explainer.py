@@ -27,7 +27,7 @@ from rg.model.evaluating import evaluating
 from rg.model.maps import part_centers
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
-from rg.runs.confidence import Confidence, read_confidence
+from rg.runs.confidence import Confidence, probabilities, read_confidence
 from rg.runs.folder import Classes, load_region_grouping
 from rg.runs.part_names import Part, read_parts, unnamed
 
@@ -307,11 +307,9 @@ class Explainer:
     ) -> Iterator[Explanation]:
         """One for each image; all of the model is done when the first is there."""
         output = self.model(torch.stack([image.shown for image in waiting]).to(self.device))
-        logits, confidence = output.logits, self.confidence_in(view)
-        scaled = logits / confidence.temperature if confidence and confidence.temperature else logits
-        probabilities = torch.sigmoid(scaled) if self.classes.multi_label else torch.softmax(scaled, 1)
-        best = probabilities.topk(min(max(top_k, 2), logits.shape[1]), dim=1)
-        compared = best.indices[:, :2].clone()  # the label and its rival
+        confidence = self.confidence_in(view)
+        best = output.logits.topk(min(max(top_k, 2), output.logits.shape[1]), dim=1).indices
+        compared = best[:, :2].clone()  # the label and its rival
         if versus is not None and compared.shape[1] == 2:
             index = self.classes.names.index(versus)
             compared[:, 1] = torch.where(compared[:, 0] == index, compared[:, 1], index)
@@ -323,8 +321,10 @@ class Explainer:
         assign, attention = output.assign.float().cpu().numpy(), attention.float().cpu().numpy()
         presence, names = output.presence.tolist(), self.classes.names
         # All at once: from here on numbers are read one by one, each of which a GPU would be waited for.
-        top, probable = best.indices.cpu(), best.values.cpu()
-        logits, probabilities, compared = logits.cpu(), probabilities.cpu(), compared.cpu()
+        logits = output.logits.float().cpu().numpy()
+        temperature = confidence.temperature if confidence else None
+        probable = probabilities(logits, temperature, self.classes.multi_label)
+        top, compared = best.cpu(), compared.cpu()
         contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
         for n, image in enumerate(waiting):
             strongest, attribution = at_image_size(assign[n], attention[n], image.window, image.pixels.shape[:2])
@@ -332,16 +332,14 @@ class Explainer:
             label, *rest = compared[n].tolist()
             rival = None
             if rest:
-                probability, logit = (values[n, rest[0]].item() for values in (probabilities, logits))
+                probability, logit = (float(values[n, rest[0]]) for values in (probable, logits))
                 rival = Rival(names[rest[0]], probability, logit, constants[n, 1].item())
             yield Explanation(
                 label=names[label],
-                probability=probabilities[n, label].item(),
+                probability=float(probable[n, label]),
                 logit=float(logits[n, label]),
                 constant=float(constants[n, 0]),
-                top_k=[
-                    (names[index], value) for index, value in zip(top[n].tolist(), probable[n].tolist(), strict=True)
-                ][:top_k],
+                top_k=[(names[index], float(probable[n, index])) for index in top[n].tolist()][:top_k],
                 rival=rival,
                 attribution=attribution,
                 assign=assign[n],
@@ -362,7 +360,7 @@ class Explainer:
                 image=image.pixels,
                 window=image.window,
                 source=image.source,
-                answer=confidence.answer(probabilities[n, label].item(), presence[n]) if confidence else "label",
+                answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
             )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pipelines.files import atomic_write
 from rg.explain import pictures
 from rg.explain.facts import Facts
+from rg.explain.numbers import percent
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,12 +21,13 @@ class Explanation(Facts):
     """Why one image got its label; see ``Facts`` for what it holds."""
 
     def __repr__(self) -> str:
-        return f"Explanation(label={self.label!r}, probability={self.probability:.4g}, parts={len(self.parts)})"
+        return f"Explanation(label={self.label!r}, probability={percent(self.probability)}, parts={len(self.parts)})"
 
     def _repr_html_(self) -> str:
         """The picture, for notebooks."""
-        description = html.escape(f"{self.label}, {self.probability:.1%}: the parts and what each adds to the logit")
-        return f'<img src="{pictures.data_uri(self.picture(), "png")}" alt="{description}" style="max-width: 100%">'
+        description = f"{self.label}, {percent(self.probability)}: the parts and what each adds to the logit"
+        uri = pictures.data_uri(self.picture(), "png")
+        return f'<img src="{uri}" alt="{html.escape(description)}" style="max-width: 100%">'
 
     def picture(self) -> Image.Image:
         """Image, parts, attribution and contributions side by side."""

@@ -6,6 +6,7 @@ A size is width and height, as in Pillow; a shape is height and width, as of arr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ from rg.runs.confidence import Answer
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 Shape = tuple[int, int]  # height and width
 Size = tuple[int, int]  # width and height
+
+
+MOSTLY = 0.75  # share of an image from which on nothing is said of the rest; the crop of 7/8 of a square has 0.77
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,12 @@ class Facts:
     answer: Answer = "label"
     photo_size: Size | None = None
 
+    @property
+    def seen(self) -> float:
+        """Share of the image that the model saw: that of the window."""
+        rows, columns = self.image.shape[:2]
+        return share_seen(self.window, columns, rows)
+
     def contribution_map(self, versus_rival: bool = False) -> np.ndarray:
         """What every pixel adds to the logit of the label.
 
@@ -143,6 +153,7 @@ class Facts:
             "source": self.source,
             "width": width,
             "height": height,
+            "seen": self.seen,
             "window": [round(value, 2) for value in scaled(self.window, x_scale, y_scale)],
             "answer": self.answer,
             "label": self.label,
@@ -186,6 +197,18 @@ def crop_to_window(explanation: AnyFacts) -> AnyFacts:
         window=(0.0, 0.0, float(x1 - x0), float(y1 - y0)),
         photo_size=None,
     )
+
+
+def share_seen(window: Sequence[float], width: int, height: int) -> float:
+    """Share of an image that lies in a window; of a panorama, or of a photo of which a square is cut, it may be little.
+
+    Args:
+        window: x0, y0, x1, y1 in pixels of the image.
+        width: Of the image.
+        height: Of the image.
+    """
+    x0, y0, x1, y1 = window
+    return min(1.0, (x1 - x0) * (y1 - y0) / (width * height))
 
 
 def scaled(box: Box, x_scale: float, y_scale: float) -> Box:

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.files import atomic_write, sha256
+from pipelines.files import atomic_write, check_folder, sha256
 from rg.explain.explainer import Explainer, ImageLike
+from rg.explain.facts import MOSTLY
 from rg.explain.folder import ExplainedFolder, open_folder
 from rg.explain.image_files import find_images
 from rg.explain.lookahead import in_order
+from rg.explain.numbers import percent
 from rg.explain.pictures import ANSWERS
 from rg.runs.folder import PART_PICTURES, WEIGHTS
 from rg.runs.part_pictures import read_part_pictures
@@ -58,6 +60,7 @@ def explain_files(
     """
     if pictures not in ("png", "webp", "none"):
         raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
+    check_folder(out, "--out")
     files = find_images(paths, out)
     explainer = Explainer.load(run, device)
     confidence = explainer.confidence_in(explainer.resolve_view(view))
@@ -90,7 +93,7 @@ def explain_files(
 
 def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: str, batch_size: int, jobs: int) -> int:
     """Explains what is to do; the number of images that could not be decoded."""
-    done, left_out = total - len(folder.to_do), 0
+    done, left_out, partly_seen = total - len(folder.to_do), 0, 0
     if done:
         logger.info("%d of %d images are explained already", done, total)
 
@@ -107,9 +110,18 @@ def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: st
         )
         for line in in_order(pool, folder.draw, explanations, 2 * jobs):
             folder.append(line)
+            partly_seen += line["seen"] < MOSTLY
             done += 1
             progress(done + left_out, total)
             if total <= FEW:
                 answer = f"{ANSWERS[line['answer']]}, " if ANSWERS[line["answer"]] else ""
-                logger.info("%s: %s (%s%.1f %%)", line["source"], line["label"], answer, 100 * line["probability"])
+                seen = f", saw {percent(line['seen'], 0)} of the image" if line["seen"] < MOSTLY else ""
+                probability = percent(line["probability"])
+                logger.info("%s: %s (%s%s)%s", line["source"], line["label"], answer, probability, seen)
+    if partly_seen:
+        logger.warning(
+            "of %d images the model saw less than %s: the middle of what is very long, or the central square",
+            partly_seen,
+            percent(MOSTLY, 0),
+        )
     return left_out

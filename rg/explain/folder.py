@@ -68,7 +68,7 @@ class ExplainedFolder:
             "truth": self._classes.get(class_name(file.parent.name)),
             "name": name,
             "picture": None,
-            **_version(file),
+            **version(file),
         }
         if self.kind != "none":
             picture, thumbnail = _pictures(self.path, self.kind, name)
@@ -169,7 +169,7 @@ def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
     with atomic_write(path / EXPLANATIONS) as kept:
         for line in read_lines(path):
             source, name = line["source"], line["name"]
-            if source in wanted and {key: line[key] for key in ("bytes", "modified")} != _version(Path(source)):
+            if source in wanted and {key: line[key] for key in ("bytes", "modified")} != version(Path(source)):
                 continue
             if kind == "none" or all(picture.is_file() for picture in _pictures(path, kind, name)):
                 done[source] = name
@@ -177,7 +177,7 @@ def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:
     return done
 
 
-def _version(file: Path) -> dict[str, int]:
+def version(file: Path) -> dict[str, int]:
     """Size in bytes and modification time: what changes when a file is edited."""
     stat = file.stat()
     return {"bytes": stat.st_size, "modified": stat.st_mtime_ns}

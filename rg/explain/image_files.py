@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines import image_files
@@ -67,6 +69,25 @@ def name_each(files: Sequence[Path], done: Mapping[str, str] | None = None) -> d
         taken.add(name.casefold())
         names[str(file)] = name
     return names
+
+
+def distinct_names(files: Iterable[Path]) -> dict[Path, str]:
+    """What to call files on a page: the end of their paths, as long as it takes to tell each from all others."""
+    every = list(dict.fromkeys(files))
+    names: dict[Path, str] = {}
+    length = 1
+    while every:
+        ends = {file: _printable("/".join(file.parts[-length:])) for file in every}
+        counts = Counter(ends.values())
+        names |= {file: end for file, end in ends.items() if counts[end] == 1 or length >= len(file.parts)}
+        every = [file for file in every if file not in names]
+        length += 1
+    return names
+
+
+def _printable(name: str) -> str:
+    """A name of a file with a mark for every byte that is no text."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _plain(text: str) -> str:

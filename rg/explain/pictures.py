@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 
 from rg.explain.colors import FAINT, INK, LINE, PAPER
 from rg.explain.contributions import NOTABLE, bars, signed, stands_out
-from rg.explain.facts import Facts, Size
+from rg.explain.facts import MOSTLY, Facts, Size
 from rg.explain.lettering import badge, draw_text, hairline, length, shorten
+from rg.explain.numbers import percent
 from rg.explain.overlays import attribution_overlay, parts_overlay, photo
 
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
@@ -47,10 +48,12 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
     draw = ImageDraw.Draw(out)
     draw_text(draw, (MARGIN, MARGIN), shorten(explanation.label, TITLE, total - 2 * MARGIN), INK, TITLE)
     words = ANSWERS[explanation.answer]
-    line = f"{words}: {explanation.probability:.1%}" if words else f"{explanation.probability:.1%}"
+    line = f"{words}: {percent(explanation.probability)}" if words else percent(explanation.probability)
     if len(explanation.top_k) > 1:
         name, probability = explanation.top_k[1]
-        line += f", then {name} with {probability:.1%}"
+        line += f", then {name} with {percent(probability)}"
+    if explanation.seen < MOSTLY:
+        line += f"; the model saw only {percent(explanation.seen, 0)} of the image"
     draw_text(draw, (MARGIN, MARGIN + 38), shorten(line, TEXT, total - 2 * MARGIN), FAINT, TEXT)
     x = MARGIN
     for (name, picture), column in zip(columns, widths, strict=True):
@@ -107,7 +110,7 @@ def contribution_bars(
         draw.rectangle((x0, y - 7, max(x1, x0 + 1), y + 7), row.color or FAINT)
         draw_text(draw, (size[0] - 66, y), signed(row.value), INK, VALUE, anchor="rm")
         if row.attention is not None:
-            draw_text(draw, (size[0] - 6, y), f"{row.attention:.0%}", FAINT, VALUE, anchor="rm")
+            draw_text(draw, (size[0] - 6, y), percent(row.attention, 0), FAINT, VALUE, anchor="rm")
     bottom = (len(rows) + 1.5) * ROW_HEIGHT
     draw.line((zero, ROW_HEIGHT, zero, bottom - ROW_HEIGHT / 2), INK)
     draw.line((8, bottom - ROW_HEIGHT / 2, size[0] - 6, bottom - ROW_HEIGHT / 2), LINE)

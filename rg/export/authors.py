@@ -36,7 +36,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.files import atomic_write, sha256, write_json
+from pipelines.files import atomic_write, check_file, check_folder, sha256, write_json
 from rg.config import ModelConfig, RunConfig, flatten
 from rg.model.backbones import RESNETS
 from rg.model.region_grouping import RegionGroupingModel
@@ -110,6 +110,7 @@ def import_checkpoint(
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"out: expected a new or an empty folder, but {out} holds {min(out.iterdir()).name}")
+    check_folder(out, "out")
     _check_architecture(config.model)
     state = load_weights(path, "checkpoint")
     if all(name.startswith(PREFIX) for name in state):
@@ -150,6 +151,7 @@ def export_checkpoint(run: Path, path: Path) -> None:
     """
     if path.exists():
         raise ValueError(f"out: {path} exists; choose another file")
+    check_file(path, "out")
     config, _ = load_config(run)
     _check_architecture(config.model)
     model, _, _ = load_region_grouping(run)
@@ -157,6 +159,7 @@ def export_checkpoint(run: Path, path: Path) -> None:
         PREFIX + name: value.clone(memory_format=torch.contiguous_format)
         for name, value in authors_state(model).items()
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         # The file format before PyTorch 1.6, which is younger than the authors' code.
         torch.save({"state_dict": state}, file, _use_new_zipfile_serialization=False)

@@ -15,8 +15,10 @@ from markupsafe import Markup
 
 from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
 from rg.evaluation.measured import MEASURED
+from rg.explain.numbers import percent
 from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS, timm_name
 from rg.pages.templates import template
+from rg.runs.confidence import basis
 from rg.runs.folder import METRICS, Classes, has_weights, load_config, read_json, read_record
 
 PAGE = "card.md"
@@ -230,7 +232,9 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
     found = read_json(run / METRICS, "weights", "samples", "split", "dataset", "options")
     if not has_weights(run, found["weights"]):
         return {}, "The run was trained on since it was evaluated."
-    sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}."
+    sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}"
+    digest = found.get("shards", {}).get(found["split"])
+    sentence += f" (sha256 {digest})." if digest else " (of an earlier version, so which ones is unknown)."
     if found["options"]:
         options = ", ".join(f"{name} = {value}" for name, value in found["options"].items())
         sentence += f" The data is not as published: {options}."
@@ -240,7 +244,7 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
 def _metrics(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     values = [measured.get(key) for _, key, _, _ in MEASURED]
     return [
-        (name, NOT_MEASURED if value is None else f"{100 * value:.2f} %", meaning)
+        (name, NOT_MEASURED if value is None else percent(value, 2), meaning)
         for (name, _, meaning, _), value in zip(MEASURED, values, strict=True)
     ]
 
@@ -248,10 +252,12 @@ def _metrics(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _calibration(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     temperature, before = measured.get("temperature"), measured.get("reliability")
     after = measured.get("calibrated_reliability")
+    confidence = measured.get("confidence")
     return [
-        ("Calibration error", f"{100 * before['ece']:.2f} %" if before else NOT_MEASURED),
+        ("Confidence", basis(**confidence) if confidence else NOT_MEASURED),
+        ("Calibration error", percent(before["ece"], 2) if before else NOT_MEASURED),
         ("Temperature", f"{temperature:.3f}" if temperature else NOT_MEASURED),
-        ("Calibration error at that temperature", f"{100 * after['ece']:.2f} %" if after else NOT_MEASURED),
+        ("Calibration error at that temperature", percent(after["ece"], 2) if after else NOT_MEASURED),
     ]
 
 

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.files import write_together
+from pipelines.files import check_file, write_together
 from rg.config import RunConfig
 from rg.export import card
 from rg.model.backbones import Backbone
@@ -98,6 +98,9 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
     out = out or run / f"model{FORMATS[format]}"
     if out.suffix != FORMATS[format]:
         raise ValueError(f"out: expected a name that ends in {FORMATS[format]}, got {out.name!r}")
+    beside = out.with_name(f"{out.name}.md")
+    for path in (out, beside):
+        check_file(path, "out")
     if format == "onnx":
         _require_onnx()
     model, config, classes = load_model(run)
@@ -117,7 +120,7 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
             )
     page = card.model_card(run, out.name, metadata, differences)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_together({out: content, out.with_name(f"{out.name}.md"): page.encode()})
+    write_together({out: content, beside: page.encode()})
     return out, differences
 
 

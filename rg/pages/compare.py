@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +16,31 @@ from torch import Tensor
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
-from pipelines.files import atomic_write, sha256, write_json
+from pipelines.files import atomic_write, check_folder, json_line, locked, sha256, write_json
 from pipelines.images import open_rgb
-from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, factorize, methods
+from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, Method, factorize, methods
 from rg.attribution.pointing import peaks
 from rg.config import RunConfig
+from rg.explain import numbers
 from rg.explain.colors import HEAT, css, ink_on, palette
 from rg.explain.contributions import NOTABLE
-from rg.explain.image_files import find_images, name_each
-from rg.explain.pictures import bytes_uri, data_uri
+from rg.explain.folder import version
+from rg.explain.image_files import distinct_names, find_images, name_each
+from rg.explain.pictures import ANSWERS, bytes_uri, data_uri
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.model.region_grouping import ModelOutput, RegionGroupingModel
 from rg.pages import heat_maps
+from rg.pages.compared import Line, open_lines, read_lines
 from rg.pages.heat_maps import SIDE, Cell, Strip
 from rg.pages.numbers import percent, signed
 from rg.pages.templates import template
 from rg.runs import inputs
+from rg.runs.confidence import Answer, Confidence, probabilities, read_confidence_of_input
 from rg.runs.folder import WEIGHTS, Classes, load_model
-from rg.runs.part_names import Part, read_parts
+from rg.runs.part_names import read_parts
 from rg.runs.part_pictures import read_part_pictures
-from rg.runs.progress import progress_bar
+from rg.runs.progress import image_progress
 
 PAGE, RECORD = "compare.html", "compare.json"
 STEPS = 32  # of Integrated Gradients
@@ -52,6 +58,7 @@ class Side:
         model: In evaluation mode.
         config: Of the run.
         classes: Of the run.
+        confidence: What was fitted on images as the model is tested on them.
         left_out: Methods that are not shown.
     """
 
@@ -59,7 +66,14 @@ class Side:
     model: Model
     config: RunConfig
     classes: Classes
+    confidence: Confidence | None
     left_out: frozenset[str] = frozenset(BASELINES)
+
+    @classmethod
+    def load(cls, run: Path, left_out: frozenset[str] = frozenset(BASELINES)) -> Side:
+        """Read a run folder."""
+        model, config, classes = load_model(run)
+        return cls(run, model, config, classes, read_confidence_of_input(run, config), left_out)
 
     @property
     def title(self) -> str:
@@ -70,51 +84,46 @@ class Side:
         """What the model is tested on of an image."""
         return inputs.evaluation_geometry(self.config.input).central_window(*image.size)
 
+    def pixels(self, image: Image.Image) -> Tensor:
+        """The same as its input, uint8 [1, 3, H, W]."""
+        shown = torch.from_numpy(show(image, self.window(image)).copy()).permute(2, 0, 1)[None]
+        return shown.to(next(self.model.parameters()).device)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its answers, as JSON values."""
+        confidence = asdict(self.confidence) if self.confidence else None
+        return {"run": str(self.run), "weights": sha256(self.run / WEIGHTS), "confidence": confidence}
+
 
 @dataclass(frozen=True)
-class Answer:
+class Judgement:
     """The answer of a model to an image, and the maps that explain it.
 
     Attributes:
         label: The winning class, or the most probable attribute.
         probability: Of the label.
+        answer: Whether the model stands by the label.
         peaks: For every method, x and y of the peak in pixels of the image; None where the method is not defined.
         strip: The maps.
-        spoke: The parts that added most to the logit of the label, with what they added; none of a plain network.
+        spoke: Indices of the parts that added most to the logit of the label, with what they added; none of a plain
+            network.
     """
 
     label: str
     probability: float
+    answer: Answer
     peaks: dict[str, tuple[float, float] | None]
     strip: Strip
-    spoke: Sequence[tuple[Part, float]] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image: its file, the name of its picture, what the first model sees of it, and the answers of all models."""
-
-    file: Path
-    picture: str
-    image: Image.Image
-    answers: Sequence[Answer]
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a model sees of an image: its input uint8 [3, H, W], and the same pixels at the size of a picture."""
-
-    pixels: Tensor
-    window: Window
-    picture: Image.Image
+    spoke: Sequence[tuple[int, float]] = ()
 
 
 def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = None, device: str = "auto") -> Path:
     """Explain images by region grouping and by other methods, as the models see them when they are tested.
 
-    Writes NAME.png for every image, compare.html with all of them, and compare.json. All maps of a model explain the
-    class that it names. The factors of DFF are those of the compared images. An image that cannot be decoded is named,
-    counted and left out.
+    Writes NAME.png and a line of compare.jsonl for every image as it goes, at the end compare.html with all of them,
+    and compare.json. All maps of a model explain the class that it names. The factors of DFF are those of the compared
+    images. An image that cannot be decoded is named, counted and left out. A run that was stopped goes on where it was;
+    with other images, runs or weights it begins anew.
 
     Args:
         run: Run folder; a method that is not defined for its model is shown as words that say why.
@@ -127,104 +136,161 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
         Path of the page.
 
     Raises:
-        ValueError: a run or path cannot be used, no image can be decoded, or Captum is not installed.
+        ValueError: a run or path cannot be used, ``out`` cannot be written to, no image can be decoded, or Captum is
+            not installed.
     """
+    check_folder(out, "--out")
     files = find_images(paths, out)
-    sides = [Side(run, *load_model(run))]
+    sides = [Side.load(run)]
     if plain:
         sides.append(_plain_side(plain, sides[0]))
     for side in sides:
         side.model.to(pick_device(device))
-    seen: list[list[_Seen]] = [[] for _ in sides]
-    left_out = []
-    readable = []
-    for file in files:
-        try:
-            image = open_rgb(file)
-        except (ValueError, OSError) as error:
-            logger.warning("left out: %s", error)
-            left_out.append(str(file))
-            continue
-        readable.append(file)
-        for side, inputs_of_side in zip(sides, seen, strict=True):
-            inputs_of_side.append(_see(image, side.window(image)))
-    if not readable:
-        raise ValueError(f"none of {len(files)} images could be decoded")
-
-    answers = [list(_answers(side, inputs_of_side)) for side, inputs_of_side in zip(sides, seen, strict=True)]
-    names = name_each(readable)
-    rows = [
-        Row(file, f"{names[str(file)]}.png", seen[0][n].picture, [of_side[n] for of_side in answers])
-        for n, file in enumerate(readable)
-    ]
+    left_out: dict[Path, str] = {}
+    compared = [_methods(side, files, left_out) for side in sides]
+    readable = [file for file in files if file not in left_out]
+    state = "\n".join(f"{file} {version(file)}" for file in readable)
+    settings = {
+        "models": [side.settings() for side in sides],
+        "images": hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest(),  # DFF looks at all of them
+    }
+    names, titles = name_each(readable), distinct_names(readable)
     out.mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        with atomic_write(out / row.picture) as stream:
-            picture = heat_maps.sheet(row.file.name, row.image, [answer.strip for answer in row.answers])
-            picture.save(stream, "PNG")
-    write_json(out / RECORD, _record(sides, rows, left_out))
-    with atomic_write(out / PAGE) as stream:
-        stream.write(_page(sides, rows, left_out).encode())
-    logger.info("%d images compared in %s, %d left out", len(rows), out / PAGE, len(left_out))
+    with locked(out), open_lines(out, settings, readable) as (lines, finished):
+        to_do = [file for file in readable if str(file) not in finished]
+        if finished:
+            logger.info("%d of %d images are compared already", len(finished), len(readable))
+        try:
+            with image_progress() as progress:
+                progress(len(finished), len(readable))
+                for number, file in enumerate(to_do, len(finished) + 1):
+                    line = _compare(sides, compared, file, titles[file], out / f"{names[str(file)]}.png")
+                    lines.write(json_line(line))
+                    lines.flush()
+                    progress(number, len(readable))
+        except KeyboardInterrupt:
+            logger.info("stopped; the same command goes on where it stopped")
+            raise
+        write_json(out / RECORD, _record(sides, out, left_out))
+        with atomic_write(out / PAGE) as stream:
+            for piece in _page(sides, out, left_out):
+                stream.write(piece.encode())
+    logger.info("%d images compared in %s, %d left out", len(readable), out / PAGE, len(left_out))
     return out / PAGE
 
 
 def _plain_side(run: Path, main: Side) -> Side:
-    model, config, classes = load_model(run)
-    if isinstance(model, RegionGroupingModel):
+    side = Side.load(run, frozenset(BASELINES) | PARTS_NEEDED)
+    if isinstance(side.model, RegionGroupingModel):
         raise ValueError(f"--plain: expected the run of a plain network (model.kind), got one with parts: {run}")
-    main.classes.check(classes, "--plain", main.run)
-    return Side(run, model, config, classes, frozenset(BASELINES) | PARTS_NEEDED)
+    main.classes.check(side.classes, "--plain", main.run)
+    return side
 
 
-def _see(image: Image.Image, window: Window) -> _Seen:
-    scale = SIDE / max(window.columns, window.rows)
-    picture_size = (max(1, round(window.columns * scale)), max(1, round(window.rows * scale)))
-    box = (window.x0, window.y0, window.x0 + window.width, window.y0 + window.height)
-    picture = image.crop(box).resize(picture_size, Image.Resampling.BICUBIC)
-    return _Seen(torch.from_numpy(show(image, window).copy()).permute(2, 0, 1), window, picture)
+def _methods(side: Side, files: Sequence[Path], left_out: dict[Path, str]) -> dict[str, Method]:
+    """The methods to show of a model, with factors of all images; those that cannot be decoded are noted.
+
+    Raises:
+        ValueError: no image can be decoded, or Captum is not installed.
+    """
+
+    def pixels() -> Iterator[Tensor]:
+        for number, file in enumerate(files, 1):
+            if file not in left_out:
+                try:
+                    yield side.pixels(open_rgb(file))
+                except (ValueError, OSError) as error:
+                    logger.warning("left out: %s", error)
+                    left_out[file] = str(error)
+            progress(number, len(files))
+        if len(left_out) == len(files):
+            raise ValueError(f"none of {len(files)} images could be decoded")
+
+    parts, seed = side.config.model.grouping.num_parts, side.config.seed
+    logger.info("%s: factors of %d images", side.title, len(files))
+    with image_progress() as progress:
+        progress(0, len(files))
+        factors = factorize(side.model, pixels(), len(files), parts, seed)
+    named = methods(side.model, factors, STEPS, seed).items()
+    return {key: method for key, method in named if key not in side.left_out}
 
 
-def _answers(side: Side, seen: Sequence[_Seen]) -> Iterator[Answer]:
-    """The answers to all images, one by one: so few need no batches."""
-    device = next(side.model.parameters()).device
-    pixels = [one.pixels[None].to(device) for one in seen]
-    parts = side.config.model.grouping.num_parts
-    factors = factorize(side.model, pixels, len(pixels), parts, side.config.seed)
-    compared = {
-        key: method
-        for key, method in methods(side.model, factors, STEPS, side.config.seed).items()
-        if key not in side.left_out
+def _compare(
+    sides: Sequence[Side], compared: Sequence[dict[str, Method]], file: Path, title: str, picture: Path
+) -> Line:
+    """The line of an image, whose picture is written."""
+    image = open_rgb(file)
+    judgements = [_judge(side, named, image) for side, named in zip(sides, compared, strict=True)]
+    seen = _seen(image, sides[0].window(image))
+    sheet = heat_maps.sheet(title, seen, [judgement.strip for judgement in judgements])
+    with atomic_write(picture) as stream:
+        sheet.save(stream, "PNG")
+    return {
+        "file": str(file),
+        "title": title,
+        "picture": picture.name,
+        "image": data_uri(seen),
+        "answers": [
+            {
+                "label": judgement.label,
+                "probability": judgement.probability,
+                "answer": judgement.answer,
+                "peaks": judgement.peaks,
+                "spoke": judgement.spoke,
+                "cells": [
+                    {"title": cell.title, "picture": cell.picture and data_uri(cell.picture), "why_not": cell.why_not}
+                    for cell in judgement.strip.cells
+                ],
+            }
+            for judgement in judgements
+        ],
     }
-    for one, image in zip(progress_bar(seen, desc=side.title), pixels, strict=True):
-        with torch.no_grad():
-            output = side.model(image)
-            logits = output.logits.float()
-        probabilities = torch.sigmoid(logits) if side.classes.multi_label else torch.softmax(logits, 1)
-        winner = probabilities.argmax(1)
-        label, probability = side.classes.names[winner[0]], float(probabilities[0, winner[0]])
-        spoke = _spoke(side, output, winner)
-        cells: list[Cell] = []
-        places: dict[str, tuple[float, float] | None] = {}
-        for key, method in compared.items():
-            picture, places[key] = None, None
-            if method.explain:
-                values = method.explain(image, winner)[0].cpu()
-                picture = heat_maps.overlay(one.picture, values, 1 / parts if key == "attribution" else 0.0)
-                places[key] = _peak(values, one.window)
-            cells.append(Cell(method.name, picture, method.undefined))
-        yield Answer(label, probability, places, Strip(f"{side.title}: {label}, {percent(probability)}", cells), spoke)
 
 
-def _spoke(side: Side, output: ModelOutput, winner: Tensor) -> list[tuple[Part, float]]:
+def _seen(image: Image.Image, window: Window) -> Image.Image:
+    """What a model sees of an image, at the size of a picture."""
+    scale = SIDE / max(window.columns, window.rows)
+    size = (max(1, round(window.columns * scale)), max(1, round(window.rows * scale)))
+    box = (window.x0, window.y0, window.x0 + window.width, window.y0 + window.height)
+
+    return image.crop(box).resize(size, Image.Resampling.BICUBIC)
+
+
+def _judge(side: Side, compared: dict[str, Method], image: Image.Image) -> Judgement:
+    """The answer to one image: so few need no batches."""
+    window, pixels, parts = side.window(image), side.pixels(image), side.config.model.grouping.num_parts
+    picture = _seen(image, window)
+    with torch.no_grad():
+        output = side.model(pixels)
+    logits = output.logits.float()
+    winner = logits.argmax(1)
+    temperature = side.confidence.temperature if side.confidence else None
+    probability = float(probabilities(logits.cpu().numpy(), temperature, side.classes.multi_label).max())
+    presence = float(output.presence) if isinstance(output, ModelOutput) else math.inf
+    answer = side.confidence.answer(probability, presence) if side.confidence else "label"
+    cells: list[Cell] = []
+    places: dict[str, tuple[float, float] | None] = {}
+    for key, method in compared.items():
+        overlay, places[key] = None, None
+        if method.explain:
+            values = method.explain(pixels, winner)[0].cpu()
+            overlay = heat_maps.overlay(picture, values, 1 / parts if key == "attribution" else 0.0)
+            places[key] = _peak(values, window)
+        cells.append(Cell(method.name, overlay, method.undefined))
+    label = side.classes.names[int(winner)]
+    words = f", {ANSWERS[answer]}" if ANSWERS[answer] else ""
+    heading = f"{side.title}: {label}, {numbers.percent(probability)}{words}"
+    return Judgement(label, probability, answer, places, Strip(heading, cells), _spoke(side, output, winner))
+
+
+def _spoke(side: Side, output: ModelOutput, winner: Tensor) -> list[tuple[int, float]]:
     """The parts of one image that added most to the logit of the winner, as far as they stand out."""
     if not isinstance(side.model, RegionGroupingModel):
         return []
     with torch.no_grad():
         adds = side.model.contributions(output, winner[:, None])[0][0, 0].tolist()
-    parts = read_parts(side.run, side.model.background.tolist())
-    most = sorted(parts, key=lambda part: -adds[part.index])[:SPOKE]
-    return [(part, adds[part.index]) for part in most if adds[part.index] >= NOTABLE]
+    most = sorted(range(len(adds)), key=lambda part: -adds[part])[:SPOKE]
+    return [(part, adds[part]) for part in most if adds[part] >= NOTABLE]
 
 
 def _peak(values: Tensor, window: Window) -> tuple[float, float]:
@@ -234,8 +300,9 @@ def _peak(values: Tensor, window: Window) -> tuple[float, float]:
     return round(x, 2), round(y, 2)
 
 
-def _record(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -> dict[str, Any]:
+def _record(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> dict[str, Any]:
     """compare.json."""
+    first = next(read_lines(out))
     return {
         "models": [
             {
@@ -244,47 +311,49 @@ def _record(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str])
                 "weights": sha256(side.run / WEIGHTS),
                 "backbone": side.config.model.backbone.name,
                 "methods": [
-                    {"name": name, "title": cell.title, "why_not": cell.why_not or None}
-                    for name, cell in zip(answer.peaks, answer.strip.cells, strict=True)
+                    {"name": name, "title": cell["title"], "why_not": cell["why_not"] or None}
+                    for name, cell in zip(answer["peaks"], answer["cells"], strict=True)
                 ],
             }
-            for side, answer in zip(sides, rows[0].answers, strict=True)
+            for side, answer in zip(sides, first["answers"], strict=True)
         ],
         "images": [
             {
-                "file": str(row.file),
-                "picture": row.picture,
+                "file": line["file"],
+                "picture": line["picture"],
                 "answers": [
-                    {"label": answer.label, "probability": answer.probability, "peaks": answer.peaks}
-                    for answer in row.answers
+                    {name: answer[name] for name in ("label", "probability", "answer", "peaks")}
+                    for answer in line["answers"]
                 ],
             }
-            for row in rows
+            for line in read_lines(out)
         ],
-        "left_out": list(left_out),
+        "left_out": [str(file) for file in left_out],
     }
 
 
-def _page(sides: Sequence[Side], rows: Sequence[Row], left_out: Sequence[str]) -> str:
-    titles, undefined = [], []
-    for number, side in enumerate(sides):
-        columns = list(zip(*(row.answers[number].strip.cells for row in rows), strict=True))
-        titles.append([cells[0].title for cells in columns if any(cell.picture for cell in cells)])
-        undefined += [
-            f"{cells[0].title} is not defined for {KINDS[side.config.model.kind]}: {cells[0].why_not}."
-            for cells in columns
-            if not any(cell.picture for cell in cells)
-        ]
-    page = template("rg.pages", PAGE, percent=percent, signed=signed, uri=data_uri, zip=zip)
-    count = sides[0].config.model.grouping.num_parts
-    colors, row = palette(count), read_part_pictures(sides[0].run, count)
-    return page.render(
+def _page(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> Iterator[str]:
+    first = next(read_lines(out))
+    titles = [[cell["title"] for cell in answer["cells"] if cell["picture"]] for answer in first["answers"]]
+    undefined = [
+        f"{cell['title']} is not defined for {KINDS[side.config.model.kind]}: {cell['why_not']}."
+        for side, answer in zip(sides, first["answers"], strict=True)
+        for cell in answer["cells"]
+        if not cell["picture"]
+    ]
+    model, run = sides[0].model, sides[0].run
+    parts = read_parts(run, model.background.tolist()) if isinstance(model, RegionGroupingModel) else ()
+    colors, row = palette(len(parts)), read_part_pictures(run, len(parts))
+    page = template("rg.pages", PAGE, percent=percent, signed=signed, zip=zip)
+    return page.generate(
         sides=sides,
-        rows=rows,
         titles=titles,
         undefined=undefined,
-        left_out=left_out,
+        rows=read_lines(out),
+        parts=parts,
+        left_out=[str(file) for file in left_out],
         heat=HEAT,
+        answers=ANSWERS,
         colors=[css(color) for color in colors],
         inks=[css(ink_on(color)) for color in colors],
         part_pictures=row and bytes_uri(row, "webp"),

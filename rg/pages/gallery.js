@@ -2,8 +2,8 @@
 
 const { about, rows } = JSON.parse(document.getElementById("data").textContent);
 document.getElementById("data").remove();
-const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds]) => ({
-  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds,
+const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen]) => ({
+  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen,
   strongest: adds.indexOf(Math.max(...adds)),
   words: `${source} ${about.labels[label]}`.toLowerCase(),
 }));
@@ -51,6 +51,8 @@ function filter() {
   if (by("order").value) shown.sort(ORDERS[by("order").value]);
   by("count").value = `${shown.length.toLocaleString("en")} of ${images.length.toLocaleString("en")}`;
   lay();
+  const top = by("images").offsetTop - by("filters").parentElement.offsetHeight;
+  if (scrollY > top) scrollTo(0, top); // the first of what is shown now, not its middle
 }
 
 function offer() {
@@ -106,7 +108,7 @@ function measure() {
 
 function card(image, index) {
   const picture = Object.assign(element("img"), { loading: "lazy", decoding: "async", alt: "", src: file("thumbnails", image, "webp") });
-  const below = isWrong(image) ? element("i", "truth", `is ${about.labels[image.truth]}`) : element("i", "", image.source.split(/[\\/]/).pop());
+  const below = isWrong(image) ? element("i", "truth", `is ${about.labels[image.truth]}`) : element("i", "", image.title);
   const made = element("button", isWrong(image) ? "card wrong" : "card", picture, element("b", "", about.labels[image.label]), element("span", "", below, element("em", "", percent(image.probability))));
   if (image.answer) below.after(element("small", "tag", about.answers[image.answer]));
   made.type = "button";
@@ -151,6 +153,7 @@ function show(index) {
   if (image.answer) facts.push(`answer: ${answers[image.answer]}`);
   if (image.truth >= 0) facts.push(isWrong(image) ? `in truth: ${labels[image.truth]}` : "right");
   if (image.rival >= 0) facts.push(`rather than ${labels[image.rival]}, ${percent(image.rivalProbability)}`);
+  if (image.seen < MOSTLY) facts.push(`the model saw only ${percent(image.seen, 0)} of the image`);
   by("facts").textContent = facts.join("; ");
   by("source").textContent = by("source").title = image.source;
   tiles(image);

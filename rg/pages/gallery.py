@@ -17,10 +17,14 @@ from markupsafe import Markup
 from pipelines.files import atomic_write
 from rg.explain import pictures
 from rg.explain.colors import css, ink_on, palette
+from rg.explain.facts import MOSTLY, share_seen
 from rg.explain.files import LONGEST_SIDE
 from rg.explain.folder import LEFT_OUT, SETTINGS, Line, read_lines
+from rg.explain.image_files import distinct_names
+from rg.pages.numbers import percent
 from rg.pages.scripts import script
 from rg.pages.templates import template
+from rg.runs.confidence import LEAST, MOST, Confidence, basis
 from rg.runs.folder import PART_PICTURES, read_json
 
 GALLERY, SCRIPT = "gallery.html", "gallery.js"
@@ -74,14 +78,18 @@ def write(folder: Path) -> Path:
     source = script("rg.pages", SCRIPT)
     with (folder / LEFT_OUT).open("rb") as file:
         left_out = sum(1 for _ in file)
-    page = template("rg.pages", GALLERY).generate(
+    titles = distinct_names(Path(line["source"]) for line in read_lines(folder))
+    page = template("rg.pages", GALLERY, percent=percent).generate(
         run=settings["run"],
         folder=folder.resolve().name,
         left_out=left_out,
+        trust=_trust(settings.get("confidence")),
+        partly_seen=sum(_seen(line) < MOSTLY for line in read_lines(folder)),
+        mostly=MOSTLY,
         facts=_embedded(facts),
         count=len(colors),
         part_pictures=part_pictures.is_file() and pictures.bytes_uri(part_pictures.read_bytes(), "webp"),
-        rows=(_embedded(_row(line, labels)) for line in read_lines(folder)),
+        rows=(_embedded(_row(line, labels, titles[Path(line["source"])])) for line in read_lines(folder)),
         script=Markup(source),
         script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
     )
@@ -92,7 +100,20 @@ def write(folder: Path) -> Path:
     return out
 
 
-def _row(line: Line, labels: dict[str, int]) -> list[Any]:
+def _trust(confidence: dict[str, Any] | None) -> str:
+    """What the probabilities rest on, in words."""
+    if confidence is None:
+        return "Probabilities are not calibrated, and no answer is withheld: the run has no confidence.json."
+    fitted = Confidence(**confidence)
+    return f"Confidence: {basis(fitted.images, fitted.too_few)}."
+
+
+def _seen(line: Line) -> float:
+    """Share of the image that the model saw, also in a line of an earlier version."""
+    return share_seen(line["window"], line["width"], line["height"])
+
+
+def _row(line: Line, labels: dict[str, int], title: str) -> list[Any]:
     """What the page needs to know of one image, in the order in which ``gallery.js`` reads it."""
     rival = line["rival"]
     parts = line["parts"]
@@ -100,11 +121,11 @@ def _row(line: Line, labels: dict[str, int]) -> list[Any]:
         os.fsencode(line["source"]).decode(errors="replace"),
         line["name"],
         labels[line["label"]],
-        _share(line["probability"], 5),
+        _probability(line["probability"]),
         ANSWERS.index(line["answer"]),
         -1 if line["truth"] is None else labels[line["truth"]],
         labels[rival["label"]] if rival else -1,
-        _share(rival["probability"], 5) if rival else 0,
+        _probability(rival["probability"]) if rival else 0,
         _logit(line["constant"]),
         [_logit(part["contribution"]) for part in parts],
         [_share(part["attention"], 2) for part in parts],
@@ -113,7 +134,14 @@ def _row(line: Line, labels: dict[str, int]) -> list[Any]:
         line["height"],
         _logit(rival["constant"]) if rival else 0,
         [_logit(part["rival_contribution"]) for part in parts] if rival else [],
+        title,
+        round(_seen(line), 3),
     ]
+
+
+def _probability(value: float) -> float:
+    """In five digits; neither 0 nor 1, which an earlier version wrote where a softmax was rounded."""
+    return _share(min(max(value, LEAST), MOST), 5)
 
 
 def _share(value: float, digits: int) -> float:

@@ -1,6 +1,7 @@
 "use strict";
 // Numbers as pages show them: rg/pages/numbers.py in the browser, digit for digit. Goes in front of every script.
 
+const MOSTLY = 0.75; // share of an image from which on nothing is said of what the model did not see
 const NOTABLE = 0.05; // of a logit: a part that adds or takes less does not stand out
 
 // A tie goes to the even digit, as in Python; toFixed rounds it up.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import atomic_write, read_json_lines
+from pipelines.files import atomic_write, check_file, read_json_lines, sha256
 from pipelines.images import open_rgb
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
@@ -29,12 +29,14 @@ from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
 from rg.pages.showcase import Prediction
 from rg.pages.templates import template
+from rg.runs.confidence import basis
 from rg.runs.folder import (
     HISTORY,
     METRICS,
     PREDICTIONS,
     REPORT,
     Classes,
+    check_shards,
     check_weights,
     load_config,
     read_json,
@@ -47,6 +49,8 @@ from rg.runs.progress import progress_bar
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 FIRST = 4  # cards of either kind that are not folded away
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
+UNDECIDED = "Evaluation named {}. The image is so undecided that the rounding of a decoder tips it."
+UNKNOWN = {"shards": "unknown, evaluated by an earlier version"}
 NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {contributions.NOTABLE} to or from the logit."
 
 
@@ -91,6 +95,8 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     Raises:
         ValueError: the run has not been evaluated, or its data is gone.
     """
+    out = out or run / REPORT
+    check_file(out, "--out")
     config, classes = load_config(run)
     if config.model.kind == "plain":
         raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
@@ -105,6 +111,9 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
     history = _read_lines(run / HISTORY, "train", drop_half_line=True)
     manifest = _find_data(metrics, data)
+    check_shards(run, metrics.get("shards", {}), manifest, "evaluate")
+    if metrics.get("predictions") not in (None, sha256(run / PREDICTIONS)):
+        raise ValueError(f"{run}: {PREDICTIONS} is not that of {METRICS}; run `python -m rg evaluate` again")
     classes.check(Classes.of(manifest), "--data", run)
 
     explainer = Explainer.load(run)
@@ -133,16 +142,15 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         heat=HEAT,
         colors=[css(color) for color in colors],
         inks=[css(ink_on(color)) for color in colors],
-        withheld=_selective_rows(metrics["selective"]),
+        withheld=_selective_rows(metrics["selective"], metrics.get("confidence")),
         reliability=_reliability(metrics),
         charts=charts.charts(history),
         quantile_size=(charts.QUANTILE_WIDTH, charts.QUANTILE_HEIGHT),
         answers=ANSWERS,
         chart_size=(charts.WIDTH, charts.HEIGHT),
         settings=_plain(flatten(dataclasses.asdict(config))),
-        data=_plain(_data(record)),
+        data=_plain(_data(record, metrics)),
     )
-    out = out or run / REPORT
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as file:
         file.write(page.encode())
@@ -178,7 +186,7 @@ def _pictures(
         if isinstance(place, int):
             spot = overlays.spotlight(explanation, place, (side, side))
             spots[place].append((data_uri(spot), _label(prediction, manifest)))
-        elif _confirmed(prediction, explanation, manifest):
+        else:
             cards[place].append(_card(prediction, explanation, manifest))
     return cards, spots
 
@@ -190,12 +198,14 @@ def _read_lines(path: Path, verb: str, drop_half_line: bool = False) -> list[dic
         raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
 
 
-def _data(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run was trained on."""
+def _data(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run was trained and measured on."""
+    measured = {f"measured on {name}, sha256": digest for name, digest in metrics.get("shards", UNKNOWN).items()}
     if "data" not in record:
-        return {"data set": "not recorded"}
+        return {"data set": "not recorded"} | measured
     data = record["data"]
-    return {"data set": data["dataset"], "training shards": len(data["shards"])} | flatten(data["options"])
+    trained = {"data set": data["dataset"], "training shards": len(data["shards"])}
+    return trained | measured | flatten(data["options"])
 
 
 def _find_data(metrics: Mapping[str, Any], data: Location | None) -> Manifest:
@@ -219,11 +229,6 @@ def _explain(
         yield crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
 
 
-def _confirmed(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> bool:
-    """Whether the label is that of the evaluation, whose decoder may have rounded an undecided image the other way."""
-    return manifest.multi_label or explanation.label == manifest.classes[prediction["predicted"]]
-
-
 def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> Card:
     size, rival = (CARD_SIDE, CARD_SIDE), explanation.rival
     other, versus = None, []
@@ -234,7 +239,11 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
     else:
         remark = "" if contributions.stands_out(explanation) else NOTHING_STANDS_OUT
     if rival and not manifest.multi_label:
-        other = ("In truth" if showcase.errors(prediction) else "Next", rival.label, rival.probability)
+        measured = manifest.classes[prediction["predicted"]]
+        if explanation.label != measured:
+            remark = UNDECIDED.format(measured)
+        truth = _label(prediction, manifest)
+        other = ("In truth" if rival.label == truth != explanation.label else "Next", rival.label, rival.probability)
         versus = contributions.bars(explanation, BARS, versus_rival=True)
     return Card(
         key=prediction["key"],
@@ -285,6 +294,8 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
         right = round(metrics["accuracy"] * metrics["samples"])
         sample = f"{right} of {metrics['samples']} images; chance: {percent(chance)}"
     unit = "the box" if metrics["evaluation"]["landmark_scale"] == "box" else "the distance between the eyes"
+    measurable = metrics.get("landmark_images", metrics["samples"])  # not in a file of an earlier version
+    unit += f", on {measurable} images" if measurable < metrics["samples"] else ""
     tiles = [
         ("Accuracy", "accuracy", sample),
         ("Mean class accuracy", "mean_class_accuracy", "every class counted once"),
@@ -317,14 +328,22 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _selective_rows(selective: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of what becomes of the answers if some are withheld."""
+def _selective_rows(
+    selective: Mapping[str, Any] | None, confidence: Mapping[str, Any] | None
+) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of what becomes of the answers if some are withheld.
+
+    Args:
+        selective: What metrics.json holds of it; None if nothing was fitted.
+        confidence: On how many images it rests; None in a file of an earlier version.
+    """
     if selective is None:
         return []
+    rests_on = basis(**confidence) if confidence else "on an unknown number of validation images"
     target = percent(selective["target_precision"])
     rows = [
         ("Answers given", "coverage", "Share of the answers that are sure enough, about images with known parts."),
-        ("Right among those", "precision", f"The threshold was chosen on validation images for {target}."),
+        ("Right among those", "precision", f"The target is {target}. Temperature, threshold and limit: {rests_on}."),
         ("Unsure", "unsure", "Share of the answers that are withheld, being below the threshold."),
         ("No known part fits", "unknown", "Of these images, which show what the model knows, so false alarms."),
         ("Area under risk and coverage", "aurc", "Mean error of the n surest answers, over all n; 0 is best."),

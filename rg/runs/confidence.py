@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import numpy as np
+from scipy.special import expit, softmax
+
 from pipelines.files import write_json
+from rg.config import RunConfig
 from rg.runs.folder import CONFIDENCE, has_weights, of_view, read_json
 
 logger = logging.getLogger(__name__)
 
 
 Answer: TypeAlias = Literal["label", "unsure", "unknown"]
+FEWEST_FOR_TEMPERATURE = 50  # a fitted parameter costs 1 / (2 N) nats an image (Akaike, 1974): here a hundredth
+CHANCE, HIGHEST_TARGET = 0.05, 0.99  # see fewest_for_threshold
+LEAST, MOST = float(np.finfo(np.float64).tiny), float(np.nextafter(1, 0))  # of a probability
 
 
 @dataclass(frozen=True)
@@ -29,9 +37,10 @@ class Confidence:
         false_alarms: Share of images with known parts that may be called unknown.
         coverage: Share of the validation answers that were given.
         precision: Share of those that were right; None if none was given.
-        images: Validation images that all of this was fitted on.
+        images: Validation images that all of this was fitted on, but for what ``too_few`` names.
         dataset: Name of their data set.
         weights: sha256 of the weights of the model.
+        shards: Digest of the validation split (``Split.sha256``); None in a file of an earlier version.
     """
 
     temperature: float | None
@@ -44,6 +53,7 @@ class Confidence:
     images: int
     dataset: str
     weights: str
+    shards: str | None = None
 
     def answer(self, probability: float, presence: float) -> Answer:
         """What to say of an image: its label, that the model is unsure, or that it shows nothing known."""
@@ -52,14 +62,76 @@ class Confidence:
         return "label" if probability >= self.least_probability else "unsure"
 
     @property
+    def too_few(self) -> dict[str, int]:
+        """What was not fitted because there were too few images, and how many it takes."""
+        fewest = {
+            "temperature": FEWEST_FOR_TEMPERATURE,
+            "threshold": fewest_for_threshold(self.target_precision),
+            "presence limit": fewest_for_limit(self.false_alarms),
+        }
+        return {name: count for name, count in fewest.items() if self.images < count}
+
+    @property
     def least_probability(self) -> float:
         """Of an answer that is given; infinite if none is to be."""
         return math.inf if self.threshold is None else self.threshold
 
 
+def fewest_for_threshold(target_precision: float) -> int:
+    """Images from which on a share of right answers can be told.
+
+    N answers that are all right show a share of p only if that many would rarely be right by chance were it lower:
+    p^N is at most 5 %. A target above 99 % asks for as many images as 99 %.
+    """
+    return math.ceil(math.log(CHANCE) / math.log(min(target_precision, HIGHEST_TARGET)))
+
+
+def fewest_for_limit(false_alarms: float) -> int:
+    """Images from which on a limit of presence can keep its promise: of N + 1 images one is the least of all.
+
+    That one is called unknown, so the share of false alarms is 1 / (N + 1) at least.
+    """
+    return math.ceil(1 / false_alarms - 1 - 1e-9) if false_alarms else 0
+
+
+def basis(images: int, too_few: Mapping[str, int]) -> str:
+    """How many images a confidence rests on, in words.
+
+    Args:
+        images: See ``Confidence``.
+        too_few: See ``Confidence``.
+    """
+    if not too_few:
+        return f"fitted on {images} validation images"
+    missing = ", ".join(f"{name} (takes {count})" for name, count in too_few.items())
+    return f"{images} validation images, too few for: {missing}"
+
+
+def probabilities(logits: np.ndarray, temperature: float | None, multi_label: bool) -> np.ndarray:
+    """The probabilities of all classes or attributes: the one place where logits become such.
+
+    Args:
+        logits: [N, C], finite.
+        temperature: See ``Confidence``.
+        multi_label: A sigmoid each instead of one softmax.
+
+    Returns:
+        float64 [N, C], neither 0 nor 1: a network is never certain, though rounding may say so.
+    """
+    scaled = logits.astype(np.float64) / (temperature or 1.0)
+    values = expit(scaled) if multi_label else softmax(scaled, axis=1)
+    return values.clip(LEAST, MOST)
+
+
 def write_confidence(path: Path, confidence: Confidence) -> None:
     """Write confidence.json, all or nothing."""
     write_json(path, asdict(confidence))
+
+
+def read_confidence_of_input(run: Path, config: RunConfig) -> Confidence | None:
+    """What was fitted on images as the input of the run says, such as their central square; else that of the run."""
+    other = None if config.evaluation.view == "input" else read_confidence(run, "input")
+    return other or read_confidence(run)
 
 
 def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
@@ -83,4 +155,6 @@ def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
     if not has_weights(run, confidence.weights):
         logger.warning("%s: was fitted with other weights, so probabilities are not calibrated; evaluate again", path)
         return None
+    if confidence.too_few:
+        logger.warning("%s: %s", path, basis(confidence.images, confidence.too_few))
     return confidence

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipelines.files import atomic_write, check_content, sha256, write_json
-from pipelines.shards.manifest import Schema
+from pipelines.shards.manifest import Manifest, Schema
 from rg.config import RunConfig
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
@@ -169,6 +169,27 @@ def check_weights(run: Path, digest: str, verb: str) -> None:
     """
     if not has_weights(run, digest):
         raise ValueError(f"{run}: was trained on since it was measured; run `python -m rg {verb}` again")
+
+
+def check_shards(run: Path, measured: Mapping[str, Any], manifest: Manifest, verb: str) -> None:
+    """Refuse what was measured on other samples than those that are there now.
+
+    Args:
+        run: Run folder.
+        measured: What a file of the run holds under ``shards``: the digest of every split that was read; empty in a
+            file of an earlier version, where nobody knows.
+        manifest: Of the shards that are there now; splits that it lacks are not compared.
+        verb: Of the command line, which measured.
+
+    Raises:
+        ValueError: a split holds other samples.
+    """
+    for name, digest in measured.items():
+        if name in manifest.splits and manifest.split(name).sha256 != digest:
+            raise ValueError(
+                f"--data: expected the {name} split that {run} was measured on, got other shards (sha256 differ); "
+                f"run `python -m rg {verb}` again"
+            )
 
 
 def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:

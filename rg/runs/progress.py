@@ -56,7 +56,7 @@ def image_progress() -> Iterator[Callable[[int, int], None]]:
         if bar.disable and done > first and (now - logged >= LOG_SECONDS or done == total):
             rate = (done - first) / max(now - began, 1e-9)
             eta = tqdm.format_interval((total - done) / rate)
-            logger.info("%d/%d images %.0f img/s eta %s", done, total, rate, eta)
+            logger.info("%d/%d images %.*f img/s eta %s", done, total, 2 if rate < 1 else 0, rate, eta)
             logged = now
 
     with logging_redirect_tqdm(), progress_bar(smoothing=0) as bar:

@@ -310,13 +310,14 @@ class Card {
     }
     const caption = this.find("figcaption");
     if (lit === null) {
-      caption.textContent = "Point at a part, or tap it, here or in the bars: where it is, and what it argued for.";
+      const saw = this.answer.seen < MOSTLY ? `The model saw only ${percent(this.answer.seen, 0)} of the photo. ` : "";
+      caption.textContent = `${saw}Point at a part, or tap it, here or in the bars: where it is, and what it argued for.`;
       return;
     }
     const part = this.answer.parts[lit], { label, rival } = this.answer;
     const side = (value, name) => `${signed(value)} for ${name}`;
     const both = [side(part.contribution, label), ...(rival ? [side(part.rival_contribution, rival.label)] : [])].join(", ");
-    const about = `: ${both}; ${percent(part.attention, 0)} of the attention, ${percent(part.area, 0)} of the photo.`;
+    const about = `: ${both}; ${percent(part.attention, 0)} of the attention, ${percent(part.area, 0)} of what the model saw.`;
     caption.replaceChildren(badge(lit), " ", ...thumb(lit), " ", make("b", "", capital(called(model.parts[lit]))), about);
   }
 

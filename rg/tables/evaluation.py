@@ -6,23 +6,29 @@ from typing import Any
 
 from rg.evaluation.measured import MEASURED, not_measured
 from rg.evaluation.parts import problems
+from rg.explain.numbers import percent
+from rg.runs.confidence import basis
 
 
 def table(result: dict[str, Any]) -> str:
     """The metrics for people: percentages, and a line per part."""
     keys = [metric.key for metric in MEASURED if result.get(metric.key) is not None]
-    percentages = {key: f"{100 * result[key]:.2f} %" for key in keys}
+    percentages = {key: percent(result[key], 2) for key in keys}
     if result["chance"] is not None:
         right = round(result["accuracy"] * result["samples"])
-        percentages["accuracy"] += f" ({right} of {result['samples']} images; chance {100 * result['chance']:.2f} %)"
+        percentages["accuracy"] += f" ({right} of {result['samples']} images; chance {percent(result['chance'], 2)})"
+    if "landmark_error" in percentages and result["landmark_images"] < result["samples"]:
+        percentages["landmark_error"] += f" (on the {result['landmark_images']} images that can tell)"
     rows = [(metric.name, percentages[metric.key]) for metric in MEASURED if metric.key in percentages]
     for name, level in result["levels"].items():
-        rows.append((f"Accuracy by {name.replace('_', '-')}", f"{100 * level['accuracy']:.2f} %"))
-    rows.append(("Calibration error", f"{100 * result['reliability']['ece']:.2f} %"))
+        rows.append((f"Accuracy by {name.replace('_', '-')}", percent(level["accuracy"], 2)))
+    rows.append(("Calibration error", percent(result["reliability"]["ece"], 2)))
     if result["temperature"] is not None:
         error, temperature = result["calibrated_reliability"]["ece"], result["temperature"]
-        rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {100 * error:.2f} % at temperature {temperature:.2f}")
+        rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {percent(error, 2)} at temperature {temperature:.2f}")
     rows += _selective_rows(result)
+    if result["confidence"]:
+        rows.append(("Confidence", basis(**result["confidence"])))
     lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
     if result["damaged"]:
         lines[0] += f", {result['damaged']} more are damaged and left out"
@@ -42,10 +48,10 @@ def _selective_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     selective = result["selective"]
     if selective is None:
         return []
-    shares = {name: f"{100 * selective[name]:.2f} %" for name in ("coverage", "unsure", "unknown", "aurc")}
+    shares = {name: percent(selective[name], 2) for name in ("coverage", "unsure", "unknown", "aurc")}
     given = "none"
     if selective["precision"] is not None:
-        given = f"{shares['coverage']}, {100 * selective['precision']:.2f} % of them right"
+        given = f"{shares['coverage']}, {percent(selective['precision'], 2)} of them right"
     return [
         ("Answers given", f"{given} (target {100 * selective['target_precision']:g} %)"),
         ("Unsure, no known part fits", f"{shares['unsure']}, {shares['unknown']}"),
@@ -58,7 +64,7 @@ def _baseline_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     names = {"cam": "CAM", "grad_cam": "Grad-CAM", "guided_grad_cam": "Guided Grad-CAM"}
     errors = {f"Pointing error, {names[key]}": error for key, error in result["pointing_errors"].items()}
     errors["Landmark error, DFF"] = result["dff_landmark_error"]
-    return [(name, "not measured" if error is None else f"{100 * error:.2f} %") for name, error in errors.items()]
+    return [(name, "not measured" if error is None else percent(error, 2)) for name, error in errors.items()]
 
 
 def _part_lines(result: dict[str, Any]) -> list[str]:
@@ -66,11 +72,16 @@ def _part_lines(result: dict[str, Any]) -> list[str]:
     names = [part["name"] if part["name"] != f"part {part['part']}" else "" for part in result["parts"]]
     width = max(len(part["state"]) for part in result["parts"])
     header = f"{'state':<{width}}  {'name' if any(names) else ''}".rstrip()
-    lines.append("  part  occurrence  present  prior distance  attention  area    kind        " + header)
+    lines.append("  part  occurrence   present  prior distance  attention      area  kind        " + header)
     for part, name in zip(result["parts"], names, strict=True):
+        present, area, kind = (
+            percent(part["on"]),
+            percent(part["area"]),
+            "background" if part["background"] else "object",
+        )
         lines.append(
-            f"  {part['part']:>4}  {part['occurrence']:>10.3f}  {part['on']:>7.1%}  {part['prior_distance']:>14.3f}  "
-            f"{part['attention']:>9.3f}  {part['area']:>6.1%}  {'background' if part['background'] else 'object':<10}  "
+            f"  {part['part']:>4}  {part['occurrence']:>10.3f}  {present:>8}  {part['prior_distance']:>14.3f}  "
+            f"{part['attention']:>9.3f}  {area:>8}  {kind:<10}  "
             f"{part['state']:<{width}}  {name}".rstrip()
         )
     if any(part["background"] for part in result["parts"]):

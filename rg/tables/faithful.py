@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rg.attribution.methods import BASELINES, KINDS, NAMES
+from rg.explain.numbers import percent
 from rg.runs.folder import FAITHFUL, check_weights, read_json
 from rg.tables.grid import render_markdown, render_text
 
@@ -46,7 +47,7 @@ COLUMNS = (
     Column("distractibility", "distractibility", percent=True, removal=True),
     Column("outside", "outside", low=True, percent=True, removal=True),
 )
-SAME = ("dataset", "split", "samples", "protocol", "removal")  # of results that share a table
+SAME = ("dataset", "split", "shards", "samples", "protocol", "removal")  # of results that share a table
 CURVES = "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image"
 STABILITY = "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further"
 REMOVAL = (
@@ -68,8 +69,9 @@ def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
         result = read_json(run / FAITHFUL, "models", *SAME)
         check_weights(run, result["models"][0]["weights"], "faithful")
         for name in SAME:
-            if results and result[name] != results[0][name]:
-                raise ValueError(f"{run}: expected {name} as in {runs[0]}, {results[0][name]}, got {result[name]}")
+            expected = results[0].get(name) if results else None  # an earlier version did not name the shards
+            if expected and result.get(name, expected) != expected:
+                raise ValueError(f"{run}: expected {name} as in {runs[0]}, {expected}, got {result[name]}")
         results.append(result)
     return results
 
@@ -106,7 +108,7 @@ def render(results: Sequence[Mapping[str, Any]], form: str) -> str:
 
 def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
     number = f", {len(models)} runs" if len(models) > 1 else ""
-    accuracy = _figure([model["accuracy"] for model in models], percent=True)
+    accuracy = _figure([model["accuracy"] for model in models], share=True)
     return f"{KINDS[kind]} ({recipe}{number}): accuracy on these images {accuracy}"
 
 
@@ -134,15 +136,15 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """What else there is to say of a model, in lines."""
     lines = [f"{NAMES[key]}: not defined, {why}" for key, why in models[0]["undefined"].items()]
     ends = ("image", "grey", "blurred")
-    probabilities = [f"{end} {_figure([model['probability'][end] for model in models], percent=True)}" for end in ends]
+    probabilities = [f"{end} {_figure([model['probability'][end] for model in models], share=True)}" for end in ends]
     lines.append(f"probability of the class: {', '.join(probabilities)}")
     if "background_independence" in models[0]:
-        independent = _figure([model["background_independence"] for model in models], percent=True)
+        independent = _figure([model["background_independence"] for model in models], share=True)
         lines.append(f"without the scenery the class stays in {independent} of the images")
     covering = [model["covering"] for model in models if model.get("covering")]
     if covering:
         fall, others, most, chance = (
-            _figure([parts[name] for parts in covering], percent=name in ("most", "chance"))
+            _figure([parts[name] for parts in covering], share=name in ("most", "chance"))
             for name in ("fall", "others", "most", "chance")
         )
         lines.append(
@@ -157,12 +159,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _figure(values: Sequence[float | None], percent: bool = False) -> str:
+def _figure(values: Sequence[float | None], share: bool = False) -> str:
     """Mean ± standard deviation, a dash if nothing was measured."""
     mean = _mean(values)
     if mean is None:
         return "-"
-    scale, decimals, unit = (100, 1, " %") if percent else (1, 3, "")
+    scale, decimals, unit = (100, 1, " %") if share else (1, 3, "")
     known = [scale * value for value in values if value is not None]
-    spread = f" ± {statistics.stdev(known):.{decimals}f}" if len(known) > 1 else ""
-    return f"{scale * mean:.{decimals}f}{spread}{unit}"
+    if len(known) > 1:
+        return f"{scale * mean:.{decimals}f} ± {statistics.stdev(known):.{decimals}f}{unit}"
+    return percent(mean) if share else f"{mean:.3f}"

@@ -48,6 +48,7 @@ class Run:
         commit: Of the code that trained it, ``-dirty`` if files differed from it; None if that is not known.
         changed: What is not as in the recipe: settings with both values, and weights that were imported.
         weights: SHA-256 of the weights that were measured.
+        shards: SHA-256 of the split that they were measured on; None if that is not known.
     """
 
     folder: str
@@ -56,6 +57,7 @@ class Run:
     commit: str | None
     changed: tuple[str, ...]
     weights: str
+    shards: str | None = None
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ PAPER = (
             _ours("w/o regularization", "mini_inat_no_prior", (None, ACC), (None, LANDMARKS), (None, POINTING)),
             _ours("full model", "mini_inat", (None, ACC), (None, LANDMARKS), (None, POINTING)),
         ), ("Nothing is published of the creatures, which come with this program.",
-            "Landmark error: of the box; of the image for flowers, which have none.",),
+            "Landmark error: of the box. Flowers have none, so they do not count.",),
     ),
 )  # fmt: skip
 DATASETS = {row.recipe: table.dataset for table in PAPER for row in table.rows if row.recipe}
@@ -247,7 +249,7 @@ def tables(runs: Sequence[Path]) -> list[Table]:
 
     Raises:
         ValueError: a run was not evaluated, or was trained on since; fills no row; was trained or measured on other
-            data; is given twice; or has other settings than another of its row.
+            data; is given twice; or has other settings or test images than another of its row.
     """
     measured = [pair for run in runs for pair in _read_all(run)]
     for (run, _), (other, _) in itertools.combinations(measured, 2):
@@ -255,6 +257,8 @@ def tables(runs: Sequence[Path]) -> list[Table]:
             continue
         if run.weights == other.weights:
             raise ValueError(f"{other.folder}: has the weights of {run.folder}; a run counts once")
+        if None not in (run.shards, other.shards) and run.shards != other.shards:
+            raise ValueError(f"{other.folder}: expected to be measured on the shards of {run.folder}, got others")
         if settings := {*run.changed} ^ {*other.changed}:
             differing = "; ".join(sorted(settings))
             raise ValueError(f"{other.folder}: expected the settings of {run.folder}, in one row with it: {differing}")
@@ -306,7 +310,8 @@ def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
         if name not in NO_EFFECT
     ]
     commit = record.get("environment", {}).get("commit")
-    return Run(str(folder), recipe, view, commit, tuple(changed), metrics["weights"]), metrics
+    shards = metrics.get("shards", {}).get(SPLIT)
+    return Run(str(folder), recipe, view, commit, tuple(changed), metrics["weights"], shards), metrics
 
 
 def _circumstances(folder: Path, config: RunConfig, metrics: Mapping[str, Any], imported: bool) -> list[str]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipelines import plan
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Loader
-from pipelines.files import owned_folder, write_json
+from pipelines.files import check_folder, owned_folder, write_json
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten
@@ -133,6 +133,7 @@ def _set_up(
 ) -> Loop:
     """Everything up to the first step; the run folder is that of this run alone until ``owned`` is closed."""
     ranks = group.ranks
+    group.together(lambda: check_folder(out, "--out"))
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes.of(manifest)
     deepspeed_settings = group.together(lambda: read_settings(deepspeed) if deepspeed else {})

@@ -169,6 +169,15 @@ def test_what_does_not_go_together_is_refused(runs, data, tmp_path, capsys):
             Protocol(**{name: 0})
 
 
+def test_runs_that_were_measured_on_different_images_share_no_table(measured, runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    write_json(run / "faithful.json", {name: value for name, value in measured.items() if name != "shards"})
+    assert len(read([runs[0], run])) == len(read([run, runs[0]])) == 2  # of an earlier version: nobody knows
+    write_json(run / "faithful.json", measured | {"shards": {"test": "0" * 64}})
+    with pytest.raises(ValueError, match="expected shards as in"):
+        read([runs[0], run])
+
+
 def test_runs_that_were_measured_in_different_ways_share_no_table(measured, runs, data, tmp_path):
     run = shutil.copytree(runs[1], tmp_path / "run")
     faithful(run, data, protocol=dataclasses.replace(SHORT, images=1))

@@ -6,11 +6,21 @@ import json
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
+from scipy.stats import binom
 from sklearn.metrics import precision_score
 
 from rg.evaluation.confidence import choose_threshold, fit_confidence, presence_limit, selective_metrics
-from rg.runs.confidence import Confidence, read_confidence, write_confidence
+from rg.explain.numbers import percent
+from rg.runs.confidence import (
+    Confidence,
+    basis,
+    fewest_for_limit,
+    fewest_for_threshold,
+    probabilities,
+    read_confidence,
+    write_confidence,
+)
 from rg.runs.folder import WEIGHTS
 
 SOME = Confidence(0.5, 0.75, 0.2, 0.95, 0.01, 0.5, 0.97, 100, "birds", "0" * 64)
@@ -129,18 +139,82 @@ def test_attributes_are_decisions_of_their_own():
 
 def test_answers_that_are_all_right_give_no_temperature(caplog):
     """The best temperature would be zero: any other makes right answers less certain."""
-    found = fit_confidence(9 * np.eye(3, 4), np.arange(3), None, 0.95, 0.01, "birds", "weights")
+    found = fit_confidence(
+        np.tile(9 * np.eye(3, 4), (20, 1)), np.tile(range(3), 20), None, 0.95, 0.01, "birds", "weights"
+    )
     assert (found.temperature, found.threshold, found.coverage, found.precision) == (None, 0, 1, 1)
     assert "no temperature" in caplog.text
 
 
 def test_answers_that_are_never_right_give_no_threshold(caplog):
-    found = fit_confidence(np.eye(3), np.array([1, 2, 0]), np.ones(3), 0.95, 0, "birds", "weights")
+    logits, labels = np.tile(np.eye(3), (20, 1)), np.tile([1, 2, 0], 20)
+    found = fit_confidence(logits, labels, np.ones(60), 0.95, 0, "birds", "weights")
     assert (found.threshold, found.presence_limit, found.coverage, found.precision) == (None, None, 0, None)
     assert "no threshold" in caplog.text
     assert found.answer(1.0, 1.0) == "unsure"
     measured = selective_metrics(found, np.eye(3), np.arange(3), np.ones(3))
     assert (measured["coverage"], measured["precision"], measured["unsure"]) == (0, None, 1)
+
+
+@pytest.mark.parametrize("target,enough", [(0.95, 59), (0.9, 29), (0.5, 5), (0.99, 299), (0.999, 299), (1.0, 299)])
+def test_so_many_right_answers_in_a_row_are_rarely_chance(target, enough):
+    """The binomial distribution: all of N right, though only a share of the target is."""
+    assert fewest_for_threshold(target) == enough
+    assert binom.pmf(enough, enough, min(target, 0.99)) <= 0.05 < binom.pmf(enough - 1, enough - 1, min(target, 0.99))
+
+
+@pytest.mark.parametrize("false_alarms,enough", [(0.01, 99), (0.05, 19), (0.5, 1), (0.3, 3), (0, 0)])
+def test_the_least_of_so_many_is_within_the_false_alarms(false_alarms, enough):
+    assert fewest_for_limit(false_alarms) == enough
+    assert false_alarms == 0 or 1 / (enough + 1) <= false_alarms * (1 + 1e-9)
+    assert false_alarms == 0 or 1 / enough > false_alarms
+
+
+@pytest.mark.parametrize(
+    "images,too_few",
+    [
+        (49, {"temperature": 50, "threshold": 59, "presence limit": 99}),
+        (58, {"threshold": 59, "presence limit": 99}),
+        (98, {"presence limit": 99}),
+        (99, {}),
+    ],
+)
+def test_nothing_is_fitted_on_too_few_images(images, too_few, caplog):
+    logits, labels = draw(images)
+    presence = np.random.default_rng(5).random(images)
+    found = fit_confidence(3 * logits, labels, presence, 0.95, 0.01, "birds", "weights")
+    assert (found.images, found.too_few) == (images, too_few)
+    assert (found.temperature is None) == ("temperature" in too_few)
+    assert (found.presence_limit is None) == ("presence limit" in too_few)
+    assert (found.threshold == 0) == ("threshold" in too_few)
+    if too_few:
+        assert f"{images} validation images, too few for: " in caplog.text
+        assert "presence limit (takes 99)" in basis(images, too_few)
+    else:
+        assert not caplog.text
+        assert basis(images, too_few) == "fitted on 99 validation images"
+    if "threshold" in too_few and "presence limit" in too_few:
+        assert found.answer(1e-3, 0.0) == "label"  # nothing is withheld for a reason that nobody knows
+
+
+def test_an_older_file_of_few_images_says_so(tmp_path, caplog):
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    older = dataclasses.asdict(dataclasses.replace(SOME, images=9, weights=hashlib.sha256(b"weights").hexdigest()))
+    del older["shards"]
+    (tmp_path / "confidence.json").write_text(json.dumps(older))
+    assert read_confidence(tmp_path).shards is None
+    assert "9 validation images, too few for: temperature (takes 50), threshold (takes 59)" in caplog.text
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_probabilities_are_those_of_scipy_and_never_certain(multi_label):
+    logits = np.random.default_rng(6).normal(size=(50, 4)).astype(np.float32)
+    expected = expit(logits / 0.7) if multi_label else softmax(logits.astype(float) / 0.7, axis=1)
+    np.testing.assert_allclose(probabilities(logits, 0.7, multi_label), expected, rtol=1e-6)
+    np.testing.assert_allclose(probabilities(logits, None, multi_label).argmax(1), logits.argmax(1))
+    saturated = probabilities(np.array([[9e4, -9e4, 0, 1]], np.float32), None, multi_label)
+    assert 0 < saturated.min() < saturated.max() < 1
+    assert (percent(saturated.max()), percent(saturated.min())) == ("> 99.9 %", "< 0.1 %")
 
 
 def test_a_file_of_other_weights_is_not_used(tmp_path, caplog):

@@ -1,11 +1,13 @@
 """Evaluation of a run on annotated data, against a second computation that shares only the model with it."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from rg.config import BackboneConfig, EvaluationConfig, GroupingConfig, HeadConf
 from rg.evaluation.evaluate import evaluate
 from rg.evaluation.measured import MEASURED, not_measured
 from rg.evaluation.parts import shows
+from rg.evaluation.tally import Answers
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs.folder import Classes, load_model, save_config, save_weights
 from rg.runs.part_names import read_parts
@@ -41,6 +44,8 @@ CONFIG = RunConfig(
     ),
     input=InputConfig(short_side=72, crop=64, test_short_side=SHORT_SIDE, test_crop=CROP),
 )
+
+SETTINGS = EvaluationConfig(target_precision=0.85, false_alarms=0.05)  # 24 validation images can tell so much
 
 
 def images(samples):
@@ -74,7 +79,7 @@ def run(small_birds, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(run, small_birds):
-    return evaluate(run, small_birds, "test", 7, "cpu")
+    return evaluate(run, small_birds, "test", 7, "cpu", SETTINGS)
 
 
 @dataclasses.dataclass
@@ -130,6 +135,17 @@ def test_accuracy(run, result, tested):
     written = lines(run)
     assert [written[sample.key]["predicted"] for sample in tested.samples] == predicted.tolist()
     assert [written[sample.key]["label"] for sample in tested.samples] == labels.tolist()
+
+
+def test_what_was_measured_names_what_it_was_measured_on(run, result, small_birds):
+    manifest = json.loads((small_birds / "manifest.json").read_text())
+    for split, digest in result["shards"].items():
+        sums = [sha256(small_birds / f"{shard['name']}.tar") for shard in manifest["splits"][split]["shards"]]
+        assert digest == hashlib.sha256("".join(sums).encode()).hexdigest()
+    assert set(result["shards"]) == {"train", "val", "test"} & set(manifest["splits"])
+    assert (result["weights"], result["predictions"]) == tuple(
+        sha256(run / name) for name in ("model.safetensors", "predictions.jsonl")
+    )
 
 
 def test_pointing_error(run, result, tested):
@@ -272,8 +288,10 @@ def test_confidence_is_fitted_on_the_validation_split(run, result, small_birds, 
 
     assert (written["images"], written["dataset"], written["weights"]) == (24, "birds", result["weights"])
     assert written["presence_limit"] == pytest.approx(presence(validated.output).min())
-    assert written["temperature"] == result["temperature"]
-    assert (written["target_precision"], written["false_alarms"]) == (0.95, 0.01)
+    assert written["temperature"] is result["temperature"] is None
+    assert result["confidence"] == {"images": 24, "too_few": {"temperature": 50}}
+    assert "24 validation images, too few for: temperature (takes 50)" in table(result)
+    assert (written["target_precision"], written["false_alarms"]) == (0.85, 0.05)
     known = presence(tested.output) > written["presence_limit"] - 1e-6
     probability = torch.softmax(tested.output.logits.double() / (written["temperature"] or 1), 1).numpy().max(1)
     given = known & (probability >= (np.inf if written["threshold"] is None else written["threshold"]))
@@ -285,12 +303,34 @@ def test_confidence_is_fitted_on_the_validation_split(run, result, small_birds, 
     assert found["precision"] == (pytest.approx(right[given].mean()) if given.any() else None)
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_probabilities_of_predictions_are_those_of_explain(small_birds, temperature):
+    """Of saturated logits, too: a probability is never 1."""
+    logits = torch.tensor([[2.0, 0, 0, 1], [0, 900, 0, 0], [1, 1, 3, 2]])
+    answers = Answers(
+        Manifest.load(small_birds), keys=["a", "b", "c"], labels=[torch.tensor([0, 1, 2])], logits=[logits]
+    )
+    written = list(answers.predictions(temperature))
+    expected = torch.softmax(logits.double() / (temperature or 1), 1).amax(1).tolist()
+    assert [line["probability"] for line in written] == pytest.approx(expected)
+    assert all(0 < line["probability"] < 1 for line in written)
+    assert [(line["key"], line["predicted"]) for line in written] == [("a", 0), ("b", 1), ("c", 2)]
+
+
+def test_logits_that_are_not_finite_end_it_with_the_first_of_them(small_birds):
+    answers = Answers(Manifest.load(small_birds))
+    batch = SimpleNamespace(keys=["a", "b"], labels=torch.zeros(2))
+    answers.answer(batch, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"^b: the model gives logits that are not finite"):
+        answers.answer(batch, torch.tensor([[0.0, 1], [0, torch.nan]]))
+
+
 def test_names_and_kinds_of_parts_are_those_that_people_gave(run, small_birds, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     before = json.loads((run / "metrics.json").read_text())["parts"]
     said = {"1": "crown", "2": {"background": not before[2]["background"]}}
     (copy / "part_names.json").write_text(json.dumps(said))
-    result = evaluate(copy, small_birds, "val", device="cpu")
+    result = evaluate(copy, small_birds, "val", device="cpu", settings=SETTINGS)
     assert [part["name"] for part in result["parts"]] == ["part 0", "crown", "part 2", "part 3"]
     flipped = [part["background"] != was["background"] for part, was in zip(result["parts"], before, strict=True)]
     assert flipped == [False, False, True, False]
@@ -353,7 +393,7 @@ def test_the_table_says_what_was_measured(run, result):
     background = any(part["background"] for part in result["parts"])
     assert ("background: surroundings, or parts that hardly count" in text) is background
     (last,) = [line for line in text.splitlines() if re.match(rf" +{K - 1}  ", line)]
-    assert re.search(r"^ +Answers given +(none|[\d.]+ %.*) \(target 95 %\)$", text, re.MULTILINE)
+    assert re.search(r"^ +Answers given +(none|[\d.]+ %.*) \(target 85 %\)$", text, re.MULTILINE)
     assert last.split()[:2] == [str(K - 1), f"{result['parts'][-1]['occurrence']:.3f}"]
 
 
@@ -362,7 +402,9 @@ def test_evaluating_again_writes_the_same(run, result, small_birds):
     assert json.loads(written[0]) == result
     assert result["weights"] == sha256(run / "model.safetensors")
     assert (result["dataset"], result["split"]) == ("birds", "test")
-    assert evaluate(run, small_birds, batch_size=7, device="cpu") == result  # test is the split by default
+    assert (
+        evaluate(run, small_birds, batch_size=7, device="cpu", settings=SETTINGS) == result
+    )  # test is the split by default
     assert [(run / name).read_bytes() for name in ("metrics.json", "predictions.jsonl")] == written
 
 

@@ -390,8 +390,11 @@ def test_save_and_to_dict(explainer, tmp_path):
 
 def test_an_explanation_is_printed_in_a_line(explainer):
     explanation = explainer.explain(noise(64, 64))
-    expected = f"Explanation(label={explanation.label!r}, probability={explanation.probability:.4g}, parts=4)"
+    expected = f"Explanation(label={explanation.label!r}, probability={100 * explanation.probability:.1f} %, parts=4)"
     assert repr(explanation) == expected
+    sure = dataclasses.replace(explanation, probability=1 - 1e-12)
+    assert "probability=> 99.9 %" in repr(sure)
+    assert ", &gt; 99.9 %: the parts" in sure._repr_html_()
     assert "array" not in repr(explanation.parts)
 
 

@@ -22,7 +22,7 @@ from pipelines.files import locked, sha256
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain.explainer import Explainer
 from rg.explain.files import explain_files
-from rg.explain.image_files import name_each
+from rg.explain.image_files import distinct_names, name_each
 from rg.model.region_grouping import RegionGroupingModel
 from rg.pages import gallery
 from rg.runs.confidence import Confidence, write_confidence
@@ -37,6 +37,18 @@ CONFIG = RunConfig(
     input=InputConfig(short_side=64, crop=64),
 )
 OF_THE_FILE = ("truth", "name", "picture", "bytes", "modified")
+
+
+@given(st.lists(st.lists(st.sampled_from("ab\udc80"), min_size=1, max_size=4).map("/".join), unique=True, max_size=9))
+def test_names_for_people_are_the_shortest_ends_that_are_apart(paths):
+    names = distinct_names(map(Path, paths))
+    assert len(set(names.values())) == len(names) == len(paths)
+    for path, name in names.items():
+        text = str(path).replace("\udc80", "\ufffd")
+        assert text == name or text.endswith(f"/{name}")
+        shorter = name.partition("/")[2]
+        others = [str(other).replace("\udc80", "\ufffd") for other in names if other != path]
+        assert not shorter or any(other == shorter or other.endswith(f"/{shorter}") for other in others)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +145,37 @@ def test_what_is_written(run, photos, tmp_path, caplog):
     assert "3 images explained" in caplog.text
     assert "1 left out" in caplog.text
     assert f"{photos / 'wren' / 'bird.jpg'}: " in caplog.text
+
+
+def test_what_the_model_did_not_see_is_told(run, tmp_path, caplog):
+    """Of a panorama 10:1 the middle 4:1 is looked at in the whole view, and less than a square in the other."""
+    Image.new("RGB", (1000, 100), "teal").save(tmp_path / "panorama.png")
+    Image.new("RGB", (120, 100), "teal").save(tmp_path / "photo.png")
+    for view, shares in (("whole", (0.4, 1.0)), ("crop", (0.1, 100 / 120))):
+        caplog.clear()
+        out = tmp_path / view
+        explain_files(
+            run, [tmp_path / "panorama.png", tmp_path / "photo.png"], out, view=view, write_page=gallery.write
+        )
+        told = [line["seen"] for line in lines(out)]
+        assert told == pytest.approx(shares)
+        assert caplog.text.count("of the image") == 1
+        assert "panorama.png: wren" in caplog.text or "panorama.png: robin" in caplog.text
+        assert f"saw {100 * shares[0]:.0f} % of the image" in caplog.text
+        assert "of 1 images the model saw less than 75 %" in caplog.text
+        page = (out / "gallery.html").read_text()
+        assert "Of 1 images the model saw less than 75\N{NO-BREAK SPACE}%" in page
+    explanation = rg.load(run).explain(tmp_path / "panorama.png", view="crop")
+    assert (explanation.seen, explanation.to_dict()["seen"]) == pytest.approx((0.1, 0.1))
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_the_first_image(run, photos, tmp_path, seen):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"^--out: expected a folder, but .*file is a file$"):
+        explain_files(run, [photos], tmp_path / "file" / "below")
+    with pytest.raises(ValueError, match=r"^--out: expected names of at most 255 bytes, got x{300}$"):
+        explain_files(run, [photos], tmp_path / ("x" * 300) / "below")
+    assert not seen
 
 
 @pytest.mark.parametrize("kind", ["png", "none"])

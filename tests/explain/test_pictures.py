@@ -280,8 +280,9 @@ def test_panel_says_when_the_label_is_withheld(answer, words, monkeypatch):
     written = []
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *arguments, **_: written.append(arguments[2]))
     pictures.panel(dataclasses.replace(explanation(), answer=answer))
-    (line,) = [text for text in written if f"{explanation().probability:.1%}" in text]
-    assert line.startswith(f"{words}{explanation().probability:.1%}")
+    probability = f"{100 * explanation().probability:.1f} %"
+    (line,) = [text for text in written if probability in text]
+    assert line.startswith(f"{words}{probability}")
 
 
 def test_a_white_photo_ends_somewhere():

@@ -73,7 +73,7 @@ def rows(page):
 
 def test_an_evaluated_run(tmp_path):
     page = card(make_run(tmp_path, metrics=METRICS))
-    assert "On 480 images of the split test of birds." in page
+    assert "On 480 images of the split test of birds (of an earlier version, so which ones is unknown)." in page
     cells = rows(page)
     assert [cells[name][0] for name in ("Accuracy", "Landmark error")] == ["99.17 %", "6.91 %"]
     assert [cells[name][0] for name in ("Pointing-game error", "NMI on part maps")] == ["not measured"] * 2
@@ -81,6 +81,11 @@ def test_an_evaluated_run(tmp_path):
     assert cells["Temperature"][0] == "1.237"
     assert cells["Calibration error at that temperature"][0] == "1.23 %"
     assert "not divided by a temperature" in page
+
+
+def test_the_images_that_were_measured_are_named(tmp_path):
+    page = card(make_run(tmp_path, metrics=METRICS | {"shards": {"test": "0" * 64, "train": "1" * 64}}))
+    assert f"On 480 images of the split test of birds (sha256 {'0' * 64})." in page
 
 
 def test_what_the_run_says_stands_there(tmp_path):

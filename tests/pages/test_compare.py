@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ import torch
 from PIL import Image, ImageColor
 
 import rg
+from pipelines.files import sha256
 from rg.cli.main import main
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain.colors import HEAT
 from rg.model.build import build_model
+from rg.pages import compare as compare_module
 from rg.pages.compare import compare
 from rg.pages.heat_maps import Cell, Strip, overlay, sheet
 from rg.pages.numbers import signed
+from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import Classes, save_config, save_weights
 
 NAMES = ("wren", "<robin>", "jay & co")
@@ -71,7 +75,7 @@ def compared(runs, photos, tmp_path_factory):
 
 def test_a_folder_of_pictures_a_page_and_a_record_are_written(compared):
     assert sorted(path.name for path in compared.iterdir()) == [
-        "compare.html", "compare.json", "tall_b_.png", "wide.png",
+        "compare.html", "compare.json", "compare.jsonl", "tall_b_.png", "wide.png",
     ]  # fmt: skip
 
 
@@ -97,6 +101,80 @@ def test_labels_are_those_of_explain(compared, runs):
         explanation = rg.load(runs[0]).explain(image["file"], view="crop")
         assert image["answers"][0]["label"] == explanation.label
         assert image["answers"][0]["probability"] == pytest.approx(explanation.probability, abs=1e-5)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Integrated Gradients in one step."""
+    monkeypatch.setattr(compare_module, "STEPS", 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_probabilities_and_answers_are_those_of_explain_with_its_confidence(runs, photos, tmp_path):
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    fitted = Confidence(3.0, 0.9, None, 0.95, 0.01, 0.5, 0.9, 200, "birds", weights=sha256(run / "model.safetensors"))
+    write_confidence(run / "confidence.json", fitted)
+    compare(run, [photos / "wide.png"], tmp_path / "out")
+    (image,) = json.loads((tmp_path / "out" / "compare.json").read_text())["images"]
+    explanation = rg.load(run).explain(image["file"], view="crop")
+    (answer,) = image["answers"]
+    assert (answer["label"], answer["answer"]) == (explanation.label, explanation.answer) == (answer["label"], "unsure")
+    assert answer["probability"] == pytest.approx(explanation.probability, abs=1e-6)
+    other = rg.load(runs[0]).explain(image["file"], view="crop").probability
+    assert answer["probability"] != pytest.approx(other, abs=1e-3)
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert f"{100 * answer['probability']:.1f}\N{NO-BREAK SPACE}%, unsure" in page
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_compared_already_is_kept(runs, photos, tmp_path, monkeypatch, caplog):
+    """A run that stops half-way has written what it did, and the next one does the rest only."""
+    out = tmp_path / "out"
+    judge, judged = compare_module._judge, []
+
+    def stopping(side, named, image):
+        if len(judged) == stop:
+            raise KeyboardInterrupt
+        judged.append(image.size)
+        return judge(side, named, image)
+
+    monkeypatch.setattr(compare_module, "_judge", stopping)
+    caplog.set_level("INFO")
+    stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        compare(runs[0], [photos], out)
+    assert sorted(path.name for path in out.iterdir()) == ["compare.jsonl", "tall_b_.png"]
+    with (out / "compare.jsonl").open("ab") as file:
+        file.write(b'{"file": "half')
+    stop = 2
+    compare(runs[0], [photos], out)
+    assert judged == [(90, 130), (200, 80)]
+    assert "1 of 2 images are compared already" in caplog.text
+    assert "2/2 images" in caplog.text
+    record = json.loads((out / "compare.json").read_text())
+    assert [Path(image["file"]).name for image in record["images"]] == ["tall & <b>.png", "wide.png"]
+    assert (out / "compare.html").read_text().count("<tr>") == 2 + 2
+    stop = 3  # other images have other factors, so nothing is kept
+    compare(runs[0], [photos / "wide.png"], out)
+    assert judged[2:] == [(200, 80)]
+
+
+@pytest.mark.usefixtures("quick")
+def test_files_of_one_name_are_told_apart(runs, photos, tmp_path):
+    """Also by the name of a folder that is no text, in place of which a page shows a mark."""
+    for place in ("a", "caf\udce9"):
+        (tmp_path / place).mkdir()
+        shutil.copy(photos / "wide.png", tmp_path / place / "IMG_0001.png")
+    compare(runs[0], [tmp_path / "a", tmp_path / "caf\udce9"], tmp_path / "out")
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert [page.count(f">{place}/IMG_0001.png</p>") for place in ("a", "caf\ufffd")] == [1, 1]
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_compared(runs, photos, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"^--out: expected a folder, but .*file is a file$"):
+            compare(runs[0], [photos], out)
 
 
 def test_peaks_are_pixels_of_the_photo_inside_of_what_the_models_see(compared):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rg.explain.contributions import NOTABLE
+from rg.explain.facts import MOSTLY
 from rg.pages import numbers
 from rg.pages.numbers import percent, signed
 from rg.pages.scripts import script
@@ -22,6 +23,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --dump-dom"
 RESULTS = """JSON.stringify({
   notable: NOTABLE,
+  mostly: MOSTLY,
   signed: LOGITS.map(signed),
   percent: SHARES.map((share) => percent(share)),
   digits: [0, 1, 2, 3].map((digits) => SHARES.map((share) => percent(share, digits))),
@@ -82,7 +84,7 @@ def in_browser(program, folder):
 def test_a_browser_writes_what_python_writes(execute, tmp_path):
     program = f"{SCRIPT}const LOGITS = {json.dumps(LOGITS)}, SHARES = {json.dumps(SHARES)};\n"
     results = execute(program, tmp_path)
-    assert results["notable"] == NOTABLE
+    assert (results["notable"], results["mostly"]) == (NOTABLE, MOSTLY)
     assert list(zip(LOGITS, results["signed"], strict=True)) == [(value, signed(value)) for value in LOGITS]
     assert list(zip(SHARES, results["percent"], strict=True)) == [(share, percent(share)) for share in SHARES]
     for digits, texts in enumerate(results["digits"]):

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -387,6 +388,22 @@ def test_mistakes_name_the_truth_and_its_probability(run, page):
     assert f"Most of what spoke for it: part {best.index} (+{best.contribution:.2f})" in mistakes
 
 
+def test_an_image_that_a_decoder_tips_is_shown_and_said_to_be(copy):
+    """As many mistakes as are counted: none goes because the explanation names another class than the evaluation."""
+    predictions = lines(copy / "predictions.jsonl")
+    first, *rest = predictions
+    tipped = first | {"predicted": (first["predicted"] + 1) % 4, "label": first["predicted"], "probability": 1 - 1e-9}
+    right = [one | {"label": one["predicted"]} for one in rest]
+    (copy / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (tipped, *right)))
+    page = Reader(report(copy).read_text())
+    assert page.count("article", "mistake") == 1
+    mistakes = re.sub(r"\s+", " ", page.section("Mistakes"))
+    assert "1 of 24 images have a wrong label" in mistakes
+    name = " ".join(NAMES[tipped["predicted"]].split())
+    assert f"Evaluation named {name}. The image is so undecided" in mistakes
+    assert "In truth" not in mistakes  # the explanation names the truth
+
+
 def test_no_part_is_named_where_none_stands_out(run, monkeypatch, tmp_path):
     monkeypatch.setattr("rg.explain.contributions.NOTABLE", 1e9)
     text = Reader(report(run, out=tmp_path / "page.html").read_text()).text
@@ -615,6 +632,25 @@ def test_cards_say_why_not_another_class(run, page):
         name = " ".join(NAMES[label].split())
         assert f"In truth: {name}" in mistakes
         assert f"Why not {name}" in mistakes
+
+
+def test_figures_of_other_images_are_refused(copy, run):
+    """Shards that were made anew may have the same keys: pictures of one set would stand beside figures of another."""
+    manifest = Manifest.load(run.parent / "data")
+    digest = hashlib.sha256("".join(shard.sha256 for shard in manifest.splits["test"].shards).encode()).hexdigest()
+    assert "unknown, evaluated by an earlier version" in report(copy).read_text()
+    edit(
+        copy / "metrics.json",
+        shards={"test": digest, "train": "0" * 64},
+        predictions=sha256(copy / "predictions.jsonl"),
+    )
+    assert digest in report(copy).read_text()
+    edit(copy / "metrics.json", shards={"test": "0" * 64})
+    with pytest.raises(ValueError, match=r"^--data: expected the test split that .* was measured on, got other shards"):
+        report(copy)
+    edit(copy / "metrics.json", shards={"test": digest}, predictions="0" * 64)
+    with pytest.raises(ValueError, match=r"predictions.jsonl is not that of metrics.json; run `python -m rg evaluate`"):
+        report(copy)
 
 
 def test_what_becomes_of_the_answers_is_in_the_page(page, copy):

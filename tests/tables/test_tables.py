@@ -436,6 +436,16 @@ def test_a_run_that_was_trained_on_since_is_refused(tmp_path):
         tables([run])
 
 
+def test_runs_of_one_row_were_measured_on_the_same_images(tmp_path):
+    a, b, older = (make_run(tmp_path / name, "cub200_resnet101") for name in ("a", "b", "older"))
+    for run in (a, b):
+        change(run, "metrics.json", shards={"test": "0" * 64, "train": str(run)})
+    assert len(cell(tables([a, b, older]), "Table 3", "Ours").values) == 3
+    change(b, "metrics.json", shards={"test": "1" * 64})
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{b}: expected to be measured on the shards of {a}')}"):
+        tables([a, b, older])
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such run folder"):
         tables([tmp_path / "nothing"])
