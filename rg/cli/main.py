@@ -63,7 +63,7 @@ def _run(arguments: Arguments) -> int:
         return 0
     keep_freed_memory()
     if verb in COMPUTING:
-        from rg.threads import limit_threads
+        from rg.runs.threads import limit_threads
 
         limit_threads()
     try:

@@ -37,7 +37,7 @@ from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
 from rg.runs.environment import environment
 from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, read_json, save_config, save_weights
-from rg.threads import limit_threads
+from rg.runs.threads import limit_threads
 from rg.training.activation_checkpointing import checkpoint_blocks
 from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.engine import Engine, check_compiler, micro_batches, read_settings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.cores import usable_cores
-from rg.threads import limit_threads
+from rg.runs.threads import limit_threads
 
 PRINT = "from pipelines.cores import usable_cores; print(usable_cores())"
 
