@@ -217,7 +217,12 @@ def _lock(path: Path, refusal: str) -> int:
 
 @contextlib.contextmanager
 def owned_folder(folder: Path, name: str = "") -> Iterator[None]:
-    """``locked``, for a folder that may be missing; one that is made here goes again if it stays empty."""
+    """``locked``, for an --out that may be missing; a folder that is made here goes again if it stays empty.
+
+    Raises:
+        ValueError: another process is writing there, or nobody can; see ``check_folder``.
+    """
+    check_folder(folder, "--out", name)
     missing = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from pipelines.cores import usable_cores
-from pipelines.files import locked
+from pipelines.files import locked, owned_folder
 from rg.cli.parser import Arguments, make_parser
 
 
@@ -96,7 +96,7 @@ def report(arguments: Arguments) -> None:
     from rg.runs.folder import REPORT
 
     out = args.out or args.run / REPORT
-    with locked(out.parent, out.name):
+    with owned_folder(out.parent, out.name) if args.out else locked(args.run, REPORT):
         print(write_report(args.run, args.data, out))
 
 

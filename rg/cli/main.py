@@ -81,6 +81,11 @@ def _run(arguments: Arguments) -> int:
         package, extra = missing
         print(f"rg: error: {package} is not installed; pip install 'region-grouping[{extra}]'", file=sys.stderr)
         return 2
+    except ImportError as error:
+        if error.name != "kernels":
+            raise
+        print(f"rg: error: {error}", file=sys.stderr)
+        return 2
     except FloatingPointError as error:
         print(f"rg: error: {error}", file=sys.stderr)
         return 1

@@ -147,7 +147,7 @@ def export_authors(arguments: Arguments) -> None:
     parser.add_argument("run", type=Path, help="run folder of a ResNet")
     parser.add_argument("--out", type=Path, required=True, help=".pth.tar file to write")
     args = parser.parse_args(arguments)
-    with locked(args.out.parent, args.out.name):
+    with owned_folder(args.out.parent, args.out.name):
         export_checkpoint(args.run, args.out)
     print(args.out)
 

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 import kernels
 from rg.config import GroupingConfig, HeadConfig
 
+if not hasattr(kernels, "vlad_pooling"):
+    place = getattr(kernels, "__file__", None) or "kernels"
+    raise ImportError(
+        f"{place}: expected the package kernels of region-grouping, got another of that name; remove it, or put "
+        "region-grouping before it on the path",
+        name="kernels",
+    )
+
 RUNNING_MOMENTUM = 0.02
 
 

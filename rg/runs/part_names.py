@@ -64,8 +64,6 @@ def named_by_people(run: Path, background: Sequence[bool]) -> tuple[Part, ...]:
     if not path.is_file():
         return tuple(parts)
     content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object of parts, got {type(content).__name__}")
     for key, value in content.items():
         if not (key.isdecimal() and int(key) < len(parts)):
             raise ValueError(f"{path}: expected numbers of parts, 0 to {len(parts) - 1}, got {key!r}")

@@ -48,6 +48,7 @@ COLUMNS = (
     Column("outside", "outside", low=True, percent=True, removal=True),
 )
 SAME = ("dataset", "split", "shards", "samples", "protocol", "removal")  # of results that share a table
+OF_LATE = ("shards",)  # earlier versions did not name them
 CURVES = "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image"
 STABILITY = "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further"
 REMOVAL = (
@@ -66,10 +67,10 @@ def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
     for run in runs:
         if not (run / FAITHFUL).is_file():
             raise ValueError(f"{run}: has no {FAITHFUL}; run `python -m rg faithful {run} --data DIR` first")
-        result = read_json(run / FAITHFUL, "models", *SAME)
+        result = read_json(run / FAITHFUL, "models", *(name for name in SAME if name not in OF_LATE))
         check_weights(run, result["models"][0]["weights"], "faithful")
         for name in SAME:
-            expected = results[0].get(name) if results else None  # an earlier version did not name the shards
+            expected = results[0].get(name) if results else None
             if expected and result.get(name, expected) != expected:
                 raise ValueError(f"{run}: expected {name} as in {runs[0]}, {expected}, got {result[name]}")
         results.append(result)

@@ -120,6 +120,15 @@ def test_what_is_not_installed_is_one_line(small_birds, tmp_path):
     assert result.stderr == "rg: error: NVIDIA DALI is not installed; pip install 'region-grouping[train]'\n"
 
 
+def test_another_package_of_the_name_of_ours_is_one_line(monkeypatch, capsys):
+    def verb(_):
+        raise ImportError("x/kernels: expected ours", name="kernels")
+
+    monkeypatch.setitem(VERBS, "recipes", verb)
+    assert main(["recipes"]) == 2
+    assert capsys.readouterr().err == "rg: error: x/kernels: expected ours\n"
+
+
 @pytest.mark.parametrize(
     "options",
     [

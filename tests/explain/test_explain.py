@@ -206,7 +206,7 @@ def test_names_and_kinds_of_parts_are_those_of_the_file(explainer, tmp_path):
 @pytest.mark.parametrize(
     "content,message",
     [
-        ([], "expected an object of parts, got list"),
+        ([], "expected a JSON object, got list"),
         ({"4": "crown"}, "expected numbers of parts, 0 to 3, got '4'"),
         ({"-1": "crown"}, "expected numbers of parts, 0 to 3, got '-1'"),
         ({"1": 7}, "part 1: expected a name, or name and background, got 7"),

@@ -1,8 +1,10 @@
 """The model: published parameter counts, exact contributions, ablations, initialisation."""
 
 import dataclasses
+import importlib.util
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sklearn.cluster import KMeans
 
 from rg import recipes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
+from rg.model import layers
 from rg.model.layers import GroupedLinear, MultiLabelAttention, MultiLabelClassifier, PartDictionary
 from rg.model.region_grouping import RegionGroupingModel
 
@@ -231,3 +234,14 @@ def test_a_dictionary_that_training_has_spoilt_gives_a_loss_that_is_no_number(ra
     _, regions, occurrence = dictionary(torch.randn(2, 8, 5, 5))
     assert regions.isnan().all()
     assert occurrence.isnan().all()
+
+
+def test_another_package_of_the_name_of_ours_is_told(monkeypatch, tmp_path):
+    path = tmp_path / "kernels" / "__init__.py"
+    path.parent.mkdir()
+    path.touch()
+    foreign = importlib.util.module_from_spec(importlib.util.spec_from_file_location("kernels", path))
+    monkeypatch.setitem(sys.modules, "kernels", foreign)
+    specification = importlib.util.spec_from_file_location("layers", layers.__file__)
+    with pytest.raises(ImportError, match=rf"^{path}: expected the package kernels of region-grouping, got another"):
+        specification.loader.exec_module(importlib.util.module_from_spec(specification))
