@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from typing import IO
 
@@ -34,6 +35,16 @@ REDUCED = 1  # bit of NewSubfileType
 
 class TooLargeError(ValueError):
     """An image has more pixels than ``MAX_PIXELS``."""
+
+
+def readable_formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that are read here: HEIF needs pillow-heif, AVIF a Pillow that was built with it."""
+    missing = set()
+    if not importlib.util.find_spec("pillow_heif"):
+        missing.add("HEIF")
+    if not features.check("avif"):
+        missing.add("AVIF")
+    return tuple(name for name in FORMATS if name not in missing)
 
 
 def image_format(head: bytes) -> str:

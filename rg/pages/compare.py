@@ -343,7 +343,8 @@ def _page(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> Iterat
     ]
     model, run = sides[0].model, sides[0].run
     parts = read_parts(run, model.background.tolist()) if isinstance(model, RegionGroupingModel) else ()
-    colors, row = palette(len(parts)), read_part_pictures(run, len(parts))
+    colors = palette(len(parts)) if parts else []
+    row = read_part_pictures(run, len(parts)) if parts else None
     page = template("rg.pages", PAGE, percent=percent, signed=signed, zip=zip)
     return page.generate(
         sides=sides,

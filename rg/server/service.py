@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipelines.formats import FORMATS
+from pipelines.formats import readable_formats
 from rg import __version__
 from rg.explain.colors import css, ink_on, palette
 from rg.explain.explainer import Explainer
@@ -147,7 +147,7 @@ class Service:
                 ],
                 "short_side": evaluation_geometry(self.explainer.config.input).short_side,
                 "limits": dataclasses.asdict(self.limits),
-                "formats": FORMATS,
+                "formats": readable_formats(),
                 "samples": [sample.label for sample in self.samples],
                 "part_pictures": bytes_uri(self.part_pictures, "webp") if self.part_pictures else None,
             }

@@ -401,9 +401,19 @@ def test_samples_are_handed_out(explainer):
             assert httpx.get(f"{address}/samples/{path}").status_code == 404
 
 
+def heic(image):
+    from pillow_heif import from_pillow
+
+    buffer = io.BytesIO()
+    from_pillow(image).save(buffer)
+    return buffer.getvalue()
+
+
 def test_what_is_accepted_is_told_as_it_is_enforced(client):
     payload = client.get("/model").json()
     assert payload["limits"]["megapixels"] == LIMITS.megapixels
+    assert {"JPEG", "PNG", "GIF", "TIFF", "WEBP"} <= set(payload["formats"])
     for name in payload["formats"]:
-        assert client.post("/explain", content=encoded(noise(20, 20), name)).status_code == 200
+        content = heic(noise(20, 20)) if name == "HEIF" else encoded(noise(20, 20), name)
+        assert client.post("/explain", content=content).status_code == 200
     assert client.post("/explain", content=encoded(noise(20, 20), "ICO")).status_code == 400
