@@ -112,9 +112,7 @@ def quick(monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_probabilities_and_answers_are_those_of_explain_with_its_confidence(runs, photos, tmp_path):
     run = Path(shutil.copytree(runs[0], tmp_path / "run"))
-    fitted = Confidence(
-        3.0, 0.9999, None, 0.95, 0.01, 0.5, 0.9, 200, "birds", weights=sha256(run / "model.safetensors")
-    )
+    fitted = Confidence(90.0, 0.9, None, 0.95, 0.01, 0.5, 0.9, 200, "birds", weights=sha256(run / "model.safetensors"))
     write_confidence(run / "confidence.json", fitted)
     compare(run, [photos / "wide.png"], tmp_path / "out")
     (image,) = json.loads((tmp_path / "out" / "compare.json").read_text())["images"]
