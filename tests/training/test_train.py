@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pipelines.files import locked
 from pipelines.shards import writer
 from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
@@ -253,6 +255,29 @@ def test_what_cannot_run_is_said_before_anything_is_written(small_birds, tmp_pat
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def set_variables(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
+def test_a_folder_that_another_process_writes_is_refused_on_all_ranks(small_birds, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [place | {"RANK": rank, "LOCAL_RANK": rank, "GLOO_SOCKET_IFNAME": "lo"} for rank in ("0", "1")]
+    with locked(out):
+        programs = [
+            forked.Program(command(small_birds, out), tmp_path / rank["RANK"], before=set_variables, arguments=[rank])
+            for rank in ranks
+        ]
+        assert [program.wait() for program in programs] == [2, 2]
+        assert list(out.iterdir()) == [out / ".lock"]
+    owner = f"process {os.getpid()} on {socket.gethostname()}, since "
+    assert f"{out}: another process is writing into this folder ({owner}" in programs[0].output
+    assert not programs[1].output  # one line, not one of every rank
 
 
 def limit_files() -> None:
