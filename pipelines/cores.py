@@ -16,8 +16,12 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
         cgroups: Where the control groups of Linux are mounted, version 1 or 2.
         membership: File that tells in which of them this process is.
     """
-    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([affine, *map(int, _quotas(cgroups, membership))]))
+    return max(1, min([len(affinity()), *map(int, _quotas(cgroups, membership))]))
+
+
+def affinity() -> list[int]:
+    """Numbers of the cores that this process may run on: those it was bound to, or all of the machine."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:

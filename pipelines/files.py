@@ -109,7 +109,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: one cannot be written; then none is there.
     """
-    temporaries = {path: path.with_name(path.name + ".tmp") for path in contents}
+    temporaries = {path: path.with_name(path.name + TEMPORARY) for path in contents}
     named: list[Path] = []
     try:
         for path, temporary in temporaries.items():
@@ -217,18 +217,18 @@ def _lock(path: Path, refusal: str) -> int:
 
 @contextlib.contextmanager
 def owned_folder(folder: Path, name: str = "") -> Iterator[None]:
-    """``locked``, for an --out that may be missing; a folder that is made here goes again if it stays empty.
+    """``locked``, for an --out that may be missing; folders that are made here go again if they stay empty.
 
     Raises:
         ValueError: another process is writing there, or nobody can; see ``check_folder``.
     """
     check_folder(folder, "--out", name)
-    missing = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder, name):
             yield
     finally:
-        if missing:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # one holds something
+            for path in made:
+                path.rmdir()

@@ -151,7 +151,7 @@ def _sort(folder: Path, files: ImageFiles) -> list[Path]:
             files.litter.append(path)
         elif is_passed_over(entry.name):
             files.hidden.append(path)
-        elif entry.is_dir():
+        elif path.is_dir():  # unlike that of an entry, false for a link that leads to itself
             folders.append(path)
         elif _is_image(entry):
             files.images.append(path)
@@ -179,8 +179,8 @@ def _is_litter(name: str) -> bool:
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """A link to nothing that is called like an image counts, so that it is named as one that is missing."""
     if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))
-    return entry.is_file() and bool(image_format(_head(Path(entry))))
+        return os.path.isfile(entry) or (entry.is_symlink() and not os.path.exists(entry))
+    return os.path.isfile(entry) and bool(image_format(_head(Path(entry))))
 
 
 def _head(path: Path) -> bytes:

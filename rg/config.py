@@ -176,7 +176,7 @@ class InputConfig:
         brightness: Brightness varies by up to this fraction in training.
         decoder: What decodes JPEGs: cpu or mixed (GPU) for DALI, pillow for machines without DALI, or auto (DALI
             where it is installed, on the GPU where there is one).
-        threads: Decoding threads of a rank; 0 takes the cores of this process divided by its ranks.
+        threads: Decoding threads of a rank; 0 takes the cores of this process divided by the ranks that share them.
         prefetch: Batches decoded ahead.
         hardware_load: Share of the images that mixed gives to the JPEG engine of the GPU, where it has one. With 0 or 1
             pixels depend on the image alone; between them by a few grey levels on its batch, too.

@@ -34,7 +34,7 @@ class Decoding:
         largest_width: Columns of the largest image, for which ``mixed`` allocates memory once; 0 if not known.
         largest_height: Rows of the largest image.
         gpu: Number of the GPU for ``mixed``.
-        ranks: Ranks on this machine.
+        ranks: Ranks that share the cores of this process.
         pinned: Pixels on the CPU lie in page-locked memory, which a GPU copies while the host goes on.
     """
 

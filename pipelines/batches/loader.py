@@ -203,12 +203,15 @@ class Loader:
 
     def _describe(self, decoder: str) -> dict[str, Any]:
         """Whatever decides the batches. The number of ranks does not: they share out the same ones."""
+        geometry = asdict(self._geometry)
+        if self._geometry.view != "whole":
+            del geometry["stride"]  # decides nothing then, and checkpoints of 0.2.0 do not name it
         return {
             "shards": self.manifest.split(self.split).sha256,
             "split": self.split,
             "seed": self._seed,
             "global batch": self._global_batch,
-            **asdict(self._geometry),
+            **geometry,
             "decoder": decoder,
             "numpy": ".".join(np.__version__.split(".")[:2]),  # its permutations may change with the version
         }

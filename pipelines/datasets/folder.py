@@ -5,7 +5,6 @@ Without a val folder, validation images are drawn from the others (from those of
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import os
@@ -118,7 +117,8 @@ class Folder:
         Raises:
             ValueError: less than two classes are left, or no image.
         """
-        rest = copy.copy(self)
+        rest = Folder.__new__(Folder)
+        vars(rest).update({name: value for name, value in vars(self).items() if name != "checksums"})
         rest.class_names = tuple(name for name in self.class_names if name not in classes)
         labels = {name: label for label, name in enumerate(rest.class_names)}
         rest._samples = [
@@ -126,8 +126,10 @@ class Folder:
             for source, label in self._samples
             if self.class_names[label] in labels
         ]
-        if len(labels) < 2 or not rest._samples:
+        if len(labels) < 2:
             raise ValueError(f"{self.raw}: expected usable images of at least 2 classes, found {len(labels)}")
+        if not rest._samples:
+            raise ValueError(f"{self.raw}: the split {self.split!r} has images of classes alone that are left out")
         return rest
 
     def digest(self) -> str:

@@ -140,9 +140,12 @@ def write(
         splits={},
     )
     counts = {split: len(source) for split, source in sources.items()}
+    complete = _complete(out, plan, counts)
+    if complete:  # perhaps where nobody can write
+        return complete
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        return _write(out, plan, counts, sources, schema, jobs, progress)
+        return _complete(out, plan, counts) or _write(out, plan, counts, sources, schema, jobs, progress)
 
 
 def _write(
@@ -154,11 +157,6 @@ def _write(
     jobs: int,
     progress: Progress | None,
 ) -> Manifest:
-    complete = _complete(out, plan, counts)
-    if complete:
-        logger.info("%s: already complete", out)
-        return complete
-
     tasks = [task for split, count in counts.items() for task in _cut(split, count, plan)]
     written = _continue(out, plan, counts)
     if written:
@@ -239,7 +237,9 @@ def _complete(out: Path, plan: Manifest, counts: Mapping[str, int]) -> Manifest 
     _refuse_changes(out, manifest, counted, plan, counts)
     for split in manifest.splits:
         check_files(out, manifest, split)
-    (out / UNFINISHED).unlink(missing_ok=True)
+    if (out / UNFINISHED).exists():
+        (out / UNFINISHED).unlink()
+    logger.info("%s: already complete", out)
     return manifest
 
 

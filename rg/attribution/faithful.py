@@ -36,7 +36,7 @@ from rg.config import RunConfig
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
-from rg.runs.folder import FAITHFUL, RECORD, WEIGHTS, Classes, load_config, load_model, read_json, read_record
+from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, load_config, load_model, read_record
 from rg.runs.progress import progress_bar
 
 
@@ -144,7 +144,7 @@ def check(runs: Sequence[Path], data: Location, split: str | None = None) -> Non
     for run in runs:
         _, classes = load_config(run)
         classes.check(Classes.of(manifest), "--data", run)
-        read_json(run / RECORD)
+        read_record(run)
         check_file(run / FAITHFUL, "run")
     Reader(data, split or ("test" if "test" in manifest.splits else "val")).lost()
 

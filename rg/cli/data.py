@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipelines.cores import usable_cores
-from pipelines.files import locked
+from pipelines.files import check_folder, locked
 from rg import __version__
 from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
 from rg.runs.progress import image_progress
@@ -253,10 +253,11 @@ def _shard_parser(name: str, function: Callable[[Arguments], None]) -> Parser:
 
 def _parse(parser: Parser, arguments: Arguments) -> Namespace:
     """The arguments, of which ``--out`` can be written to: reading raw files may take hours."""
-    from pipelines.files import check_folder
+    from pipelines.shards.manifest import NAME
 
     args = parser.parse_args(arguments)
-    check_folder(args.out, "--out")
+    if not (args.out / NAME).is_file():  # complete shards may lie where nobody can write
+        check_folder(args.out, "--out")
     return args
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -69,9 +70,9 @@ def _run(arguments: Arguments) -> int:
     try:
         _check_text(arguments)
         return choose("verb", verb, VERBS)(arguments[1:]) or 0
-    except BrokenPipeError:
-        raise
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise
         print(f"rg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -92,6 +93,16 @@ def _run(arguments: Arguments) -> int:
     except KeyboardInterrupt:
         print("rg: interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # it is no file
+        return False
 
 
 COMPUTING = ("evaluate", "explain", "faithful", "compare", "report", "export", "serve")  # train shares with other ranks

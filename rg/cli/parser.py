@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,16 +11,23 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 Arguments = list[str]
+URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # of which a path has dropped a slash
 
 
 class Parser(ArgumentParser):
     """An argument parser whose errors are one line and name the nearest option for an unknown one."""
 
-    def add_argument(self, *names: Any, **options: Any) -> Any:
-        """As the library does it, but for paths: see ``local_path``."""
-        if options.get("type") in (Path, Path | None):
-            options["type"] = local_path
-        return super().add_argument(*names, **options)
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
+        """As the library does it, but a URL is refused where a path of this machine is expected, as it was typed."""
+        namespace = super().parse_args(args, *more, **options)
+        for name, value in vars(namespace.as_flat()).items():
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, Path) and URL.match(str(path)):
+                    typed = [word.partition("=")[2] if word.startswith("--") else word for word in args or ()]
+                    url = next((word for word in typed if "://" in word and Path(word) == path), path)
+                    option = f"--{name}" if f"--{name}" in self._option_string_actions else name
+                    self.error(f"{option}: expected a file or folder of this machine, got {url}")
+        return namespace
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = [option for option in self._option_string_actions if option.startswith("--")]
@@ -30,13 +36,6 @@ class Parser(ArgumentParser):
         near = [match for option in unknown for match in difflib.get_close_matches(option, options, n=2, cutoff=0.6)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"see python -m {self.prog} --help"
         raise ValueError(f"{message}; {hint}") from ex
-
-
-def local_path(text: str | Path) -> Path:
-    """A path of this machine; a URL, of which ``Path`` would drop a slash, is refused as it was typed."""
-    if "://" in str(text):
-        raise ArgumentTypeError(f"expected a file or folder of this machine, got {text}")
-    return Path(text)
 
 
 def _in_words(message: str, options: Sequence[str]) -> str:

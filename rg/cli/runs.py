@@ -134,8 +134,9 @@ def import_authors(arguments: Arguments) -> None:
         raise ValueError(f"--data: {args.recipe} is for {dataset}, got shards of {manifest.dataset}")
     classes = Classes.of(manifest)
     command = shlex.join(["python", "-m", "rg", "import", *arguments])
-    with owned_folder(args.out.parent, args.out.name):
-        import_checkpoint(args.checkpoint, config, classes, args.out, command, args.recipe)
+    out = args.out.resolve()
+    with owned_folder(out.parent, out.name):
+        import_checkpoint(args.checkpoint, config, classes, out, command, args.recipe)
     print(args.out)
 
 

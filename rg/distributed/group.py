@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.cores import affinity
 from rg.distributed.meeting import meet
 from rg.distributed.ranks import Ranks
 
@@ -78,7 +80,10 @@ def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0) -> Group:
         atexit.register(_disconnect)
     if backend == "nccl" and ranks.world_size > 1:
         host_group = dist.new_group(backend="gloo", timeout=wait)
-    return Group(ranks, host_group)
+    group = Group(ranks, host_group)
+    place = (socket.gethostname(), affinity())
+    group.sharing = group.collect(place).count(place)
+    return group
 
 
 def _disconnect() -> None:
@@ -93,7 +98,12 @@ class Group:
     Args:
         ranks: Place of this process.
         host_group: Process group for what is not on a GPU; None for the default group.
+
+    Attributes:
+        sharing: Ranks that may run on the cores of this one, itself included. Launchers may give each rank its own.
     """
+
+    sharing = 1
 
     def __init__(self, ranks: Ranks, host_group: Any = None) -> None:
         self.ranks = ranks

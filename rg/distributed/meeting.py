@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
-from rg.distributed.ranks import Ranks, exported
+from rg.distributed.ranks import Ranks
 
 FIRST_WORD, NEXT_WORD = 5.0, 60.0  # seconds until it is told that ranks are missing, and until it is told again
+CONNECTING = 60.0  # seconds to connect to a store that answers, or to open one
 NAMED = 8  # missing ranks that are named
 
 logger = logging.getLogger(__name__)
@@ -43,11 +46,11 @@ class _Patience:
         self._end = time.monotonic() + seconds
         self._next_word = time.monotonic() + FIRST_WORD
 
-    def wait(self, missing: str) -> None:
+    def wait(self, missing: Callable[[], str]) -> None:
         if time.monotonic() > self._end:
             raise ConnectionError(
                 f"{self._ranks.name} of {self._ranks.world_size} cannot join the others: waited {self._seconds:g} s "
-                f"(train.join_timeout) for {missing}{self._reason()}"
+                f"(train.join_timeout) for {missing()}{self._reason()}"
             )
         if self._speaks and time.monotonic() > self._next_word:
             self._next_word += NEXT_WORD
@@ -55,7 +58,7 @@ class _Patience:
             logger.warning(
                 "%s waits for %s, %.0f s at most (train.join_timeout)%s",
                 self._ranks.name,
-                missing,
+                missing(),
                 left,
                 self._reason(),
             )
@@ -83,23 +86,33 @@ def meet(ranks: Ranks, gpu: str | None, seconds: float) -> dist.Store:
         ValueError: two ranks have one GPU, or some have none.
     """
     assert ranks.master is not None
-    first = ranks.rank == 0
-    patience = _Patience(ranks, seconds, speaks=first)
+    patience = _Patience(ranks, seconds, speaks=ranks.rank == 0)
     store = _store(ranks, _Patience(ranks, seconds, speaks=ranks.local_rank == 0))
-    own = Arrival(ranks.name, socket.gethostname(), gpu)
-    store.set(_key(ranks.rank), json.dumps(asdict(own)))
-    store.add("arrived", 1)
-    while (count := store.add("arrived", 0)) < ranks.world_size:
-        if first:
-            patience.wait(_ranks_and_place(store, ranks))
-        else:
-            patience.wait(f"{ranks.world_size - count} other ranks")
-    arrivals = [Arrival(**json.loads(store.get(_key(rank)))) for rank in range(ranks.world_size)]
-    store.add("read", 1)
+    try:
+        arrivals = _gather(store, ranks, gpu, patience)
+    except (dist.DistError, RuntimeError):  # of its store
+        raise ConnectionError(
+            f"{ranks.name} of {ranks.world_size} cannot join the others: rank 0 has given up or is lost"
+        ) from None
     if message := conflict(arrivals):
         _stay_until_all_have_read(store, ranks)
         raise ValueError(message)
     return store
+
+
+def _gather(store: dist.Store, ranks: Ranks, gpu: str | None, patience: _Patience) -> list[Arrival]:
+    """What all ranks tell, once they are there."""
+    own = Arrival(ranks.name, socket.gethostname(), gpu)
+    store.set(_key(ranks.rank), json.dumps(asdict(own)))
+    store.add("arrived", 1)
+    while (count := store.add("arrived", 0)) < ranks.world_size:
+        if ranks.rank == 0:
+            patience.wait(partial(_ranks_and_place, store, ranks))
+        else:
+            patience.wait(partial("{} other ranks".format, ranks.world_size - count))
+    arrivals = [Arrival(**json.loads(store.get(_key(rank)))) for rank in range(ranks.world_size)]
+    store.add("read", 1)
+    return arrivals
 
 
 def conflict(arrivals: Sequence[Arrival]) -> str | None:
@@ -124,22 +137,26 @@ def _store(ranks: Ranks, patience: _Patience) -> dist.Store:
     """That of torchrun's agent, or one that rank 0 keeps."""
     assert ranks.master is not None
     address, port = ranks.master
-    # A store for one rank waits for no others.
-    url = f"env://?rank={ranks.rank}&world_size=1"
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    keeps = ranks.rank == 0 and not of_agent
     while True:
         try:
-            with exported(ranks):
-                return next(dist.rendezvous(url, timeout=timedelta(seconds=1 if ranks.rank else 60)))[0]
-        except (dist.DistError, RuntimeError) as error:
+            if not keeps:
+                socket.create_connection((address, port), timeout=1).close()  # PyTorch prints a trace for every try
+            # The agent has a new one whenever it starts its ranks again.
+            return dist.TCPStore(
+                address, port, is_master=keeps, timeout=timedelta(seconds=CONNECTING), wait_for_workers=False
+            )
+        except (dist.DistError, RuntimeError, OSError) as error:
             reason = str(error).partition("\n")[0]
-            if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            if keeps and ("EADDRINUSE" in str(error) or "address already in use" in str(error)):
                 raise ConnectionError(
                     f"MASTER_PORT: {port} is taken on this host, perhaps by another run; set MASTER_PORT to another "
                     "one for all ranks"
                 ) from None
-            if ranks.rank == 0:
+            if keeps:
                 raise ConnectionError(f"{ranks.name} cannot listen on {address}:{port}: {reason}") from None
-            patience.wait(f"rank 0 at {address}:{port}")
+            patience.wait(partial("rank 0 at {}:{}".format, address, port))
 
 
 def _ranks_and_place(store: dist.Store, ranks: Ranks) -> str:

@@ -33,8 +33,8 @@ def whole_geometry(config: InputConfig, stride: int) -> Geometry:
     return Geometry(*config.test_size, "whole", stride)
 
 
-def decoding(config: InputConfig, device: torch.device, local_world_size: int = 1) -> Decoding:
-    """How a rank decodes for a model on a device.
+def decoding(config: InputConfig, device: torch.device, sharing: int = 1) -> Decoding:
+    """How a rank decodes for a model on a device; ``sharing`` ranks have the same cores.
 
     Raises:
         ValueError: the decoder needs a GPU, and there is none.
@@ -47,7 +47,7 @@ def decoding(config: InputConfig, device: torch.device, local_world_size: int = 
         largest_width=config.largest_width,
         largest_height=config.largest_height,
         gpu=device.index or 0,
-        ranks=local_world_size,
+        ranks=sharing,
         pinned=device.type == "cuda",
     )
 

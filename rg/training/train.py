@@ -91,7 +91,7 @@ def train(
         logging.getLogger("rg").setLevel(logging.WARNING)
         for name in SAME_FOR_ALL:
             logging.getLogger(name).setLevel(logging.ERROR)
-    limit_threads(group.ranks.local_world_size)
+    limit_threads(group.sharing)
     heartbeat = Heartbeat(group, config.train.peer_timeout)
     try:
         with ExitStack() as owned:
@@ -181,7 +181,7 @@ def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, g
         split,
         geometry,
         batch if geometry.training else max(micro_batches(config, ranks.world_size)),
-        decoding=inputs.decoding(config.input, ranks.device, ranks.local_world_size),
+        decoding=inputs.decoding(config.input, ranks.device, group.sharing),
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,

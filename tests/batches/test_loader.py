@@ -416,3 +416,25 @@ def test_a_stretched_image_is_the_whole_one(dots, decoder):
             expected = np.asarray(original.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
             assert abs(image.permute(1, 2, 0).numpy() - expected).max() <= 2
             assert np.allclose(landmarks, sample.landmarks * 64 / (sample.width, sample.height), atol=1e-4)
+
+
+def test_a_checkpoint_of_version_0_2_goes_on(small_birds):
+    """The names that it gave of a stream, and no others."""
+    named = [
+        "brightness",
+        "crop",
+        "decoder",
+        "flip",
+        "next",
+        "numpy",
+        "seed",
+        "shards",
+        "short_side",
+        "split",
+        "training",
+        "view",
+    ]
+    loader = Loader(small_birds, "train", TRAIN, 5)
+    batches(loader, 3)
+    state = loader.state()
+    assert sorted({*state} - {"read", "damaged"}) == sorted([*named, "global batch"])

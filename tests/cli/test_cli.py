@@ -254,3 +254,10 @@ def test_names_that_are_no_unicode_are_printed(tmp_path):
     result = forked.run(["verify", out, "--repair", "--jobs", "1"])
     assert result.returncode == 0, result.stderr
     assert re.search(r"left out (cat|dog)/\\udce9\d\.jpg: not an image", result.stdout)
+
+
+def test_a_configuration_can_be_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "birds_lite0", "--data", "x", "--out", "y", "--print_config"])
+    assert ended.value.code == 0
+    assert "num_parts: 12" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """How ranks come together: who is missing is told, and which devices they may have."""
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -37,12 +38,13 @@ def test_who_is_missing_is_told_and_why_it_is_expected(port, monkeypatch, caplog
 
 def meet_all(port, gpus):
     """What becomes of every rank, rank 0 coming last."""
-    results = {}
+    results, stores = {}, []
 
     def arrive(number):
         time.sleep(0.5 * (number == 0))
         try:
-            results[number] = meet(rank(number, port), gpus[number], 20).get("rank/1") and "met"
+            stores.append(meet(rank(number, port), gpus[number], 20))  # it ends with the object of rank 0
+            results[number] = stores[-1].get("rank/1") and "met"
         except ValueError as error:
             results[number] = str(error)
 
@@ -56,6 +58,28 @@ def meet_all(port, gpus):
 
 def test_ranks_meet_though_the_first_one_comes_last(port):
     assert meet_all(port, [None] * 3) == dict.fromkeys(range(3), "met")
+
+
+def test_a_rank_that_waits_for_the_first_one_says_so_alone(port, monkeypatch, caplog, capfd):
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
+    environment = dict(os.environ)
+    with pytest.raises(ConnectionError, match=rf"waited 1 s \(train.join_timeout\) for rank 0 at 127.0.0.1:{port}"):
+        meet(Ranks(1, 3, 0, 1, ("127.0.0.1", port)), None, 1)
+    assert len(caplog.messages) == 1
+    assert capfd.readouterr().err == ""  # PyTorch's traces
+    assert dict(os.environ) == environment
+
+
+def test_a_rank_that_comes_while_the_first_one_gives_up_is_told(port):
+    def give_up():
+        with pytest.raises(ConnectionError, match="waited 2 s"):
+            meet(rank(0, port), None, 2)
+
+    first = threading.Thread(target=give_up)
+    first.start()
+    with pytest.raises(ConnectionError, match="cannot join the others: rank 0 has given up or is lost"):
+        meet(rank(1, port), None, 20)
+    first.join()
 
 
 def test_a_conflict_is_told_to_all(port):

@@ -115,9 +115,9 @@ def test_a_folder_has_one_owner_who_is_named_until_it_is_killed(tmp_path):
 
 def test_a_folder_that_was_made_to_own_it_goes_again_if_it_stays_empty(tmp_path):
     for name in ("empty", "full"):
-        with owned_folder(tmp_path / name):
+        with owned_folder(tmp_path / name / "run"):
             if name == "full":
-                (tmp_path / name / "file").touch()
+                (tmp_path / name / "run" / "file").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 

@@ -92,6 +92,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (photos / "farther").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(photos)
     (photos / "z" / "up").symlink_to(tmp_path)
+    (photos / "self").symlink_to(photos / "self")
     found = find_images(photos)
     assert below(photos, found.images) == ["far/far.jpg", "z/near.jpg"]
     assert below(photos, found.links) == ["far"]
