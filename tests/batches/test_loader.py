@@ -437,4 +437,4 @@ def test_a_checkpoint_of_version_0_2_goes_on(small_birds):
     loader = Loader(small_birds, "train", TRAIN, 5)
     batches(loader, 3)
     state = loader.state()
-    assert sorted({*state} - {"read", "damaged"}) == sorted([*named, "global batch"])
+    assert sorted({*state} - {"read", "damaged"}) == sorted([*geometry, *stream])
