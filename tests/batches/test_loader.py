@@ -420,20 +420,8 @@ def test_a_stretched_image_is_the_whole_one(dots, decoder):
 
 def test_a_checkpoint_of_version_0_2_goes_on(small_birds):
     """The names that it gave of a stream, and no others."""
-    named = [
-        "brightness",
-        "crop",
-        "decoder",
-        "flip",
-        "next",
-        "numpy",
-        "seed",
-        "shards",
-        "short_side",
-        "split",
-        "training",
-        "view",
-    ]
+    geometry = ["brightness", "crop", "flip", "short_side", "training", "view"]
+    stream = ["decoder", "global batch", "next", "numpy", "seed", "shards", "split"]
     loader = Loader(small_birds, "train", TRAIN, 5)
     batches(loader, 3)
     state = loader.state()
