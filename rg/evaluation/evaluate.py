@@ -30,8 +30,8 @@ from rg.model.device import pick_device
 from rg.model.losses import occurrence_prior_loss
 from rg.model.region_grouping import ModelOutput, RegionGroupingModel
 from rg.runs import inputs
-from rg.runs.confidence import Confidence, write_confidence
-from rg.runs.folder import CONFIDENCE, METRICS, PREDICTIONS, WEIGHTS, Classes, load_model, of_view
+from rg.runs.confidence import Confidence, read_confidence, write_confidence
+from rg.runs.folder import CONFIDENCE, METRICS, PART_PICTURES, PREDICTIONS, WEIGHTS, Classes, load_model, of_view
 from rg.runs.part_names import Part, named_by_people
 from rg.runs.part_pictures import write_part_pictures
 
@@ -81,7 +81,7 @@ def evaluate(
     manifest.split(split)
     fit = "fit" if "fit" in manifest.splits else "train"
     view = None if evaluation.view == config.evaluation.view else evaluation.view
-    for name in (METRICS, PREDICTIONS, CONFIDENCE):
+    for name in (METRICS, PREDICTIONS, CONFIDENCE, PART_PICTURES):
         check_file(run / of_view(name, view), "run")
     needed = {split, *([fit] if manifest.landmarks else []), *({"val"} & manifest.splits.keys())}
     for name in sorted(needed):
@@ -117,10 +117,13 @@ def evaluate(
             shards=shards["val"],
         )
     measured |= _calibration(answers, None if split == "val" else confidence)
+    fitted = {"images": confidence.images, "too_few": confidence.too_few} if confidence else None
+    measured["confidence"] = fitted
     chosen = {name: value for name, value in manifest.options.items() if name in DATA_OPTIONS and value}
     source = {"data": resolve(data), "dataset": manifest.dataset, "split": split, "options": chosen}
     with atomic_write(run / of_view(PREDICTIONS, view)) as file:
-        file.writelines(map(json_line, predictions(confidence.temperature if confidence else None)))
+        used = confidence or read_confidence(run, view)  # of an earlier evaluation, as explain will take it
+        file.writelines(map(json_line, predictions(used.temperature if used else None)))
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
     if isinstance(model, RegionGroupingModel) and view is None:
@@ -167,14 +170,13 @@ def _levels(answers: Answers) -> dict[str, dict[str, float]]:
 def _calibration(answers: Answers, confidence: Confidence | None) -> dict[str, Any]:
     """How far the answers can be trusted, also with a confidence that was fitted on other images."""
     temperature = confidence.temperature if confidence else None
-    trust: dict[str, Any] = {"temperature": temperature, "selective": None, "confidence": None}
+    trust: dict[str, Any] = {"temperature": temperature, "selective": None}
     for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
         trust[name] = None
         if divisor:
             measured = asdict(calibration.reliability(*calibration.confidences(*answers.arrays(), divisor)))
             trust[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
     if confidence:
-        trust["confidence"] = {"images": confidence.images, "too_few": confidence.too_few}
         trust["selective"] = selective_metrics(confidence, *answers.arrays(), answers.presence())
     return trust
 

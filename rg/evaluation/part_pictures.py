@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from pipelines.images import open_rgb
 from pipelines.shards import reader
 from pipelines.shards.storage import Location
 from rg.explain.explainer import Explainer
@@ -42,7 +42,7 @@ def part_pictures(
         if key is None:
             yield Image.new("RGB", (SIDE, SIDE))
             continue
-        image = Image.open(io.BytesIO(next(samples).jpeg))
+        image = open_rgb(next(samples).jpeg)
         yield _square(crop_to_window(explainer.explain(image, view="crop")), part)
 
 

@@ -30,7 +30,8 @@ class PartExplanation:
 
     Attributes:
         index: Number of the part, 0 to K - 1.
-        name: What people call it (part_names.json of the run), "part 3" if they do not.
+        name: What people call it (part_names.json of the run), else the true parts that it mostly covers where the data
+            knows them, else "part 3".
         strongest: int8 [H, W], the strongest part of every pixel of the image, -1 where the model saw nothing; the same
             array for all parts.
         center: x, y of the soft centre in pixels of the image.

@@ -68,7 +68,7 @@ def explain_files(
         "run": run.resolve().name,
         "weights": sha256(run / WEIGHTS),
         "parts": [asdict(part) for part in explainer.parts],
-        "confidence": asdict(confidence) if confidence else None,
+        "confidence": confidence and {name: value for name, value in asdict(confidence).items() if name != "shards"},
         "view": view,
         "pictures": pictures,
     }
@@ -78,6 +78,8 @@ def explain_files(
         if row:
             with atomic_write(out / PART_PICTURES) as file:
                 file.write(row)
+        else:  # those of another run, which was explained here before
+            (out / PART_PICTURES).unlink(missing_ok=True)
         try:
             left_out = _explain(explainer, folder, len(files), view, batch_size, jobs)
         except KeyboardInterrupt:

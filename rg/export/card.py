@@ -149,7 +149,7 @@ def _limits(
     if "parts" in metadata:
         limits.append(
             "Its parts are clusters of features, found without part labels: they need not be parts that people would "
-            "name, and such names as they have were given by people."
+            "name. Such names as they have were given by people, or are those of the true parts that they mostly cover."
         )
         if not config.model.head.attention:
             limits.append("It was trained without attention: every part counts the same.")

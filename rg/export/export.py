@@ -23,7 +23,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from rg.export import card
 from rg.model.backbones import Backbone
 from rg.model.build import Model
 from rg.model.region_grouping import RegionGroupingModel
-from rg.runs.confidence import read_confidence
+from rg.runs.confidence import read_confidence_of_input
 from rg.runs.environment import environment
 from rg.runs.folder import Classes, load_model
 from rg.runs.part_names import read_parts
@@ -186,12 +186,15 @@ def describe(run: Path, model: Model, config: RunConfig, classes: Classes, sizes
 
 def _confidence(run: Path, config: RunConfig) -> dict[str, Any] | None:
     """What makes answers of the logits of the crop that the file is prepared for; None if it was not fitted."""
-    fitted_on_crops = None if config.evaluation.view == "input" else read_confidence(run, "input")
-    confidence = fitted_on_crops or read_confidence(run)
+    confidence = read_confidence_of_input(run, config)
     if confidence is None:
         return None
-    kept = ("temperature", "threshold", "target_precision", "dataset")
-    return {name: value for name, value in asdict(confidence).items() if name in kept}
+    return {
+        "temperature": confidence.temperature or 1.0,
+        "threshold": min(confidence.least_probability, 1.0),  # no probability reaches 1
+        "target_precision": confidence.target_precision,
+        "dataset": confidence.dataset,
+    }
 
 
 def trace(model: Model, sizes: Sizes) -> torch.export.ExportedProgram:

@@ -92,7 +92,7 @@ class Side:
     def settings(self) -> dict[str, Any]:
         """What decides its answers, as JSON values."""
         confidence = asdict(self.confidence) if self.confidence else None
-        return {"run": str(self.run), "weights": sha256(self.run / WEIGHTS), "confidence": confidence}
+        return {"weights": sha256(self.run / WEIGHTS), "confidence": confidence}
 
 
 @dataclass(frozen=True)

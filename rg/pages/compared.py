@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +12,8 @@ from pipelines.files import atomic_write, json_line, read_json_lines
 
 LINES = "compare.jsonl"
 Line = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -31,9 +34,11 @@ def open_lines(
     wanted = {str(file) for file in files}
     kept: list[Line] = []
     if path.is_file():
-        head, *lines = read_json_lines(path, drop_half_line=True)
-        if head == {"settings": settings}:
+        lines = read_json_lines(path, drop_half_line=True)
+        if next(lines, None) == {"settings": settings}:
             kept = [line for line in lines if line["file"] in wanted and (folder / line["picture"]).is_file()]
+        else:
+            logger.info("%s: begun anew, it was made of other images, runs or weights", path)
     with atomic_write(path) as file:
         file.writelines(map(json_line, [{"settings": settings}, *kept]))
     with path.open("ab") as file:

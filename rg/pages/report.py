@@ -338,7 +338,11 @@ def _selective_rows(
         confidence: On how many images it rests; None in a file of an earlier version.
     """
     if selective is None:
-        return []
+        return (
+            [("Confidence", "fitted", f"Temperature, threshold and limit: {basis(**confidence)}.")]
+            if confidence
+            else []
+        )
     rests_on = basis(**confidence) if confidence else "on an unknown number of validation images"
     target = percent(selective["target_precision"])
     rows = [

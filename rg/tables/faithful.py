@@ -70,7 +70,7 @@ def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
         result = read_json(run / FAITHFUL, "models", *(name for name in SAME if name not in OF_LATE))
         check_weights(run, result["models"][0]["weights"], "faithful")
         for name in SAME:
-            expected = results[0].get(name) if results else None
+            expected = next((other[name] for other in results if other.get(name)), None)
             if expected and result.get(name, expected) != expected:
                 raise ValueError(f"{run}: expected {name} as in {runs[0]}, {expected}, got {result[name]}")
         results.append(result)

@@ -1,5 +1,6 @@
 """Explaining many files: each once, whatever interrupts it, and nothing half is ever seen."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -223,6 +224,17 @@ def test_only_what_is_not_done_is_explained(run, photos, tmp_path, seen):
     assert not list(out.rglob("*.tmp"))
 
 
+def test_a_confidence_fitted_on_other_shards_decides_nothing(run, photos, tmp_path, seen):
+    """0.2.0 did not name the shards, and its folders go on."""
+    copy, out = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "out"
+    weights = sha256(copy / "model.safetensors")
+    fitted = Confidence(2.0, 0.1, None, 0.95, 0.01, 1.0, 1.0, 200, "birds", weights=weights)
+    for shards in (None, "0" * 64):
+        write_confidence(copy / "confidence.json", dataclasses.replace(fitted, shards=shards))
+        explain_files(copy, [photos / "wren"], out, device="cpu")
+    assert len(seen) == 1
+
+
 def test_other_settings_are_refused(run, photos, tmp_path, seen):
     out = tmp_path / "out"
     explain_files(run, [photos / "wren"], out, device="cpu")
@@ -231,9 +243,11 @@ def test_other_settings_are_refused(run, photos, tmp_path, seen):
         explain_files(run, [photos / "wren"], out, view="crop", pictures="png", device="cpu")
     assert (out / "explanations.jsonl").read_bytes() == before
     (out / "pictures" / "mine.webp").write_text("not of explain")
+    (out / "part_pictures.webp").write_text("of the parts of another run, which was evaluated")
     seen.clear()
     explain_files(run, [photos / "robin"], out, view="crop", pictures="png", overwrite=True, device="cpu")
     assert [line["truth"] for line in lines(out)] == ["robin"]
+    assert not (out / "part_pictures.webp").exists()
     assert sorted(path.name for path in (out / "pictures").iterdir()) == ["bird.png", "mine.webp"]
     other = tmp_path / "other"
     torch.manual_seed(1)

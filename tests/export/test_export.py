@@ -184,6 +184,10 @@ def test_a_file_carries_what_turns_its_logits_into_answers(lite0, tmp_path, view
     write_confidence(run / "confidence.input.json", dataclasses.replace(fitted, temperature=2.5))
     confidence = describe(run, model, config, classes, Sizes(True, 17, 16))["confidence"]
     assert confidence == {"temperature": temperature, "threshold": 0.8, "target_precision": 0.95, "dataset": "birds"}
+    write_confidence(run / "confidence.input.json", dataclasses.replace(fitted, temperature=None, threshold=None))
+    write_confidence(run / "confidence.json", dataclasses.replace(fitted, temperature=None, threshold=None))
+    confidence = describe(run, model, config, classes, Sizes(True, 17, 16))["confidence"]
+    assert (confidence["temperature"], confidence["threshold"]) == (1.0, 1.0)  # all answers are withheld, as by explain
 
 
 ELSEWHERE = """
