@@ -53,7 +53,7 @@ def _selective_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if selective["precision"] is not None:
         given = f"{shares['coverage']}, {percent(selective['precision'], 2)} of them right"
     return [
-        ("Answers given", f"{given} (target {percent(selective['target_precision'])})"),
+        ("Answers given", f"{given} (target {100 * selective['target_precision']:g} %)"),
         ("Unsure, no known part fits", f"{shares['unsure']}, {shares['unknown']}"),
         ("Area under risk and coverage", shares["aurc"]),
     ]
