@@ -210,7 +210,9 @@ def _create(name: str, source: str, **options: Any) -> tuple[Any, tuple[float, .
     overlay: dict[str, Any] | None = None
     if source == "imagenet" and name in PACKAGED_WEIGHTS:
         packaged, mean, std = PACKAGED_WEIGHTS[name]()
-        overlay = {"state_dict": packaged}
+        whole = timm.create_model(name)
+        _load(whole, packaged, source, CLASSIFIERS)
+        overlay = {"state_dict": whole.state_dict()}
     elif source == "imagenet":
         overlay = _downloaded(name, pretrained_cfg)
     elif source != "none":

@@ -245,3 +245,11 @@ def test_another_package_of_the_name_of_ours_is_told(monkeypatch, tmp_path):
     specification = importlib.util.spec_from_file_location("layers", layers.__file__)
     with pytest.raises(ImportError, match=rf"^{path}: expected the package kernels of region-grouping, got another"):
         specification.loader.exec_module(importlib.util.module_from_spec(specification))
+
+
+def test_a_seed_gives_the_weights_that_it_gave():
+    """Figures of the documentation name their seeds. These numbers are those of version 0.1.0."""
+    torch.manual_seed(0)
+    model = RegionGroupingModel(recipes.get("birds_lite0").model, 48)
+    weights = model.classifier.linear.weight[0, :3].tolist()
+    assert weights == pytest.approx([-0.00685516744852066, -0.027733124792575836, 0.023631848394870758], rel=1e-6)
