@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.files import LOCK, atomic_write, json_line, locked, read_json_lines, sha256
+from pipelines.files import atomic_write, json_line, read_json_lines, sha256
+from pipelines.locks import LOCK, locked
 from pipelines.shards import samples
 from pipelines.shards.index import Entry, index_text
 from pipelines.shards.manifest import (

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipelines.cores import usable_cores
-from pipelines.files import check_folder, locked
+from pipelines.files import check_folder
+from pipelines.locks import locked
 from rg import __version__
 from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
 from rg.runs.progress import image_progress

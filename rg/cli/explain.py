@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from pipelines.cores import usable_cores
-from pipelines.files import locked, owned_folder
+from pipelines.locks import locked, owned_folder
 from rg.cli.parser import Arguments, make_parser
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from jsonargparse import ActionConfigFile
 
-from pipelines.files import locked, owned_folder
+from pipelines.locks import locked, owned_folder
 from rg import recipes
 from rg.cli.parser import Arguments, make_parser
 from rg.config import EvaluationConfig, RunConfig, differences, flatten

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipelines.datasets.layout import class_name
-from pipelines.files import atomic_write, json_line, locked, read_json_lines, write_json
+from pipelines.files import atomic_write, json_line, read_json_lines, write_json
+from pipelines.locks import locked
 from rg.explain import pictures
 from rg.explain.explanation import Explanation
 from rg.explain.image_files import name_each

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
-from pipelines.files import atomic_write, check_folder, json_line, locked, sha256, write_json
+from pipelines.files import atomic_write, check_folder, json_line, sha256, write_json
 from pipelines.images import open_rgb
+from pipelines.locks import locked
 from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, Method, factorize, methods
 from rg.attribution.pointing import peaks
 from rg.config import RunConfig

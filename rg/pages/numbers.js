@@ -29,7 +29,7 @@ function percent(share, digits = 1) {
   let text = fixed(100 * share, digits);
   if (share > 0 && share < 1 && [0, 100].includes(Number(text))) {
     const least = 10 ** -digits;
-    text = share < 0.5 ? `< ${least.toFixed(digits)}` : `> ${(100 - least).toFixed(digits)}`;
+    text = share < 0.5 ? `<\u00a0${least.toFixed(digits)}` : `>\u00a0${(100 - least).toFixed(digits)}`;
   }
   return `${text}\u00a0%`;
 }

@@ -6,8 +6,8 @@ from rg.explain import contributions, numbers
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """As everywhere, with a space that does not break before the sign."""
-    return numbers.percent(value, digits).replace(" %", "\N{NO-BREAK SPACE}%")
+    """As everywhere, with spaces that do not break."""
+    return numbers.percent(value, digits).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def signed(value: float) -> str:

@@ -24,7 +24,8 @@ from torch import Tensor
 from pipelines import plan
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Loader
-from pipelines.files import check_folder, owned_folder, write_json
+from pipelines.files import check_folder, write_json
+from pipelines.locks import owned_folder
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, RunConfig, differences, flatten

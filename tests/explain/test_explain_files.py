@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import rg
-from pipelines.files import locked, sha256
+from pipelines.files import sha256
+from pipelines.locks import locked
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain.explainer import Explainer
 from rg.explain.files import explain_files

@@ -125,7 +125,7 @@ def test_nothing_but_all_is_all():
                 assert Decimal(text) == rounded
             else:
                 least = exactly(10.0**-digits, digits)
-                assert text == (f"< {least}" if share < 0.5 else f"> {100 - least}")
+                assert text == (f"<\N{NO-BREAK SPACE}{least}" if share < 0.5 else f">\N{NO-BREAK SPACE}{100 - least}")
     assert percent(-0.0) == percent(0.0)
     assert percent(None) == "\N{EN DASH}"
 

@@ -1,16 +1,10 @@
 """Lines of JSON, as a process that may be killed writes them, and folders that one process writes into."""
 
-import errno
-import fcntl
 import json
-import signal
-import socket
-import subprocess
-import sys
 
 import pytest
 
-from pipelines.files import check_content, json_line, locked, owned_folder, read_json_lines, write_together
+from pipelines.files import check_content, json_line, read_json_lines, write_together
 
 RECORDS = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "name": "größer\nals"}, {}]
 
@@ -82,49 +76,3 @@ def test_what_is_left_of_a_file_is_called_by_its_name(tmp_path, content, words):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError, match=rf"^x: expected JSON, .*{words}"):
         check_content(tmp_path / "x", "x", "JSON")
-
-
-OWNER = """
-import os, signal, sys
-from pathlib import Path
-from pipelines.files import locked
-with locked(Path(sys.argv[1])):
-    print("owner", flush=True)
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_folder_has_one_owner_who_is_named_until_it_is_killed(tmp_path):
-    command = [sys.executable, "-c", OWNER, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout.readline() == "owner\n"
-        named = f"process {owner.pid} on {socket.gethostname()}, since 2"
-        refusal = f"^{tmp_path}: another process is writing into this folder .{named}"
-        with pytest.raises(ValueError, match=refusal), locked(tmp_path):
-            pass
-        refusal = rf"^{tmp_path}/a.json: another process is writing this file"
-        with locked(tmp_path, "a.json"), pytest.raises(ValueError, match=refusal), locked(tmp_path, "a.json"):
-            pass
-    assert owner.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with locked(tmp_path):
-        pass
-    assert not [*tmp_path.iterdir()]
-
-
-def test_a_folder_that_was_made_to_own_it_goes_again_if_it_stays_empty(tmp_path):
-    for name in ("empty", "full"):
-        with owned_folder(tmp_path / name / "run"):
-            if name == "full":
-                (tmp_path / name / "run" / "file").touch()
-    assert [path.name for path in tmp_path.iterdir()] == ["full"]
-
-
-def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(tmp_path):
-        assert "this file system has no locks" in caplog.text

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.files import locked
+from pipelines.locks import locked
 from pipelines.shards import writer
 from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
