@@ -41,7 +41,8 @@ from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, r
 from rg.runs.threads import limit_threads
 from rg.training.activation_checkpointing import checkpoint_blocks
 from rg.training.checkpoints import Checkpoint, Checkpoints, find
-from rg.training.engine import Engine, check_compiler, micro_batches, read_settings
+from rg.training.deepspeed_file import read_settings
+from rg.training.engine import Engine, check_compiler, micro_batches
 from rg.training.loop import Loop
 from rg.training.warm_start import start_from
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("deepspeed")
 
-from rg.training.engine import read_settings
+from rg.training.deepspeed_file import read_settings
 
 STAGE1 = Path(__file__).parents[2] / "launch" / "stage1.json"
 
