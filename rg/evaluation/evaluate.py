@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipelines.batches.loader import Loader
-from pipelines.files import atomic_write, check_file, json_line, read_json_lines, sha256, write_json
+from pipelines.files import atomic_write, check_file, json_line, sha256, write_json
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.reader import Reader
 from pipelines.shards.storage import Location, resolve
@@ -126,10 +126,10 @@ def evaluate(
         file.writelines(map(json_line, predictions(used.temperature if used else None)))
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
-    if isinstance(model, RegionGroupingModel) and view is None:
+    if isinstance(answers, Tally) and isinstance(model, RegionGroupingModel) and view is None:
         explainer = Explainer(model, config, classes, pick_device(device), parts)
-        lines = list(read_json_lines(run / PREDICTIONS))
-        write_part_pictures(run, list(part_pictures(explainer, data, split, lines)))
+        areas, occurrences = (torch.cat(batches).numpy() for batches in (answers.wins, answers.occurrence))
+        write_part_pictures(run, list(part_pictures(explainer, data, split, answers.keys, areas, occurrences)))
     sums = {"shards": shards, "weights": weights, "predictions": sha256(run / of_view(PREDICTIONS, view))}
     result = source | measured | {"evaluation": flatten(asdict(evaluation))} | sums
     write_json(run / of_view(METRICS, view), result)  # last: it names the others

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -23,7 +22,12 @@ LEAST = 0.15  # of the image, by its shorter side
 
 
 def part_pictures(
-    explainer: Explainer, data: Location, split: str, predictions: Sequence[Mapping[str, Any]]
+    explainer: Explainer,
+    data: Location,
+    split: str,
+    keys: Sequence[str],
+    areas: np.ndarray,
+    occurrences: np.ndarray,
 ) -> Iterator[Image.Image]:
     """A square for each part, grey where another part is the strongest.
 
@@ -31,29 +35,29 @@ def part_pictures(
         explainer: The model.
         data: Folder of shards, or its URL.
         split: That was measured.
-        predictions: Lines of predictions.jsonl.
+        keys: Of its n samples.
+        areas: Share of the positions of each image at which each part is the strongest [n, K].
+        occurrences: Of the parts [n, K].
 
     Yields:
         RGB of ``SIDE`` pixels, black for a part that no image shows.
     """
-    keys = [_key(k, predictions) for k in range(len(explainer.parts))]
-    samples = reader.read(data, split, [key for key in keys if key is not None])
-    for part, key in enumerate(keys):
-        if key is None:
+    chosen = [_surest(areas[:, part], occurrences[:, part]) for part in range(len(explainer.parts))]
+    samples = reader.read(data, split, [keys[number] for number in chosen if number is not None])
+    for part, number in enumerate(chosen):
+        if number is None:
             yield Image.new("RGB", (SIDE, SIDE))
             continue
         image = open_rgb(next(samples).jpeg)
         yield _square(crop_to_window(explainer.explain(image, view="crop")), part)
 
 
-def _key(part: int, predictions: Sequence[Mapping[str, Any]]) -> str | None:
-    """Where the part occurs most surely, of the images in which it is not small; None if no image shows it."""
-    visible = [prediction for prediction in predictions if prediction["area"][part]]
-    if not visible:
+def _surest(areas: np.ndarray, occurrences: np.ndarray) -> int | None:
+    """Number of the image in which a part occurs most surely, of those in which it is not small; None if in none."""
+    if not areas.any():
         return None
-    median = float(np.median([prediction["area"][part] for prediction in visible]))
-    large = [prediction for prediction in visible if prediction["area"][part] >= median]
-    return str(max(large, key=lambda prediction: prediction["occurrence"][part])["key"])
+    large = areas >= np.median(areas[areas > 0])
+    return int(np.where(large, occurrences, -1).argmax())
 
 
 def _square(explanation: Explanation, part: int) -> Image.Image:

@@ -45,7 +45,10 @@ def write(folder: Path) -> Path:
     """
     settings = read_json(folder / SETTINGS, "parts")
     labels: dict[str, int] = {}
+    sources, partly_seen = [], 0
     for line in read_lines(folder):
+        sources.append(Path(line["source"]))
+        partly_seen += _seen(line) < MOSTLY
         for label in (line["label"], line["truth"], (line["rival"] or {}).get("label")):
             if label is not None:
                 labels.setdefault(label, len(labels))
@@ -78,13 +81,13 @@ def write(folder: Path) -> Path:
     source = script("rg.pages", SCRIPT)
     with (folder / LEFT_OUT).open("rb") as file:
         left_out = sum(1 for _ in file)
-    titles = distinct_names(Path(line["source"]) for line in read_lines(folder))
+    titles = distinct_names(sources)
     page = template("rg.pages", GALLERY, percent=percent).generate(
         run=settings["run"],
         folder=folder.resolve().name,
         left_out=left_out,
         trust=_trust(settings.get("confidence")),
-        partly_seen=sum(_seen(line) < MOSTLY for line in read_lines(folder)),
+        partly_seen=partly_seen,
         mostly=MOSTLY,
         facts=_embedded(facts),
         count=len(colors),
