@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,7 +22,6 @@ from PIL import Image
 import rg
 from pipelines.files import sha256
 from pipelines.locks import locked
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.explain.explainer import Explainer
 from rg.explain.files import explain_files
 from rg.explain.image_files import distinct_names, name_each
@@ -29,15 +29,8 @@ from rg.model.region_grouping import RegionGroupingModel
 from rg.pages import gallery
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import CONFIDENCE, WEIGHTS, Classes, save_config, save_weights
+from tests.support.miniature_run import CONFIG
 
-CONFIG = RunConfig(
-    model=ModelConfig(
-        BackboneConfig(name="resnet18", weights="none"),
-        GroupingConfig(num_parts=4, smoothing_padding="same"),
-        HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
-    ),
-    input=InputConfig(short_side=64, crop=64),
-)
 OF_THE_FILE = ("truth", "name", "picture", "bytes", "modified")
 
 
@@ -153,6 +146,7 @@ def test_what_the_model_did_not_see_is_told(run, tmp_path, caplog):
     """Of a panorama 10:1 the middle 4:1 is looked at in the whole view, and less than a square in the other."""
     Image.new("RGB", (1000, 100), "teal").save(tmp_path / "panorama.png")
     Image.new("RGB", (120, 100), "teal").save(tmp_path / "photo.png")
+    caplog.set_level(logging.INFO, logger="rg")
     for view, shares in (("whole", (0.4, 1.0)), ("crop", (0.1, 100 / 120))):
         caplog.clear()
         out = tmp_path / view

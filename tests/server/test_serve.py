@@ -23,7 +23,6 @@ from pipelines import formats  # noqa: E402
 from pipelines.drawn.birds import Birds, BirdsConfig  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
 from rg import __version__  # noqa: E402
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig  # noqa: E402
 from rg.explain.explainer import Explainer  # noqa: E402
 from rg.model.region_grouping import RegionGroupingModel  # noqa: E402
 from rg.runs.folder import Classes  # noqa: E402
@@ -35,6 +34,7 @@ from rg.server.headers import HEADERS  # noqa: E402
 from rg.server.protocol import Protocol  # noqa: E402
 from rg.server.samples import Sample, samples  # noqa: E402
 from rg.server.uploads import MAX_SCANS, Limits, decode, scans  # noqa: E402
+from tests.support.miniature_run import CONFIG  # noqa: E402
 
 NAMES = ("wren", "robin", "jay")
 PARTS = (Part(0, "part 0", False), Part(1, "crown", False, True), Part(2, "part 2", True), Part(3, "part 3", False))
@@ -43,15 +43,7 @@ LIMITS = Limits(megabytes=MEGABYTES, megapixels=MEGAPIXELS, side=200, upload_sec
 
 def make():
     torch.manual_seed(0)
-    config = RunConfig(
-        model=ModelConfig(
-            BackboneConfig(name="resnet18", weights="none"),
-            GroupingConfig(num_parts=4, smoothing_padding="same"),
-            HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
-        ),
-        input=InputConfig(short_side=64, crop=64),
-    )
-    return Explainer(RegionGroupingModel(config.model, 3), config, Classes(NAMES), torch.device("cpu"), PARTS)
+    return Explainer(RegionGroupingModel(CONFIG.model, 3), CONFIG, Classes(NAMES), torch.device("cpu"), PARTS)
 
 
 @contextlib.contextmanager
