@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,13 @@ if importlib.util.find_spec("hypothesis"):
 
     settings.register_profile("no speed", deadline=None)  # a slow machine is no fault
     settings.load_profile("no speed")
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> None:
+    """Those of the command line, whatever the test before has left."""
+    for name in ("rg", "pipelines"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def schema(birds: Birds) -> Schema:

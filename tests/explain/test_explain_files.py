@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import logging
 import os
 import shutil
 import signal
@@ -146,7 +145,6 @@ def test_what_the_model_did_not_see_is_told(run, tmp_path, caplog):
     """Of a panorama 10:1 the middle 4:1 is looked at in the whole view, and less than a square in the other."""
     Image.new("RGB", (1000, 100), "teal").save(tmp_path / "panorama.png")
     Image.new("RGB", (120, 100), "teal").save(tmp_path / "photo.png")
-    caplog.set_level(logging.INFO, logger="rg")
     for view, shares in (("whole", (0.4, 1.0)), ("crop", (0.1, 100 / 120))):
         caplog.clear()
         out = tmp_path / view
