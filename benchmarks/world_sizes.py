@@ -28,6 +28,7 @@ from benchmarks.tools.options import at_least
 from pipelines.cores import usable_cores
 from rg import recipes
 from rg.config import BackboneConfig, OptimizerConfig, RunConfig
+from rg.training.objective import OPTIONAL
 
 MODES: dict[str, dict[str, Any]] = {
     "synchronised": {"batch_norm": "sync"},
@@ -35,9 +36,12 @@ MODES: dict[str, dict[str, Any]] = {
     "synchronised, 2 micro batches": {"batch_norm": "sync", "accumulation": 2},
     "synchronised, 2 micro batches, clipped": {"batch_norm": "sync", "accumulation": 2, "clip_norm": 0.5},
     "synchronised, activation checkpointing": {"batch_norm": "sync", "activation_checkpointing": True},
+    "synchronised, every term": {"batch_norm": "sync", "terms": True},
+    "frozen, every term": {"batch_norm": "frozen", "terms": True},
     "synchronised, ZeRO 1": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 1}}},
     "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
 }
+TERMS = {f"{name}_weight": 0.3 for name in OPTIONAL} | {"equivariance_share": 0.75}
 GLOBAL_BATCH = 16
 UNTESTED = {"zero_allow_untested_optimizer": True}  # DeepSpeed does not know SGD to be safe with ZeRO
 
@@ -48,6 +52,10 @@ def settings(mode: str, size: int) -> RunConfig:
     """Of one epoch on images of ``size`` pixels."""
     recipe = recipes.get("birds_lite0")
     grouping = dataclasses.replace(recipe.model.grouping, num_parts=4, smoothing_padding="same")
+    loss, head = recipe.loss, recipe.model.head
+    if MODES[mode].get("terms"):
+        grouping = dataclasses.replace(grouping, background=True, gumbel=True)
+        loss, head = dataclasses.replace(loss, **TERMS), dataclasses.replace(head, part_dropout=0.3)
     train = dataclasses.replace(
         recipe.train,
         epochs=1,
@@ -61,7 +69,10 @@ def settings(mode: str, size: int) -> RunConfig:
     )
     return dataclasses.replace(
         recipe,
-        model=dataclasses.replace(recipe.model, grouping=grouping, backbone=BackboneConfig("resnet18", "none")),
+        model=dataclasses.replace(
+            recipe.model, grouping=grouping, head=head, backbone=BackboneConfig("resnet18", "none")
+        ),
+        loss=loss,
         input=dataclasses.replace(recipe.input, short_side=size + 8, crop=size, test_short_side=size, test_crop=size),
         optimizer=OptimizerConfig(lr=1e-3, clip_norm=MODES[mode].get("clip_norm", 0.0)),
         train=train,

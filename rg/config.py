@@ -37,6 +37,10 @@ class GroupingConfig:
 
     Attributes:
         num_parts: K, the number of parts.
+        background: One more slot of the dictionary, the last, for what is no part: the classifier does not hear of it,
+            and the occurrence prior leaves it alone. Without it, statistics tell which parts are background.
+        gumbel: Gumbel noise on the logits of the assignment in training (temperature 1, soft), so that a position
+            tries other parts, too.
         init: Dictionary from Kaiming-normal noise as the authors do (random), or k-means on first features (kmeans).
         standardize: Standardise the features before grouping; needed where they do not come out of a ReLU.
         smoothing_radius: The smoothing window is 2 * radius + 1 positions wide.
@@ -45,14 +49,22 @@ class GroupingConfig:
     """
 
     num_parts: int = 5
+    background: bool = False
+    gumbel: bool = False
     init: Literal["random", "kmeans"] = "random"
     standardize: bool = False
     smoothing_radius: int = 2
     smoothing_std: float = 0.4
     smoothing_padding: Literal["valid", "same"] = "valid"
 
+    @property
+    def slots(self) -> int:
+        """Entries of the dictionary: the parts, and the background if it has a slot."""
+        return self.num_parts + self.background
+
     def __post_init__(self) -> None:
-        _require(1 <= self.num_parts <= 64, "model.grouping.num_parts", "1 to 64 parts", self.num_parts)
+        most = 63 if self.background else 64
+        _require(1 <= self.num_parts <= most, "model.grouping.num_parts", f"1 to {most} parts", self.num_parts)
         _require(self.smoothing_radius >= 0, "model.grouping.smoothing_radius", "0 or more", self.smoothing_radius)
         _require(self.smoothing_std > 0, "model.grouping.smoothing_std", "a positive number", self.smoothing_std)
 
@@ -67,6 +79,8 @@ class HeadConfig:
         region_width: Inner width of the bottlenecks of f_z.
         region_blocks: Number of bottlenecks of f_z.
         attention_width: Inner width of f_a.
+        part_dropout: Probability that a part is left out of the classification of an image in training. At least one
+            stays.
     """
 
     attention: bool = True
@@ -74,10 +88,12 @@ class HeadConfig:
     region_width: int = 512
     region_blocks: int = 4
     attention_width: int = 256
+    part_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("region_channels", "region_width", "region_blocks", "attention_width"):
             _require(getattr(self, name) >= 1, f"model.head.{name}", "at least 1", getattr(self, name))
+        _require(0 <= self.part_dropout < 1, "model.head.part_dropout", "a probability below 1", self.part_dropout)
 
 
 @dataclass(frozen=True)
@@ -103,25 +119,54 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """classification_weight * classification loss + prior_weight * occurrence prior loss (Eq. 2).
+    """What is made small: classification loss, occurrence prior (Eq. 2) and terms that shape the parts, each weighted.
+
+    A term of weight 0 is not computed. ``rg.model.terms`` defines those beside the prior.
 
     Attributes:
         classification_weight: Weight of the cross entropy (or, for multi-label data, the mean binary cross entropy).
         prior_weight: Weight of the occurrence prior; 0 switches it off (ablation of Table 7).
         prior_alpha: First parameter of the Beta distribution.
         prior_beta: Second parameter of the Beta distribution.
+        presence_weight: Every part is seen in some image of the batch.
+        presence_margin: Positions at the border of the map whose windows do not count for presence.
+        background_weight: Every image has background, and rather at its border; needs model.grouping.background.
+        concentration_weight: Parts are compact.
+        total_variation_weight: Parts have few and short outlines.
+        equivariance_weight: Parts move with the image; takes a second forward pass of moved images.
+        equivariance_share: Share of the batch that the second pass takes.
+        orthogonality_weight: The features of the parts of an image differ.
+        entropy_weight: A position belongs to one part.
     """
 
     classification_weight: float = 1.0
     prior_weight: float = 0.5
     prior_alpha: float = 1.0
     prior_beta: float = 1e-3
+    presence_weight: float = 0.0
+    presence_margin: int = 0
+    background_weight: float = 0.0
+    concentration_weight: float = 0.0
+    total_variation_weight: float = 0.0
+    equivariance_weight: float = 0.0
+    equivariance_share: float = 1.0
+    orthogonality_weight: float = 0.0
+    entropy_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("classification_weight", "prior_weight"):
-            _require(getattr(self, name) >= 0, f"loss.{name}", "0 or more", getattr(self, name))
+        for field_ in dataclasses.fields(self):
+            if field_.name.endswith("_weight"):
+                value = getattr(self, field_.name)
+                _require(value >= 0, f"loss.{field_.name}", "0 or more", value)
         for name in ("prior_alpha", "prior_beta"):
             _require(getattr(self, name) > 0, f"loss.{name}", "a positive number", getattr(self, name))
+        _require(self.presence_margin >= 0, "loss.presence_margin", "0 or more", self.presence_margin)
+        _require(
+            0 < self.equivariance_share <= 1,
+            "loss.equivariance_share",
+            "a share above 0, at most 1",
+            self.equivariance_share,
+        )
 
 
 @dataclass(frozen=True)
@@ -378,6 +423,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, "seed", "0 to 2147483647", self.seed)
+        _require(
+            self.loss.background_weight == 0 or self.model.grouping.background,
+            "loss.background_weight",
+            "0 without model.grouping.background",
+            self.loss.background_weight,
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import kernels
 from rg.config import GroupingConfig, HeadConfig
+from rg.model.noise import uniform
 
 if not hasattr(kernels, "vlad_pooling"):
     place = getattr(kernels, "__file__", None) or "kernels"
@@ -21,6 +22,7 @@ if not hasattr(kernels, "vlad_pooling"):
     )
 
 RUNNING_MOMENTUM = 0.02
+GUMBEL_STREAM, DROPOUT_STREAM = 2, 3
 
 
 class FeatureStandardization(nn.Module):
@@ -43,6 +45,8 @@ class FeatureStandardization(nn.Module):
 class PartDictionary(nn.Module):
     """Centres and bandwidths of the K parts; groups a feature map into regions (Eq. 1 and Eq. 3).
 
+    With a background slot, which is the last one, K counts it too.
+
     Attributes:
         centers: Part dictionary D [K, C].
         raw_sigma: [K]; ``2 sigma^2 = sigmoid(raw_sigma)``, so sigma lies in (0, 0.71) and starts at 0.5.
@@ -52,11 +56,11 @@ class PartDictionary(nn.Module):
     def __init__(self, config: GroupingConfig, channels: int) -> None:
         super().__init__()
         self.config = config
-        centers = torch.empty(config.num_parts, channels)
+        centers = torch.empty(config.slots, channels)
         nn.init.kaiming_normal_(centers)
         self.centers = nn.Parameter(centers.clamp_(min=1e-5))
-        self.raw_sigma = nn.Parameter(torch.zeros(config.num_parts))
-        self.register_buffer("border", torch.full((2, config.num_parts), 1 / config.num_parts))
+        self.raw_sigma = nn.Parameter(torch.zeros(config.slots))
+        self.register_buffer("border", torch.full((2, config.slots), 1 / config.slots))
         self.border: Tensor
 
     @property
@@ -64,15 +68,19 @@ class PartDictionary(nn.Module):
         """Bandwidth of every part [K], in (0, 0.71)."""
         return torch.sqrt(torch.sigmoid(self.raw_sigma) / 2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C], occurrence [N, K]."""
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [N, C, H, W], noise seeds [N] -> assign [N, K, H, W], regions [N, K, C], occurrence [N, K]."""
         config = self.config
         if x.requires_grad and len(x) == 1:
             # The gradient of one image has strides that say nothing of the first dimension, and the batch norm of
             # PyTorch 2.14 misreads them on a CPU: it returns another gradient without a word.
             x = x.view_as(x)
             x.register_hook(torch.Tensor.contiguous)
-        assign, regions = self.group(x)
+        if config.gumbel and seeds is not None:
+            assign = perturb(kernels.part_assignment(x, self.centers, self.sigma), seeds)
+            regions = kernels.vlad_pooling(x, assign, self.centers, self.sigma)
+        else:
+            assign, regions = self.group(x)
         occurrence = kernels.part_occurrence(
             assign, config.smoothing_radius, config.smoothing_std, config.smoothing_padding
         )
@@ -93,6 +101,30 @@ class PartDictionary(nn.Module):
         interior = (height - 2) * (width - 2)
         density = torch.stack([(total - inside) / (height * width - interior), inside / interior])
         self.border.lerp_(density.to(self.border.dtype), RUNNING_MOMENTUM)
+
+
+def perturb(assign: Tensor, seeds: Tensor) -> Tensor:
+    """Gumbel noise on the logarithm of an assignment, at temperature 1.
+
+    The noise g of a logit turns q into q exp(g) before the sum over the parts is made 1 again, and exp(g) = -1 / log u
+    for a uniform u.
+
+    Args:
+        assign: [N, K, H, W], sums to 1 over K.
+        seeds: Of the images, int64 [N].
+
+    Returns:
+        [N, K, H, W], sums to 1 over K.
+    """
+    numbers = uniform(seeds, assign[0].numel(), GUMBEL_STREAM).view(assign.shape)
+    noisy = assign / -torch.log(numbers)
+    return noisy / noisy.sum(1, keepdim=True)
+
+
+def kept_parts(seeds: Tensor, parts: int, dropout: float) -> Tensor:
+    """Which parts the classification of an image hears of: bool [N, parts], at least one of every image."""
+    numbers = uniform(seeds, parts, DROPOUT_STREAM)
+    return (numbers >= dropout) | (numbers == numbers.amax(1, keepdim=True))
 
 
 class Bottleneck(nn.Module):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
@@ -20,11 +22,14 @@ from rg.model.layers import (
     MultiLabelClassifier,
     PartDictionary,
     RegionTransform,
+    kept_parts,
 )
 
 
 class ModelOutput(NamedTuple):
     """What the model says of a batch.
+
+    With a background slot, the last of the K parts is the background: its attention is 0.
 
     Attributes:
         logits: [N, classes].
@@ -92,21 +97,25 @@ class RegionGroupingModel(nn.Module):
             if config.head.attention:
                 self.attention = Attention(config.head, channels)
             self.classifier = Classifier(config.head.region_channels, num_classes)
+        self.num_parts = config.grouping.num_parts
         self.num_classes = num_classes
         self.multi_label = multi_label
-        K = config.grouping.num_parts
+        K = config.grouping.slots
         self.register_buffer("attention_share", torch.full((K,), 1 / K))
         self.attention_share: Tensor
 
     @property
     def background(self) -> Tensor:
-        """bool [K]: parts that are surroundings rather than object, as seen over the training images.
+        """bool [K]: parts that are surroundings rather than object: the background slot, if the model has one.
 
+        Without it, as seen over the training images.
         Photographers put the object in the middle, so what gathers at the border of the images surrounds it; and what
         gets less than half of an even share of the attention is nothing that the classifier looks at. Occurrence does
         not tell them apart, since the prior asks the same of every part (in the demo 0.88 to 0.92 of the background,
         0.87 to 0.91 of the bird).
         """
+        if self.config.grouping.background:
+            return torch.arange(len(self.attention_share), device=self.attention_share.device) == self.num_parts
         border, interior = self.dictionary.border
         return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))
 
@@ -114,27 +123,55 @@ class RegionGroupingModel(nn.Module):
         """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w] that is grouped."""
         return self.standardization(self.backbone(images))
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Images [N, 3, H, W], uint8 or float in 0..255."""
-        return self.describe(self.features(images))
+    def forward(
+        self, images: Tensor, seeds: Tensor | None = None, moved: Tensor | None = None
+    ) -> ModelOutput | tuple[ModelOutput, Tensor]:
+        """What the model says of images.
 
-    def describe(self, x: Tensor) -> ModelOutput:
-        """What the model says of feature maps X [N, C, h, w]."""
-        assign, regions, occurrence = self.dictionary(x)
+        Args:
+            images: [N, 3, H, W], uint8 or float in 0..255.
+            seeds: Of the noise of training, int64 [N]; none without it.
+            moved: Images for the equivariance term [M, 3, H, W].
+
+        Returns:
+            The output; with moved images also their part assignment [M, K, h, w].
+        """
+        output = self.describe(self.features(images), seeds)
+        if moved is None:
+            return output
+        return output, self.dictionary.group(self.features(moved))[0]
+
+    def describe(self, x: Tensor, seeds: Tensor | None = None) -> ModelOutput:
+        """What the model says of feature maps X [N, C, h, w]; seeds as in ``forward``."""
+        assign, regions, occurrence = self.dictionary(x, seeds)
         attention = self.attend(regions)
+        dropout = self.config.head.part_dropout
+        if dropout and seeds is not None:
+            kept = kept_parts(seeds, self.num_parts, dropout).to(attention.dtype)
+            kept = self._with_background(kept if attention.ndim == 2 else kept.unsqueeze(1))
+            attention = attention * kept / (attention * kept).sum(-1, keepdim=True)
         if self.training:
             share = attention.detach().flatten(0, -2).mean(0)
             self.attention_share.lerp_(share.to(self.attention_share.dtype), RUNNING_MOMENTUM)
-        logits = self.classifier(self.region_transform(regions), attention)
+        logits = self.classifier(self.region_transform(self._heard(regions)), attention[..., : self.num_parts])
         return ModelOutput(logits, assign, attention, occurrence, regions)
 
     def attend(self, regions: Tensor) -> Tensor:
-        """Importance of the regions [N, K] ([N, L, K] for attributes), 1/K each without attention."""
+        """Importance of the regions [N, K] ([N, L, K] for attributes), 1/K each without attention, 0 of background."""
+        regions = self._heard(regions)
         if self.attention is not None:
-            return self.attention(regions)
+            return self._with_background(self.attention(regions))
         N, K, _ = regions.shape
         shape = (N, self.num_classes, K) if self.multi_label else (N, K)
-        return regions.new_full(shape, 1 / K)
+        return self._with_background(regions.new_full(shape, 1 / K))
+
+    def _heard(self, regions: Tensor) -> Tensor:
+        """Regions of the parts alone, which the classifier hears of."""
+        return regions[:, : self.num_parts]
+
+    def _with_background(self, weights: Tensor) -> Tensor:
+        """Weights of the parts [..., K], and 0 for the background slot if there is one."""
+        return F.pad(weights, (0, 1)) if self.config.grouping.background else weights
 
     def contributions(self, output: ModelOutput, classes: Tensor) -> tuple[Tensor, Tensor]:
         """What every part adds to the logits of some classes; the model must be in evaluation mode.
@@ -147,7 +184,10 @@ class RegionGroupingModel(nn.Module):
             contributions: [N, J, K].
             constant: [N, J]; the sum of both over K is the logit.
         """
-        return self.classifier.contributions(self.region_transform(output.regions), output.attention, classes)
+        features = self.region_transform(self._heard(output.regions))
+        attention = output.attention[..., : self.num_parts]
+        contributions, constant = self.classifier.contributions(features, attention, classes)
+        return self._with_background(contributions), constant
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the backbone, and all others (the new layers)."""
@@ -159,6 +199,7 @@ class RegionGroupingModel(nn.Module):
     def initialize_dictionary(self, images: Tensor, seed: int) -> None:
         """Place the centres at the k-means clusters of the features of some images.
 
+        The background slot gets the cluster of which the largest share lies at the border of the map.
         Sets the statistics of the feature standardisation on the way. Kaiming-normal centres suit features that come
         out of a ReLU; elsewhere k-means is what makes every part start in use.
 
@@ -184,6 +225,18 @@ class RegionGroupingModel(nn.Module):
                 f"model.grouping.num_parts: {len(self.dictionary.centers)} parts but only {len(positions)} positions "
                 "to cluster; use more or larger images, or fewer parts"
             )
-        centers, _ = kmeans2(positions, len(self.dictionary.centers), iter=30, minit="++", rng=seed)
+        centers, clusters = kmeans2(positions, len(self.dictionary.centers), iter=30, minit="++", rng=seed)
+        if self.config.grouping.background:
+            of_border = _border_shares(clusters.reshape(len(x), *x.shape[2:]), len(centers))
+            last = int(of_border.argmax())
+            centers[[last, -1]] = centers[[-1, last]]
         self.dictionary.centers.copy_(torch.as_tensor(centers))
         self.train(was_training)
+
+
+def _border_shares(clusters: np.ndarray, count: int) -> np.ndarray:
+    """Which share of every cluster lies at the border of its map; of clusters [N, H, W], float64 [count]."""
+    border = np.ones(clusters.shape, bool)
+    border[:, 1:-1, 1:-1] = False
+    sizes = np.bincount(clusters.ravel(), minlength=count)
+    return np.bincount(clusters[border], minlength=count) / np.maximum(sizes, 1)

@@ -29,8 +29,6 @@ from rg.distributed import batch_norm
 from rg.distributed.group import Group, collectives
 from rg.distributed.ranks import exported
 from rg.model.build import Model
-from rg.model.plain import PlainOutput
-from rg.model.region_grouping import ModelOutput
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -162,10 +160,10 @@ class Engine:
         if self._frozen:
             batch_norm.freeze(self.model)
 
-    def __call__(self, images: Tensor) -> ModelOutput | PlainOutput:
-        """Images [N, 3, H, W] on any device -> output of the model."""
+    def __call__(self, images: Tensor, *inputs: Tensor) -> Any:
+        """What the model returns for images [N, 3, H, W] on any device, and its other inputs on that of the rank."""
         with collectives():  # of batch norm
-            return self._engine(images.to(self.group.ranks.device, non_blocking=True))
+            return self._engine(images.to(self.group.ranks.device, non_blocking=True), *inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro batch; the loss is that of this rank's share, and is averaged over the ranks."""

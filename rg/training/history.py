@@ -14,29 +14,29 @@ from pipelines.files import atomic_write, json_line, read_json_lines
 from rg.runs.folder import HISTORY, TENSORBOARD
 from rg.training.engine import Engine
 
-MEANS = ("loss", "classification_loss", "prior_loss", "accuracy")
-
 
 class Meter:
     """Means over images since the last reading, kept on the device until they are read.
 
     Args:
+        terms: Names of the terms of the loss.
         sums: What ``values()`` was when the run was stopped, None at the start.
     """
 
-    def __init__(self, sums: Sequence[float] | None = None) -> None:
-        self._sums = torch.tensor(sums or [0.0] * (len(MEANS) + 1), dtype=torch.float64)
+    def __init__(self, terms: Sequence[str], sums: Sequence[float] | None = None) -> None:
+        self.names = ("loss", *(f"{name}_loss" for name in terms), "accuracy")
+        self._sums = torch.tensor(sums or [0.0] * (len(self.names) + 1), dtype=torch.float64)
         self.start_clock()
 
     def add(self, values: Tensor, count: int, waited: float) -> None:
-        """``MEANS`` of the images of one micro batch, how many they are, and the seconds waited for them."""
+        """Values by ``names`` of the images of one micro batch, how many they are, and the seconds waited for them."""
         weighted = torch.cat([values.double(), values.new_ones(1, dtype=torch.float64)]) * count
         self._sums = self._sums.to(values.device) + weighted
         self._waited += waited
         self._images += count
 
     def values(self) -> list[float]:
-        """Sums of ``MEANS`` over images, and the number of images, of this rank."""
+        """Sums of the values over images, and the number of images, of this rank."""
         return self._sums.tolist()
 
     def read(self, engine: Engine) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Meter:
         seconds = time.perf_counter() - self._began
         own = torch.cat([self._sums, self._sums.new_tensor([self._images])])
         *sums, count, images = engine.group.sum(own.to(engine.group.ranks.device)).tolist()
-        record = {name: total / count for name, total in zip(MEANS, sums, strict=True) if count}
+        record = {name: total / count for name, total in zip(self.names, sums, strict=True) if count}
         record |= {"lr": engine.lr, "images_per_second": images / seconds, "data_wait": self._waited / seconds}
         self._sums = torch.zeros_like(self._sums)
         self.start_clock()

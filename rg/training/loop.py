@@ -22,13 +22,16 @@ from rg.config import RunConfig
 from rg.distributed.group import GroupError
 from rg.distributed.heartbeat import Heartbeat
 from rg.distributed.host_copy import HostCopy
-from rg.model.losses import classification_loss, occurrence_prior_loss
+from rg.model.losses import classification_loss
+from rg.model.noise import image_seeds
+from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
 from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoint, Checkpoints
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
+from rg.training.objective import Objective
 from rg.training.step_flags import StepFlags
 
 logger = logging.getLogger(__name__)
@@ -72,7 +75,8 @@ class Loop:
         self.received: list[int] = []
         self.group, self.ranks = engine.group, engine.group.ranks
         self.is_main = self.ranks.rank == 0
-        self.meter = Meter()
+        self.objective = Objective(config, engine.sizes, self.ranks.rank)
+        self.meter = Meter(self.objective.names)
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
 
@@ -86,7 +90,7 @@ class Loop:
         if not own and not self.is_main:
             counters = dict.fromkeys(counters, 0) | {"meter": None}
         self.loader.resume(state["loader"] | {name: counters[name] for name in ("read", "damaged")})
-        self.meter = Meter(counters["meter"])
+        self.meter = Meter(self.objective.names, counters["meter"])
         if not own:
             torch.manual_seed(_stream_seed(self.config.seed, self.step, self.ranks.rank))
             return
@@ -163,7 +167,7 @@ class Loop:
             batch = next(stream)
             waited = time.perf_counter() - began
             self._at("training")
-            values, arriving = self._micro_step(batch)
+            values, arriving = self._micro_step(batch, micro)
             flags = StepFlags.unpack(arriving.wait())  # sent to all ranks before backward, which goes on meanwhile
             if flags.not_finite[self.ranks.rank]:
                 self._warn_not_finite(batch, values)
@@ -178,32 +182,42 @@ class Loop:
                 self.meter.add(values, count, waited)
         return flags
 
-    def _micro_step(self, batch: Batch) -> tuple[Tensor, HostCopy]:
-        """Forward and backward.
+    def _micro_step(self, batch: Batch, micro: int) -> tuple[Tensor, HostCopy]:
+        """Forward and backward of a micro batch of the step.
 
         Returns:
-            Loss, both its parts and accuracy of this rank [4], and ``StepFlags`` of all ranks, packed [world, 3].
+            Loss, its terms and accuracy of this rank, and ``StepFlags`` of all ranks, packed [world, 3].
         """
-        config, sizes = self.config.loss, self.engine.sizes
-        output = self.engine(batch.images)
+        sizes, objective = self.engine.sizes, self.objective
+        output, moved, inverse = self._forward(batch.images, micro)
         labels = batch.labels.to(output.logits.device, non_blocking=True)
-        classification = classification_loss(output.logits, labels)
-        occurrence = output.logits.new_zeros(len(labels), 0)
-        if isinstance(output, ModelOutput):
-            occurrence = output.occurrence
-        finite = torch.isfinite(classification) & torch.isfinite(occurrence).all()
+        means, rows = objective.of_images(output, labels, moved, inverse), objective.rows(output)
+        finite = torch.isfinite(torch.stack(list(means.values()))).all() & torch.isfinite(rows).all()
         flags = StepFlags.pack(finite, max(self.received, default=0), self.checkpoints.busy)
-        occurrence, all_flags = self.group.gather(occurrence, flags, sizes)
+        rows, all_flags = self.group.gather(rows, flags, sizes)
         arriving = HostCopy(all_flags)
-        prior = torch.zeros_like(classification)
-        if occurrence.shape[1]:
-            prior = occurrence_prior_loss(occurrence, config.prior_alpha, config.prior_beta)
+        of_batch = objective.of_batch(rows)
         share = self.engine.share * len(sizes)  # the engine takes the plain mean over the ranks
-        self.engine.backward(config.classification_weight * share * classification + config.prior_weight * prior)
+        self.engine.backward(objective.total(means, share) + objective.total(of_batch))
         with torch.no_grad():
-            loss = config.classification_weight * classification + config.prior_weight * prior
-            values = torch.stack([loss, classification, prior, _correct(output.logits, labels)])
+            by_name = means | of_batch
+            loss = objective.total(by_name)
+            terms = [by_name[name] for name in objective.names if name in by_name]
+            values = torch.stack([loss, *terms, _correct(output.logits, labels)])
         return values.detach(), arriving
+
+    def _forward(self, images: Tensor, micro: int) -> tuple[ModelOutput | PlainOutput, Tensor | None, Tensor | None]:
+        """Output of the model, assignment of moved images and what moves it back, see ``Objective.of_images``."""
+        if not self.objective.noisy:
+            return self.engine(images), None, None
+        sizes, rank = self.engine.sizes, self.ranks.rank
+        images = images.to(self.ranks.device, non_blocking=True)
+        seeds = image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank]).to(images.device)
+        if not self.objective.moved:
+            return self.engine(images, seeds), None, None
+        moved, inverse = self.objective.move(images, seeds)
+        output, assign = self.engine(images, seeds, moved)
+        return output, assign, inverse
 
     def _warn_not_finite(self, batch: Batch, values: Tensor) -> None:
         logger.warning(

@@ -1,0 +1,128 @@
+"""The loss of a step: which terms it has, and what each is computed from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rg.config import RunConfig
+from rg.model import terms
+from rg.model.losses import classification_loss, occurrence_prior_loss
+from rg.model.motion import move, random_motions
+from rg.model.plain import PlainOutput
+from rg.model.region_grouping import ModelOutput
+
+OPTIONAL = (
+    "presence",
+    "background",
+    "concentration",
+    "total_variation",
+    "equivariance",
+    "orthogonality",
+    "entropy",
+)
+
+
+class Objective:
+    """Terms of the loss by name; those of weight 0 are not computed.
+
+    Some are means over images (``of_images``), which ranks average by their shares of the images. The others need
+    ``rows`` of all images (``of_batch``), so every rank computes them from all.
+
+    Args:
+        config: Of the run.
+        sizes: Images of a micro batch for every rank.
+        rank: This one.
+
+    Attributes:
+        names: Of the terms.
+        moved: Which images of this rank the equivariance term compares; spread evenly over the micro batch of all
+            ranks, whatever their number.
+        noisy: Whether anything of a step is drawn at random, so that its images need seeds.
+
+    Raises:
+        ValueError: a rank has no image for the equivariance term.
+    """
+
+    def __init__(self, config: RunConfig, sizes: Sequence[int], rank: int) -> None:
+        self.config, self.parts = config.loss, config.model.grouping.num_parts
+        groups = config.model.kind == "region_grouping"
+        active = [name for name in OPTIONAL if groups and getattr(config.loss, f"{name}_weight") > 0]
+        self.names = ("classification", "prior", *active)
+        self.moved = self._choose(sizes, rank) if "equivariance" in active else []
+        self.noisy = groups and bool(config.model.grouping.gumbel or config.model.head.part_dropout or self.moved)
+
+    def _choose(self, sizes: Sequence[int], rank: int) -> list[int]:
+        total, share = sum(sizes), self.config.equivariance_share
+        chosen = [n for n in range(total) if int((n + 1) * share) > int(n * share)]
+        firsts = [sum(sizes[:other]) for other in range(len(sizes))]
+        of_rank = [
+            [n - first for n in chosen if first <= n < first + size] for first, size in zip(firsts, sizes, strict=True)
+        ]
+        if not all(of_rank):
+            raise ValueError(
+                f"loss.equivariance_share: expected at least one image of every rank, got {share} of {total} images "
+                f"over {len(sizes)} ranks"
+            )
+        self._moved_weight = (len(of_rank[rank]) / len(chosen)) / (sizes[rank] / total)
+        return of_rank[rank]
+
+    def move(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Moved images for the equivariance term and what moves them back, see ``random_motions``."""
+        forward, inverse = random_motions(seeds[self.moved], *images.shape[2:])
+        return move(images[self.moved], forward), inverse
+
+    def rows(self, output: ModelOutput | PlainOutput) -> Tensor:
+        """What the terms of the batch need of every image: float [N, R]."""
+        if not isinstance(output, ModelOutput):
+            return output.logits.new_zeros(len(output.logits), 0)
+        columns = [output.occurrence[:, : self.parts]]
+        if "presence" in self.names:
+            columns.append(terms.peaks(output.assign[:, : self.parts], self.config.presence_margin))
+        return torch.cat(columns, 1)
+
+    def of_images(
+        self, output: ModelOutput | PlainOutput, labels: Tensor, moved: Tensor | None, inverse: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Means over the images of this rank, by name.
+
+        Args:
+            output: Of the model.
+            labels: As ``classification_loss`` takes them.
+            moved: Assignment of the moved images, None without the equivariance term.
+            inverse: What moves them back.
+        """
+        means = {"classification": classification_loss(output.logits, labels)}
+        if not isinstance(output, ModelOutput):
+            return means
+        assign, parts = output.assign, output.assign[:, : self.parts]
+        compute = {
+            "background": lambda: terms.background_presence_loss(assign[:, -1]),
+            "concentration": lambda: terms.concentration_loss(parts),
+            "total_variation": lambda: terms.total_variation_loss(assign),
+            "orthogonality": lambda: terms.orthogonality_loss(output.regions),
+            "entropy": lambda: terms.entropy_loss(assign),
+        }
+        means |= {name: compute[name]() for name in self.names if name in compute}
+        if moved is not None and inverse is not None:
+            loss = terms.equivariance_loss(parts[self.moved], moved[:, : self.parts], inverse)
+            means["equivariance"] = self._moved_weight * loss
+        return means
+
+    def of_batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Terms of the rows of all images, by name."""
+        if not rows.shape[1]:  # of a plain network
+            return {"prior": rows.new_zeros(())}
+        config = self.config
+        values = {"prior": occurrence_prior_loss(rows[:, : self.parts], config.prior_alpha, config.prior_beta)}
+        if "presence" in self.names:
+            values["presence"] = terms.presence_loss(rows[:, self.parts :])
+        return values
+
+    def total(self, values: Mapping[str, Tensor], scale: float = 1.0) -> Tensor:
+        """Weighted sum of terms, a scalar; ``scale`` multiplies the weights."""
+        weighted = [getattr(self.config, f"{name}_weight") * scale * value for name, value in values.items()]
+        return functools.reduce(torch.add, weighted)
