@@ -52,7 +52,7 @@ def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor, *, check_values: 
     return _provider(x, grouping).region_grouping(x, centers, sigma)
 
 
-def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
+def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor, *, check_values: bool = True) -> Tensor:
     """Soft assignment of every position to the parts of the dictionary (Eq. 1).
 
     Args and errors are those of ``region_grouping``.
@@ -61,11 +61,12 @@ def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
         assign [N, K, H, W], sums to 1 over K; float32, or float64 if the arguments are.
     """
     _check_dictionary(x, centers, sigma)
-    _check_positive(sigma)
+    if check_values:
+        _check_positive(sigma)
     return _provider(x, grouping).part_assignment(x, centers, sigma)
 
 
-def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
+def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, *, check_values: bool = True) -> Tensor:
     """One unit-length feature per part: the normalised mean residual to its centre (Eq. 3).
 
     The mass of a part is floored at 1e-5, so a part that no position belongs to gets the direction of ``-centers``
@@ -76,6 +77,7 @@ def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> T
         assign: Soft assignment [N, K, H, W].
         centers: Part dictionary [K, C], K from 1 to 64.
         sigma: Bandwidth of every part [K], positive.
+        check_values: As for ``region_grouping``.
 
     Returns:
         regions [N, K, C], unit length; float32, or float64 if the arguments are.
@@ -84,7 +86,8 @@ def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> T
         ValueError: as ``region_grouping``.
     """
     _check_dictionary(x, centers, sigma)
-    _check_positive(sigma)
+    if check_values:
+        _check_positive(sigma)
     _check_map("assign", assign, "[N, K, H, W]")
     expected = (x.shape[0], centers.shape[0], *x.shape[2:])
     if tuple(assign.shape) != expected:

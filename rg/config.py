@@ -21,14 +21,19 @@ class BackboneConfig:
         name: resnet50, resnet101 (torchvision) or any timm model that yields a feature map, convolutional or ViT.
         weights: imagenet (downloaded, or taken from an installed weights package), none, or the path of a file.
         stride: Take the deepest feature map whose stride in pixels is at most this.
+        fused_strides: Further feature maps, the deepest within each of these strides, resized to that one and
+            concatenated with it. Deeper maps tell parts apart, finer ones place them.
     """
 
     name: str = "resnet101"
     weights: str = "imagenet"
     stride: int = 16
+    fused_strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "model.backbone.stride", "at least 1", self.stride)
+        for stride in self.fused_strides:
+            _require(stride >= 1, "model.backbone.fused_strides", "at least 1", stride)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class GroupingConfig:
             and the occurrence prior leaves it alone. Without it, statistics tell which parts are background.
         gumbel: Gumbel noise on the logits of the assignment in training (temperature 1, soft), so that a position
             tries other parts, too.
+        centered: Positions are told apart by how their features differ from the mean of their image, so that parts do
+            not follow the colours of a species.
         init: Dictionary from Kaiming-normal noise as the authors do (random), or k-means on first features (kmeans).
         standardize: Standardise the features before grouping; needed where they do not come out of a ReLU.
         smoothing_radius: The smoothing window is 2 * radius + 1 positions wide.
@@ -51,6 +58,7 @@ class GroupingConfig:
     num_parts: int = 5
     background: bool = False
     gumbel: bool = False
+    centered: bool = False
     init: Literal["random", "kmeans"] = "random"
     standardize: bool = False
     smoothing_radius: int = 2

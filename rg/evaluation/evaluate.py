@@ -99,7 +99,7 @@ def evaluate(
     weights = sha256(run / WEIGHTS)
     answers: Answers
     if isinstance(model, RegionGroupingModel):
-        parts = named_by_people(run, model.background.tolist())
+        parts = named_by_people(run, model.background.tolist(), config.model.grouping.background)
         answers, measured, predictions = _measure_parts(model, load, fit, split, evaluation, config, parts)
     else:
         answers, measured, predictions = evaluate_plain(model, load, fit, split, evaluation, config)
@@ -222,7 +222,12 @@ def _tally(
         explain: Whether contributions are kept, too.
     """
     device = next(model.parameters()).device
-    tally = Tally(loader.manifest, threshold(evaluation), corner=evaluation.centers == "corner")
+    tally = Tally(
+        loader.manifest,
+        threshold(evaluation),
+        num_parts=model.num_parts,
+        corner=evaluation.centers == "corner",
+    )
     for batch in inputs.progress(loader):
         images = batch.images.to(device)
         contributions = None
@@ -266,8 +271,12 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
     states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap), names)
     true_parts = shows(seen.part_map_table, seen.manifest.parts, len(names))
     result["occurrence"] = occurrence.mean(0).tolist()
-    result["prior_loss"] = occurrence_prior_loss(occurrence, loss.prior_alpha, loss.prior_beta).item()
+    result["prior_loss"] = occurrence_prior_loss(
+        occurrence[:, : seen.num_parts], loss.prior_alpha, loss.prior_beta
+    ).item()
     result["decomposition_error"] = seen.decomposition_error
+    if parts[-1].slot:
+        states[-1] = "background slot"
     result["parts_in_use"] = sum(state == "in use" for state in states)
     result["parts"] = [
         {

@@ -99,6 +99,7 @@ class Tally(Answers):
     """Also of the parts; all coordinates are pixels of the images as the model sees them.
 
     Attributes:
+        num_parts: K without the background slot, which centres and the prior leave alone; 0 takes all.
         occurrence: float32 [n, K].
         attention: float32 [n, K], the mean over attributes.
         centers: float32 [n, K, 2], soft centres of the parts.
@@ -117,6 +118,7 @@ class Tally(Answers):
         part_map_table: The same at each pixel of the true parts.
     """
 
+    num_parts: int = 0
     occurrence: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     centers: list[Tensor] = field(default_factory=list)
@@ -264,6 +266,7 @@ def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, n
     """Part centres, landmarks and visibility of all images; and the lengths of a unit."""
     boxes, lengths = seen.frames(scale)
     centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
+    centers = centers[:, : seen.num_parts or None]
     visibility = torch.cat(seen.visibility).numpy()
     if scale in ("box", "interocular_units"):  # the coordinates are fractions of it, too
         visibility = visibility & ~np.isnan(lengths[:, :1])

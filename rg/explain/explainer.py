@@ -93,7 +93,7 @@ class Explainer:
         self.config = config
         self.classes = classes
         self.device = device
-        self.parts = tuple(parts or unnamed(model.background.tolist()))
+        self.parts = tuple(parts or unnamed(model.background.tolist(), config.model.grouping.background))
         self.confidence = confidence
         self.confidences = dict(confidences or {})
 
@@ -102,7 +102,7 @@ class Explainer:
         """Read a run folder; see ``rg.load``."""
         _check_process()
         model, config, classes = load_region_grouping(Path(run))
-        parts = read_parts(Path(run), model.background.tolist())
+        parts = read_parts(Path(run), model.background.tolist(), config.model.grouping.background)
         others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
         return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)), others)
 

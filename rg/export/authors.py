@@ -50,6 +50,9 @@ PREFIX = "module."
 SETTINGS = {
     "model.kind": "region_grouping",
     "model.backbone.stride": 16,
+    "model.backbone.fused_strides": (),
+    "model.grouping.background": False,
+    "model.grouping.centered": False,
     "model.grouping.standardize": False,
     "model.head.attention": True,
     "model.head.region_channels": 2048,

@@ -179,7 +179,7 @@ def describe(run: Path, model: Model, config: RunConfig, classes: Classes, sizes
         "versions": environment() | {"opset": OPSET},
     }
     if isinstance(model, RegionGroupingModel):
-        parts = read_parts(run, model.background.tolist())
+        parts = read_parts(run, model.background.tolist(), config.model.grouping.background)
         metadata["parts"] = [{"name": part.name, "background": part.background} for part in parts]
     return metadata
 
@@ -238,8 +238,7 @@ class _Outputs(nn.Module):
             return {"logits": model(images).logits}
         assign, regions = model.dictionary.group(model.features(images))
         attention = model.attend(regions)
-        logits = model.classifier(model.region_transform(regions), attention)
-        return {"logits": logits, "assign": assign, "attention": attention}
+        return {"logits": model.classify(regions, attention), "assign": assign, "attention": attention}
 
 
 class _SameConvolution(nn.Module):

@@ -11,12 +11,13 @@ import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rg.config import BackboneConfig
@@ -39,6 +40,14 @@ class Backbone(nn.Module):
     Attributes:
         channels: Channels of the feature map.
         stride: Pixels of the image per position of the map.
+
+    Args:
+        features: Normalised images -> the feature map, or a list of maps.
+        channels: See above.
+        stride: See above.
+        mean: Of the pixels as fractions.
+        std: Of the pixels as fractions.
+        main: Which map of a list the others are resized to.
     """
 
     def __init__(
@@ -48,9 +57,11 @@ class Backbone(nn.Module):
         stride: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        main: int = -1,
     ) -> None:
         super().__init__()
         self.features = features
+        self.main = main
         self.channels_last = str(getattr(features, "output_fmt", "")).endswith("NHWC")
         self.channels = channels
         self.stride = stride
@@ -63,8 +74,14 @@ class Backbone(nn.Module):
         """Images [N, 3, H, W], uint8 or float in 0..255 -> features [N, C, H / stride, W / stride]."""
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         out = self.features(normalized)
-        x = out[-1] if isinstance(out, list) else out
-        return x.permute(0, 3, 1, 2) if self.channels_last else x
+        maps = out if isinstance(out, list) else [out]
+        if self.channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        size = maps[self.main].shape[2:]
+        resized = [
+            x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False) for x in maps
+        ]
+        return resized[0] if len(resized) == 1 else torch.cat(resized, 1)
 
     def takes_any_size(self, side: int) -> bool:
         """Whether images of other shapes than a square of ``side`` pixels pass."""
@@ -77,6 +94,56 @@ class Backbone(nn.Module):
         except (AssertionError, RuntimeError, ValueError):  # timm asserts; some networks fail in the middle
             return False
         return True
+
+
+class Stages(nn.Sequential):
+    """The stages of a network, of which some give the maps of a list.
+
+    Attributes:
+        outputs: Names of those.
+    """
+
+    outputs: tuple[str, ...] = ()
+
+    def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """Normalised images [N, 3, H, W] -> maps, the finest first."""
+        maps = {}
+        x = images
+        for name, stage in self.named_children():
+            x = stage(x)
+            maps[name] = x
+        return [maps[name] for name in self.outputs]
+
+
+def _levels(config: BackboneConfig, strides: Sequence[int]) -> tuple[list[int], int]:
+    """Which maps a configuration takes, and which of them is the main one.
+
+    Args:
+        config: Names the strides.
+        strides: Of the maps of the network, the finest first.
+
+    Raises:
+        ValueError: the network has no such maps.
+    """
+
+    def level(stride: int, name: str) -> int:
+        within = [index for index, other in enumerate(strides) if other <= stride]
+        if not within:
+            raise ValueError(
+                f"model.backbone.{name}: expected at least {min(strides)}, the stride of the finest map of "
+                f"{config.name}, got {stride}"
+            )
+        return within[-1]
+
+    main = level(config.stride, "stride")
+    levels = [main, *(level(stride, "fused_strides") for stride in config.fused_strides)]
+    if len(set(levels)) < len(levels):
+        offered = ", ".join(map(str, sorted(set(strides))))
+        raise ValueError(
+            f"model.backbone.fused_strides: expected strides of further maps of {config.name}, which has those of "
+            f"stride {offered}; got {', '.join(map(str, config.fused_strides))} beside stride {config.stride}"
+        )
+    return sorted(levels), sorted(levels).index(main)
 
 
 def build_backbone(config: BackboneConfig, pretrained: bool = True) -> Backbone:
@@ -112,41 +179,35 @@ def build_network(config: BackboneConfig, pretrained: bool = True) -> Backbone:
 def _resnet(config: BackboneConfig, source: str) -> Backbone:
     import torchvision
 
-    stages = [name for name, stride in zip(RESNET_STAGES, (4, 8, 16, 32), strict=True) if stride <= config.stride]
-    if not stages:
-        raise ValueError(
-            f"model.backbone.stride: expected at least 4, the stride of the finest map of {config.name}, "
-            f"got {config.stride}"
-        )
+    strides = (4, 8, 16, 32)
+    levels, main = _levels(config, strides)
+    stages = RESNET_STAGES[: levels[-1] + 1]
     network = torchvision.models.get_model(config.name, weights=None)
     if source == "imagenet":
         enum = torchvision.models.get_model_weights(config.name)
         network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), config.name))
     elif source != "none":
         _load(network, _fit(load_weights(Path(source)), network, source), source, ("fc.",))
-    channels = getattr(network, stages[-1])[-1].conv3.out_channels
+    channels = sum(getattr(network, RESNET_STAGES[level])[-1].conv3.out_channels for level in levels)
     stem = [(name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool")]
-    features = nn.Sequential()
+    features = Stages()
+    features.outputs = tuple(RESNET_STAGES[level] for level in levels)
     for name, module in stem + [(name, getattr(network, name)) for name in stages]:
         features.add_module(name, module)
-    return Backbone(features, channels, 4 * 2 ** (len(stages) - 1), IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(features, channels, strides[levels[main]], IMAGENET_MEAN, IMAGENET_STD, main)
 
 
 def _timm(config: BackboneConfig, source: str) -> Backbone:
     name = timm_name(config.name)
     # Most transformers take the option, and then images of any size.
     info, size = _feature_info(name, {"dynamic_img_size": True})
-    within = [level for level, stride in enumerate(info.reduction()) if stride <= config.stride]
-    if not within:
-        raise ValueError(
-            f"model.backbone.stride: expected at least {min(info.reduction())}, the stride of the finest map of "
-            f"{config.name}, got {config.stride}"
-        )
-    level = within[-1]
-    features, mean, std = _create(name, source, features_only=True, out_indices=(info.out_indices[level],), **size)
+    levels, main = _levels(config, info.reduction())
+    indices = tuple(info.out_indices[level] for level in levels)
+    features, mean, std = _create(name, source, features_only=True, out_indices=indices, **size)
     if hasattr(features, "_stage_out_idx"):  # timm's EfficientNets run all blocks, whichever map is asked for
         features.blocks = features.blocks[: max(features._stage_out_idx)]
-    return Backbone(features, info.channels()[level], info.reduction()[level], mean, std)
+    channels = sum(info.channels()[level] for level in levels)
+    return Backbone(features, channels, info.reduction()[levels[main]], mean, std, main)
 
 
 def _whole_timm(name: str, source: str) -> Backbone:

@@ -77,8 +77,8 @@ class PartDictionary(nn.Module):
             x = x.view_as(x)
             x.register_hook(torch.Tensor.contiguous)
         if config.gumbel and seeds is not None:
-            assign = perturb(kernels.part_assignment(x, self.centers, self.sigma), seeds)
-            regions = kernels.vlad_pooling(x, assign, self.centers, self.sigma)
+            assign = perturb(self._assign(x), seeds)
+            regions = self._pool(x, assign)
         else:
             assign, regions = self.group(x)
         occurrence = kernels.part_occurrence(
@@ -90,7 +90,20 @@ class PartDictionary(nn.Module):
 
     def group(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C]."""
+        if self.config.centered:
+            assign = self._assign(x)
+            return assign, self._pool(x, assign)
         return kernels.region_grouping(x, self.centers, self.sigma, check_values=False)
+
+    def _assign(self, x: Tensor) -> Tensor:
+        return kernels.part_assignment(self.told_apart(x), self.centers, self.sigma, check_values=False)
+
+    def _pool(self, x: Tensor, assign: Tensor) -> Tensor:
+        return kernels.vlad_pooling(x, assign, self.centers, self.sigma, check_values=False)
+
+    def told_apart(self, x: Tensor) -> Tensor:
+        """What of features [N, C, H, W] the distances to the centres are measured on: of the same shape."""
+        return x - x.mean((2, 3), keepdim=True) if self.config.centered else x
 
     def _track_border(self, assign: Tensor) -> None:
         height, width = assign.shape[2:]

@@ -153,7 +153,7 @@ class RegionGroupingModel(nn.Module):
         if self.training:
             share = attention.detach().flatten(0, -2).mean(0)
             self.attention_share.lerp_(share.to(self.attention_share.dtype), RUNNING_MOMENTUM)
-        logits = self.classifier(self.region_transform(self._heard(regions)), attention[..., : self.num_parts])
+        logits = self.classify(regions, attention)
         return ModelOutput(logits, assign, attention, occurrence, regions)
 
     def attend(self, regions: Tensor) -> Tensor:
@@ -164,6 +164,10 @@ class RegionGroupingModel(nn.Module):
         N, K, _ = regions.shape
         shape = (N, self.num_classes, K) if self.multi_label else (N, K)
         return self._with_background(regions.new_full(shape, 1 / K))
+
+    def classify(self, regions: Tensor, attention: Tensor) -> Tensor:
+        """Logits of regions [N, K, C] and their importance, as ``attend`` gives it."""
+        return self.classifier(self.region_transform(self._heard(regions)), attention[..., : self.num_parts])
 
     def _heard(self, regions: Tensor) -> Tensor:
         """Regions of the parts alone, which the classifier hears of."""
@@ -219,7 +223,8 @@ class RegionGroupingModel(nn.Module):
             assert norm.running_var is not None
             norm.running_mean.copy_(x.mean((0, 2, 3)))
             norm.running_var.copy_(x.var((0, 2, 3)))
-        positions = self.standardization(x).permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy()
+        features = self.dictionary.told_apart(self.standardization(x))
+        positions = features.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy()
         if len(positions) < len(self.dictionary.centers):
             raise ValueError(
                 f"model.grouping.num_parts: {len(self.dictionary.centers)} parts but only {len(positions)} positions "

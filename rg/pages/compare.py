@@ -39,7 +39,7 @@ from rg.pages.templates import template
 from rg.runs import inputs
 from rg.runs.confidence import Answer, Confidence, probabilities, read_confidence_of_input
 from rg.runs.folder import WEIGHTS, Classes, load_model
-from rg.runs.part_names import read_parts
+from rg.runs.part_names import Part, read_parts
 from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import image_progress
 
@@ -342,8 +342,10 @@ def _page(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> Iterat
         for cell in answer["cells"]
         if not cell["picture"]
     ]
-    model, run = sides[0].model, sides[0].run
-    parts = read_parts(run, model.background.tolist()) if isinstance(model, RegionGroupingModel) else ()
+    model, run, config = sides[0].model, sides[0].run, sides[0].config
+    parts: tuple[Part, ...] = ()
+    if isinstance(model, RegionGroupingModel):
+        parts = read_parts(run, model.background.tolist(), config.model.grouping.background)
     colors = palette(len(parts)) if parts else []
     row = read_part_pictures(run, len(parts)) if parts else None
     page = template("rg.pages", PAGE, percent=percent, signed=signed, zip=zip)

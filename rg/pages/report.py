@@ -134,7 +134,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         part_pictures=row and bytes_uri(row, "webp"),
         wrong=sum(showcase.errors(prediction) > 0 for prediction in predictions),
         concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
-        problems=mostly_background([part.background for part in explainer.parts]),
+        problems=mostly_background([part.background for part in explainer.parts if not part.slot]),
         spots=spots,
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
@@ -288,6 +288,7 @@ def _label(prediction: Prediction, manifest: Manifest) -> str:
 def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers that matter most, of those that were measured."""
     chance = metrics["chance"]
+    parts = [part for part in parts if not part.slot]
     objects = sum(not part.background for part in parts)
     sample = "of all attributes of all images"
     if chance is not None:

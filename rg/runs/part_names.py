@@ -31,35 +31,41 @@ class Part:
         name: What people call it, or the true parts that it shows; "part 3" without either.
         background: Whether it shows surroundings or hardly counts.
         named: Whether it has a name of its own.
+        slot: Whether it is the background slot of the model, which no class rests on.
     """
 
     index: int
     name: str
     background: bool
     named: bool = False
+    slot: bool = False
 
 
-def unnamed(background: Sequence[bool]) -> tuple[Part, ...]:
-    """The parts of a model that nobody has named."""
-    return tuple(Part(k, f"part {k}", bool(value)) for k, value in enumerate(background))
+def unnamed(background: Sequence[bool], slot: bool = False) -> tuple[Part, ...]:
+    """The parts of a model that nobody has named; the last one is its background slot if it has one."""
+    parts = [Part(k, f"part {k}", bool(value)) for k, value in enumerate(background)]
+    if slot:
+        parts[-1] = replace(parts[-1], name="background", named=True, slot=True)
+    return tuple(parts)
 
 
-def read_parts(run: Path, background: Sequence[bool]) -> tuple[Part, ...]:
+def read_parts(run: Path, background: Sequence[bool], slot: bool = False) -> tuple[Part, ...]:
     """The parts of a run, with all names that they have.
 
     Args:
         run: Run folder, with part_names.json and metrics.json or without.
         background: Which parts are background as the model sees it [K].
+        slot: Whether the last one is the background slot of the model.
 
     Raises:
         ValueError: part_names.json is not as above.
     """
-    return _after_true_parts(run, named_by_people(run, background))
+    return _after_true_parts(run, named_by_people(run, background, slot))
 
 
-def named_by_people(run: Path, background: Sequence[bool]) -> tuple[Part, ...]:
+def named_by_people(run: Path, background: Sequence[bool], slot: bool = False) -> tuple[Part, ...]:
     """The same with the names of part_names.json alone, which do not change with what was measured."""
-    parts = list(unnamed(background))
+    parts = list(unnamed(background, slot))
     path = run / PART_NAMES
     if not path.is_file():
         return tuple(parts)
@@ -96,4 +102,6 @@ def _part(path: Path, part: Part, value: Any) -> Part:
         raise ValueError(f"{path}: part {part.index}: expected a name of 1 to {LONGEST} characters, got {name!r}")
     if not isinstance(background, bool):
         raise ValueError(f"{path}: part {part.index}: expected background true or false, got {background!r}")
-    return Part(part.index, name.strip(), background, named="name" in entry)
+    if part.slot and not background:
+        raise ValueError(f"{path}: part {part.index} is the background slot of the model; it cannot be a part")
+    return replace(part, name=name.strip(), background=background, named=part.slot or "name" in entry)

@@ -37,7 +37,8 @@ def table(result: dict[str, Any]) -> str:
         part_lines = _part_lines(result)
         rows.append(("Occurrence prior loss", f"{result['prior_loss']:.4f}"))
         rows.append(("Contributions less their logit", f"{result['decomposition_error']:.1e} at most"))
-        rows.append(("Parts in use", f"{result['parts_in_use']} of {len(result['parts'])}"))
+        parts = sum(part["state"] != "background slot" for part in result["parts"])
+        rows.append(("Parts in use", f"{result['parts_in_use']} of {parts}"))
     else:
         rows += _baseline_rows(result)
     return "\n".join([*lines, *(f"  {name:<32}{value}" for name, value in rows), *part_lines])
