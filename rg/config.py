@@ -21,11 +21,14 @@ class BackboneConfig:
         name: resnet50, resnet101 (torchvision) or any timm model that yields a feature map, convolutional or ViT.
         weights: imagenet (downloaded, or taken from an installed weights package), none, or the path of a file.
         stride: Take the deepest feature map whose stride in pixels is at most this.
+        train: What of it learns: all, none (it also stays in evaluation mode, batch norm and drop-out included), or
+            tokens: class and register tokens, positions and the scales and shifts of norms, of a ViT.
     """
 
     name: str = "resnet101"
     weights: str = "imagenet"
     stride: int = 16
+    train: Literal["all", "none", "tokens"] = "all"
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "model.backbone.stride", "at least 1", self.stride)

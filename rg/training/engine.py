@@ -84,7 +84,7 @@ class Engine:
     """Forward, backward and step of one rank; all raise a ``PeerLostError`` if another one is lost.
 
     Args:
-        model: On the CPU; moves to the device of the rank.
+        model: On the CPU; moves to the device of the rank. DeepSpeed gets those parameters that require gradients.
         config: Of the run.
         group: All ranks.
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
@@ -110,17 +110,20 @@ class Engine:
         self.group, self.model = group, model
         self.sizes = micro_batches(config, ranks.world_size)
         self.lr = config.optimizer.lr
-        self._frozen = config.train.batch_norm == "frozen"
+        self._config = config
         if config.train.batch_norm == "sync":
             batch_norm.synchronize(model, ranks.device)
         if config.train.compile != "no":
             model.compile(**COMPILERS[config.train.compile], dynamic=False)
+        self._learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
         backbone, new = model.parameter_groups()
+        learning_backbone = [parameter for parameter in backbone if parameter.requires_grad]
+        groups = [
+            {"params": learning_backbone, "lr": config.optimizer.lr},
+            {"params": new, "lr": config.optimizer.lr * config.optimizer.new_layer_lr_scale},
+        ]
         self._sgd = SGD(
-            [
-                {"params": backbone, "lr": config.optimizer.lr},
-                {"params": new, "lr": config.optimizer.lr * config.optimizer.new_layer_lr_scale},
-            ],
+            [group for group in groups if group["params"]],
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
             fused=True,
@@ -157,8 +160,10 @@ class Engine:
 
     def _let_learn(self) -> None:
         self.model.train()
-        if self._frozen:
+        if self._config.train.batch_norm == "frozen":
             batch_norm.freeze(self.model)
+        if self._config.model.backbone.train == "none":
+            self.model.backbone.eval()
 
     def __call__(self, images: Tensor, *inputs: Tensor) -> Any:
         """What the model returns for images [N, 3, H, W] on any device, and its other inputs on that of the rank."""
@@ -176,7 +181,7 @@ class Engine:
             scale = self._lr_scale(number)
             for parameters, lr in zip(self._sgd.param_groups, self._base_lrs, strict=True):
                 parameters["lr"] = lr * scale
-            self.lr = self._sgd.param_groups[0]["lr"]
+            self.lr = self._config.optimizer.lr * scale
         self._sgd.skip = skip
         with collectives():
             self._engine.step()
@@ -229,10 +234,10 @@ class Engine:
         if not self._sgd.defaults["momentum"]:
             return {}
         if self._sharded:
-            named = self.model.named_parameters()
+            named = self._learning.items()
             with collectives():
                 return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
-        return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self.model.named_parameters()}
+        return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self._learning.items()}
 
     def _shorten_reduction(self) -> None:
         """Let DeepSpeed average gradients with fewer copies, and those of a single rank not at all.
@@ -255,7 +260,7 @@ class Engine:
     def _start_momentum(self, values: Mapping[str, Tensor]) -> None:
         """Momentum from the start, because DeepSpeed can only tell and change what is there."""
         if not self._sharded:
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._learning.items():
                 # In the layout of the parameter: the fused step takes all tensors of one for runs of numbers.
                 buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 self._sgd.state[parameter][MOMENTUM] = buffer.copy_(values.get(name, buffer))
@@ -264,7 +269,7 @@ class Engine:
             self._sgd.state[flat][MOMENTUM] = torch.zeros_like(flat)
         # DeepSpeed itself links the states after the first step, when only those of the first parameters exist.
         self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._learning.items():
             if name in values:
                 safe_set_full_optimizer_state(parameter, values[name].to(parameter.device), MOMENTUM)
 

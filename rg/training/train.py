@@ -44,6 +44,7 @@ from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.deepspeed_file import read_settings
 from rg.training.engine import Engine, check_compiler, micro_batches
 from rg.training.loop import Loop
+from rg.training.parameters import choose_learning
 from rg.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
@@ -198,6 +199,7 @@ def _build(
     pretrained = not checkpoint and config.model.init == "none"
     model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained)
     _check_map(config, model)
+    choose_learning(model, config.model.backbone)
     origin: dict[str, Any] = {}
     if checkpoint:
         model.load_state_dict(dict(checkpoint.model()))

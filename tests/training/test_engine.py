@@ -1,0 +1,83 @@
+"""The engine against optimisers stepped by hand: what learns, and that it goes on bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("deepspeed")
+
+from rg.config import OptimizerConfig, RunConfig, TrainConfig
+from rg.model.region_grouping import RegionGroupingModel
+from rg.training.engine import Engine
+from rg.training.parameters import choose_learning
+from tests.support import miniature_run
+from tests.support.world import World
+
+IMAGES, STEPS = 4, 3
+TRAIN = TrainConfig(epochs=2, global_batch=IMAGES, batch_norm="frozen")
+
+
+def config(train: str = "all", **optimizer: Any) -> RunConfig:
+    model = miniature_run.CONFIG.model
+    backbone = dataclasses.replace(model.backbone, train=train)
+    settings = OptimizerConfig(lr=0.01, new_layer_lr_scale=2.0, **optimizer)
+    return RunConfig(model=dataclasses.replace(model, backbone=backbone), optimizer=settings, train=TRAIN)
+
+
+def build(settings: RunConfig) -> RegionGroupingModel:
+    torch.manual_seed(0)
+    model = RegionGroupingModel(settings.model, 4)
+    choose_learning(model, settings.model.backbone)
+    return model
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.rand(IMAGES, 3, 64, 64, generator=generator) * 255, torch.arange(IMAGES)
+
+
+def take_steps(group: Any, settings: RunConfig, stage: int, first: int, end: int, saved: Any = None) -> Any:
+    """Weights and state of the optimiser after some steps, from the beginning or from such a result."""
+    model = build(settings)
+    if saved:
+        model.load_state_dict(saved[0])
+    sections = {"zero_optimization": {"stage": stage}} if stage else {}
+    engine = Engine(model, settings, group, STEPS, sections, saved and saved[1])
+    begin = sum(engine.sizes[: group.ranks.rank])
+    own = slice(begin, begin + engine.sizes[group.ranks.rank])
+    for step in range(first, end):
+        images, labels = batch(step)
+        output = engine(images[own])
+        loss = F.cross_entropy(output.logits, labels[own]) * engine.share * len(engine.sizes)
+        engine.backward(loss)
+        engine.step(step, last=True)
+    return engine.weights(), engine.momentum()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    with World(1, tmp_path_factory.mktemp("world") / "store") as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    with World(2, tmp_path_factory.mktemp("world") / "store") as world:
+        yield world
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_frozen_backbone_stays_as_it_is(alone, stage):
+    settings = dataclasses.replace(config("none"), train=dataclasses.replace(TRAIN, batch_norm="local"))
+    before = build(settings).state_dict()
+    ((weights, momentum),) = alone(take_steps, settings, stage, 0, 2)
+    changed = {name for name, value in weights.items() if not torch.equal(value, before[name])}
+    assert not {name for name in (*changed, *momentum) if name.startswith("backbone.")}
+    assert {"classifier.linear.weight", "dictionary.centers"} <= changed
+    assert all(map(torch.any, momentum.values()))
