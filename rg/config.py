@@ -174,13 +174,21 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with momentum, one learning rate for the backbone and one for everything new.
+    """SGD with momentum or AdamW, one learning rate for the backbone and one for everything new, and factors of both.
 
     Attributes:
         lr: Learning rate of the pretrained backbone.
         new_layer_lr_scale: The new layers learn at lr times this.
+        kind: sgd or adamw.
         momentum: SGD momentum.
-        weight_decay: L2 penalty.
+        betas: Of the two moments of AdamW.
+        eps: Added to the root of the second moment of AdamW.
+        weight_decay: L2 penalty (sgd, of all parameters), or the share of lr by which weights shrink in a step (adamw).
+            With adamw biases, norms and all else of one dimension, tokens and positions do not shrink.
+        rates: Pattern of parameter names, such as "backbone.*.pos_embed" -> factor of their learning rate. Factors of
+            all patterns that match multiply.
+        depth_decay: Factor for every block of the backbone from the head downwards: the last block learns at lr times
+            this, the one before at lr times its square, and what lies before the first block slowest.
         schedule: cosine (to zero over the whole run) or step.
         milestones: Epochs at which a step schedule multiplies the learning rate by gamma.
         gamma: Factor of the step schedule.
@@ -190,8 +198,13 @@ class OptimizerConfig:
 
     lr: float = 1e-3
     new_layer_lr_scale: float = 20.0
+    kind: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     weight_decay: float = 5e-4
+    rates: dict[str, float] = field(default_factory=dict)
+    depth_decay: float = 1.0
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
@@ -202,6 +215,16 @@ class OptimizerConfig:
         _require(self.lr > 0, "optimizer.lr", "a positive number", self.lr)
         for name in ("new_layer_lr_scale", "momentum", "weight_decay", "gamma", "warmup_epochs", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optimizer.{name}", "0 or more", getattr(self, name))
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "optimizer.betas",
+            "two numbers from 0, below 1",
+            self.betas,
+        )
+        _require(self.eps > 0, "optimizer.eps", "a positive number", self.eps)
+        for pattern, factor in self.rates.items():
+            _require(factor > 0, "optimizer.rates", f"a positive factor for {pattern!r}", factor)
+        _require(0 < self.depth_decay <= 1, "optimizer.depth_decay", "a factor above 0, at most 1", self.depth_decay)
         _require(
             (self.schedule == "step") == bool(self.milestones),
             "optimizer.milestones",
@@ -443,11 +466,14 @@ class RunConfig:
         return _from_dict(cls, values)
 
 
+MAPPINGS = {"optimizer.rates"}  # settings that are mappings themselves, not groups of settings
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mapping -> {"model.grouping.num_parts": 8, ...}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix + name not in MAPPINGS:
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value

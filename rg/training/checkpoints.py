@@ -1,7 +1,7 @@
 """What training resumes from: folders ``step-00000012`` that are published whole or not at all.
 
 model.safetensors           weights; batch-norm and other running statistics are the mean of all ranks
-momentum.safetensors        momentum of the optimiser, by the names of the parameters
+momentum.safetensors        momentum of the optimiser, by the names of the parameters; of AdamW its two moments
 rank-00000.safetensors      what one rank alone needs: random states, its own running statistics, counters
 manifest.json               step, run, ranks, place in the data, and size and sha256 of every file
 
@@ -59,7 +59,7 @@ class Checkpoint:
         return load_file(self.folder / MODEL)
 
     def momentum(self) -> Tensors:
-        """Momentum by the names of the parameters."""
+        """What the optimiser kept, see ``Engine.momentum``."""
         return load_file(self.folder / MOMENTUM)
 
     def own(self) -> Tensors:

@@ -44,7 +44,7 @@ from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.deepspeed_file import read_settings
 from rg.training.engine import Engine, check_compiler, micro_batches
 from rg.training.loop import Loop
-from rg.training.parameters import choose_learning
+from rg.training.parameters import choose_learning, parameter_groups
 from rg.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
@@ -200,6 +200,7 @@ def _build(
     model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained)
     _check_map(config, model)
     choose_learning(model, config.model.backbone)
+    parameter_groups(model, config.optimizer)
     origin: dict[str, Any] = {}
     if checkpoint:
         model.load_state_dict(dict(checkpoint.model()))
