@@ -312,6 +312,8 @@ class TrainConfig:
             backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
             statistics that stay as they are, pretrained ones for example (frozen).
+        ema: Decay of a moving average of the weights, which then is what is validated, saved and evaluated; 0 for none.
+            In step n (from 1) it is 1 - n^(-2/3) at most, so that the first steps are forgotten.
         checkpoint_epochs: Epochs between two checkpoints.
         checkpoint_steps: Steps between two checkpoints, in addition; 0 for none.
         keep_checkpoints: Newest checkpoints kept, beside the one with the best validation accuracy.
@@ -329,6 +331,7 @@ class TrainConfig:
     compile: Literal["no", "inductor", "cuda_graphs", "aot_eager"] = "no"
     activation_checkpointing: bool = False
     batch_norm: Literal["local", "sync", "frozen"] = "local"
+    ema: float = 0.0
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
     keep_checkpoints: int = 2
@@ -366,6 +369,7 @@ class TrainConfig:
             "local or frozen with train.compile = cuda_graphs, which keep no communication",
             self.batch_norm,
         )
+        _require(0 <= self.ema < 1, "train.ema", "a decay from 0, below 1", self.ema)
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         for name in ("peer_timeout", "join_timeout"):

@@ -1,6 +1,7 @@
 """What training resumes from: folders ``step-00000012`` that are published whole or not at all.
 
 model.safetensors           weights; batch-norm and other running statistics are the mean of all ranks
+trained.safetensors         weights that learn, if those in model.safetensors are their moving average
 momentum.safetensors        momentum of the optimiser, by the names of the parameters; of AdamW its two moments
 rank-00000.safetensors      what one rank alone needs: random states, its own running statistics, counters
 manifest.json               step, run, ranks, place in the data, and size and sha256 of every file
@@ -30,7 +31,7 @@ from pipelines.files import atomic_write, sha256, write_json
 from rg.distributed.group import Group, GroupError
 from rg.runs.folder import WEIGHTS
 
-MODEL, MOMENTUM, MANIFEST = WEIGHTS, "momentum.safetensors", "manifest.json"
+MODEL, TRAINED, MOMENTUM, MANIFEST = WEIGHTS, "trained.safetensors", "momentum.safetensors", "manifest.json"
 SHARED = (MODEL, MOMENTUM)
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,12 @@ class Checkpoint:
     rank: int
 
     def model(self) -> Tensors:
-        """Weights and buffers."""
+        """Weights and buffers that are evaluated."""
         return load_file(self.folder / MODEL)
+
+    def trained(self) -> Tensors:
+        """Weights and buffers that learn."""
+        return load_file(self.folder / (TRAINED if TRAINED in self.manifest["files"] else MODEL))
 
     def momentum(self) -> Tensors:
         """What the optimiser kept, see ``Engine.momentum``."""
@@ -121,7 +126,7 @@ def _examine(checkpoint: Path, group: Group) -> tuple[dict[str, Any], str | None
             return manifest, f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return manifest, f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        reads_whole = name == own or (name in SHARED and group.ranks.local_rank == 0)
+        reads_whole = name == own or (name in (*SHARED, TRAINED) and group.ranks.local_rank == 0)
         if reads_whole and sha256(path) != expected["sha256"]:
             return manifest, f"{name} is not the file that was written, its sha256 differs"
     return manifest, None

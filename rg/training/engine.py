@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from pipelines import plan
@@ -109,9 +110,11 @@ class Engine:
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
         deepspeed_settings: How the ranks share the work, see ``rg.training.deepspeed_file``.
         momentum: What ``momentum()`` returned, None at the start.
+        averages: State of the moving average of ``train.ema``, None at the start.
 
     Attributes:
-        model: The model.
+        model: The model that learns.
+        evaluated: The model that is validated and saved: the moving average of ``model``, if there is one, else itself.
         lr: Learning rate of the backbone in the last step.
         sizes: Images of a micro batch for every rank.
     """
@@ -124,6 +127,7 @@ class Engine:
         steps_per_epoch: int,
         deepspeed_settings: Mapping[str, Any] | None = None,
         momentum: Mapping[str, Tensor] | None = None,
+        averages: Mapping[str, Tensor] | None = None,
     ) -> None:
         ranks = group.ranks
         self.group, self.model = group, model
@@ -132,6 +136,10 @@ class Engine:
         self._config = config
         if config.train.batch_norm == "sync":
             batch_norm.synchronize(model, ranks.device)
+        self._average = ModelEmaV3(model, config.train.ema, use_warmup=True) if config.train.ema else None
+        self.evaluated: Model = self._average.module if self._average else model
+        if averages and self._average:
+            self.evaluated.load_state_dict(averages)
         if config.train.compile != "no":
             model.compile(**COMPILERS[config.train.compile], dynamic=False)
         self._learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -150,16 +158,19 @@ class Engine:
                 dist_init_required=False,
                 config=_settings(config, max(self.sizes), ranks.world_size) | dict(deepspeed_settings or {}),
             )
+        self.evaluated.to(ranks.device)
         self._sharded = self._engine.zero_optimization()
         if not self._sharded:
             # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
             # from 1 on keep parameters as views of one flat tensor.
             model.to(memory_format=MEMORY_FORMAT)
+            self.evaluated.to(memory_format=MEMORY_FORMAT)
             self._shorten_reduction()
         if self._states:
             self._start_momentum(momentum or {})
         # After the model has moved, which replaces buffers by new tensors (parameters stay).
-        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        models = [model, self.evaluated] if self._average else [model]
+        self._statistics = [value for each in models for value in each.buffers() if value.is_floating_point()]
         self._kept = self.statistics()
         self._let_learn()
 
@@ -195,6 +206,8 @@ class Engine:
         self._optimizer.skip = skip
         with collectives():
             self._engine.step()
+        if self._average and last and not skip:
+            self._average.update(self.model, number + 1)
 
     @property
     def share(self) -> float:
@@ -202,7 +215,7 @@ class Engine:
         return self.sizes[self.group.ranks.rank] / sum(self.sizes)
 
     def statistics(self) -> list[Tensor]:
-        """A copy of what the model learns without gradients: running means and variances of this rank."""
+        """A copy of what the models learn without gradients: running means and variances of this rank."""
         return [buffer.clone() for buffer in self._statistics]
 
     def set_statistics(self, values: list[Tensor]) -> None:
@@ -236,7 +249,11 @@ class Engine:
             raise FloatingPointError("the weights are not finite any more; the checkpoints before are kept")
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers, copied to the CPU."""
+        """Parameters and buffers of the model that is evaluated, copied to the CPU."""
+        return {name: _copy(value) for name, value in self.evaluated.state_dict().items()}
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the model that learns, copied to the CPU."""
         return {name: _copy(value) for name, value in self.model.state_dict().items()}
 
     def momentum(self) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
-from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoint, Checkpoints
+from rg.training.checkpoints import MODEL, MOMENTUM, TRAINED, Checkpoint, Checkpoints
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
 from rg.training.objective import Objective
@@ -250,7 +250,7 @@ class Loop:
     @torch.no_grad()
     def _validate(self, loader: Loader, history: History) -> None:
         """Accuracy and losses over the validation split, every sample counted once over all ranks."""
-        model = self.engine.model
+        model = self.engine.evaluated
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
         # Images of other shapes in another mode: compiling for them takes longer than it saves.
@@ -296,6 +296,8 @@ class Loop:
         momentum = self.engine.momentum()
         with self.engine.averaged_statistics():
             shared = {MODEL: self.engine.weights(), MOMENTUM: momentum} if self.checkpoints.leads else {}
+            if self.checkpoints.leads and self.config.train.ema:
+                shared[TRAINED] = self.engine.trained_weights()
         self.checkpoints.start(self.step, shared, own, facts)
         if wait and not self.checkpoints.settle():
             folder = self.out / CHECKPOINTS

@@ -156,7 +156,9 @@ def _set_up(
 
     torch.manual_seed(config.seed)
     model, origin = group.together(lambda: _build(config, data, manifest, checkpoint))
-    engine = Engine(model, config, group, steps, deepspeed_settings, checkpoint.momentum() if checkpoint else None)
+    momentum = checkpoint.momentum() if checkpoint else None
+    averages = checkpoint.model() if checkpoint and config.train.ema else None
+    engine = Engine(model, config, group, steps, deepspeed_settings, momentum, averages)
     checkpoints = Checkpoints(
         out / CHECKPOINTS,
         group,
@@ -169,7 +171,7 @@ def _set_up(
     if ranks.rank == 0:
         _write_record(out, config, classes, record, checkpoint if goes_on else None)
         if checkpoint:
-            save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
+            save_weights(out, engine.evaluated)  # those of the checkpoint, in case the run died before writing them
     loop = Loop(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat)
     if checkpoint:
         loop.resume(checkpoint)
@@ -203,7 +205,7 @@ def _build(
     parameter_groups(model, config.optimizer)
     origin: dict[str, Any] = {}
     if checkpoint:
-        model.load_state_dict(dict(checkpoint.model()))
+        model.load_state_dict(dict(checkpoint.trained()))
     elif config.model.init != "none":
         origin = {"init": start_from(model, Path(config.model.init))}
     has_centers = checkpoint or (origin and "dictionary.centers" not in origin["init"]["left"])

@@ -121,3 +121,29 @@ def test_adamw_goes_on_bit_for_bit(pair, stage):
         assert len({tuple(result) for result in results}) == 1
         for name, value in results[0].items():
             assert all(torch.equal(value, result[name]) for result in results[1:]), name
+
+
+def averages(group: Any, settings: RunConfig, count: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """The moving average after some steps of which the second is left out, and the weights after each."""
+    model = build(settings)
+    engine, history = Engine(model, settings, group, STEPS), []
+    for step in range(count):
+        images, labels = batch(step)
+        engine.backward(F.cross_entropy(engine(images).logits, labels))
+        engine.step(step, last=True, skip=step == 1)
+        history.append(engine.trained_weights())
+    return engine.weights(), history
+
+
+def test_the_moving_average_is_that_of_its_definition(alone):
+    train = dataclasses.replace(TRAIN, batch_norm="local", ema=0.5)
+    ((average, history),) = alone(averages, dataclasses.replace(config(), train=train), 5)
+    expected = {name: value.double() for name, value in history[0].items()}
+    for step in (2, 3, 4):
+        decay = min(0.5, 1 - (step + 1) ** (-2 / 3))
+        expected = {name: decay * value + (1 - decay) * history[step][name] for name, value in expected.items()}
+    for name, value in expected.items():
+        if name.endswith("num_batches_tracked"):
+            assert average[name] == history[-1][name]
+        else:
+            torch.testing.assert_close(average[name].double(), value, rtol=1e-5, atol=1e-6)
