@@ -23,12 +23,15 @@ class BackboneConfig:
         stride: Take the deepest feature map whose stride in pixels is at most this.
         fused_strides: Further feature maps, the deepest within each of these strides, resized to that one and
             concatenated with it. Deeper maps tell parts apart, finer ones place them.
+        train: What of it learns: all, none (it also stays in evaluation mode, batch norm and drop-out included), or
+            tokens: class and register tokens, positions and the scales and shifts of norms, of a ViT.
     """
 
     name: str = "resnet101"
     weights: str = "imagenet"
     stride: int = 16
     fused_strides: tuple[int, ...] = ()
+    train: Literal["all", "none", "tokens"] = "all"
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "model.backbone.stride", "at least 1", self.stride)
@@ -136,6 +139,8 @@ class LossConfig:
         prior_weight: Weight of the occurrence prior; 0 switches it off (ablation of Table 7).
         prior_alpha: First parameter of the Beta distribution.
         prior_beta: Second parameter of the Beta distribution.
+        prior_queue: Images of past steps that the prior looks at beside those of the step, for small batches. At first
+            they are as the prior wants them.
         presence_weight: Every part is seen in some image of the batch.
         presence_margin: Positions at the border of the map whose windows do not count for presence.
         background_weight: Every image has background, and rather at its border; needs model.grouping.background.
@@ -151,6 +156,7 @@ class LossConfig:
     prior_weight: float = 0.5
     prior_alpha: float = 1.0
     prior_beta: float = 1e-3
+    prior_queue: int = 0
     presence_weight: float = 0.0
     presence_margin: int = 0
     background_weight: float = 0.0
@@ -168,6 +174,7 @@ class LossConfig:
                 _require(value >= 0, f"loss.{field_.name}", "0 or more", value)
         for name in ("prior_alpha", "prior_beta"):
             _require(getattr(self, name) > 0, f"loss.{name}", "a positive number", getattr(self, name))
+        _require(self.prior_queue >= 0, "loss.prior_queue", "0 or more", self.prior_queue)
         _require(self.presence_margin >= 0, "loss.presence_margin", "0 or more", self.presence_margin)
         _require(
             0 < self.equivariance_share <= 1,
@@ -179,13 +186,21 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with momentum, one learning rate for the backbone and one for everything new.
+    """SGD with momentum or AdamW, one learning rate for the backbone and one for everything new, and factors of both.
 
     Attributes:
         lr: Learning rate of the pretrained backbone.
         new_layer_lr_scale: The new layers learn at lr times this.
+        kind: sgd or adamw.
         momentum: SGD momentum.
-        weight_decay: L2 penalty.
+        betas: Of the two moments of AdamW.
+        eps: Added to the root of the second moment of AdamW.
+        weight_decay: L2 penalty (sgd, of all parameters), or the share of lr by which weights shrink in a step (adamw).
+            With adamw biases, norms and all else of one dimension, tokens and positions do not shrink.
+        rates: Pattern of parameter names, such as "backbone.*.pos_embed" -> factor of their learning rate. Factors of
+            all patterns that match multiply.
+        depth_decay: Factor for every block of the backbone from the head downwards: the last block learns at lr times
+            this, the one before at lr times its square, and what lies before the first block slowest.
         schedule: cosine (to zero over the whole run) or step.
         milestones: Epochs at which a step schedule multiplies the learning rate by gamma.
         gamma: Factor of the step schedule.
@@ -195,8 +210,13 @@ class OptimizerConfig:
 
     lr: float = 1e-3
     new_layer_lr_scale: float = 20.0
+    kind: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     weight_decay: float = 5e-4
+    rates: dict[str, float] = field(default_factory=dict)
+    depth_decay: float = 1.0
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
@@ -207,6 +227,16 @@ class OptimizerConfig:
         _require(self.lr > 0, "optimizer.lr", "a positive number", self.lr)
         for name in ("new_layer_lr_scale", "momentum", "weight_decay", "gamma", "warmup_epochs", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optimizer.{name}", "0 or more", getattr(self, name))
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "optimizer.betas",
+            "two numbers from 0, below 1",
+            self.betas,
+        )
+        _require(self.eps > 0, "optimizer.eps", "a positive number", self.eps)
+        for pattern, factor in self.rates.items():
+            _require(factor > 0, "optimizer.rates", f"a positive factor for {pattern!r}", factor)
+        _require(0 < self.depth_decay <= 1, "optimizer.depth_decay", "a factor above 0, at most 1", self.depth_decay)
         _require(
             (self.schedule == "step") == bool(self.milestones),
             "optimizer.milestones",
@@ -294,6 +324,8 @@ class TrainConfig:
             backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
             statistics that stay as they are, pretrained ones for example (frozen).
+        ema: Decay of a moving average of the weights, which then is what is validated, saved and evaluated; 0 for none.
+            In step n (from 1) it is 1 - n^(-2/3) at most, so that the first steps are forgotten.
         checkpoint_epochs: Epochs between two checkpoints.
         checkpoint_steps: Steps between two checkpoints, in addition; 0 for none.
         keep_checkpoints: Newest checkpoints kept, beside the one with the best validation accuracy.
@@ -311,6 +343,7 @@ class TrainConfig:
     compile: Literal["no", "inductor", "cuda_graphs", "aot_eager"] = "no"
     activation_checkpointing: bool = False
     batch_norm: Literal["local", "sync", "frozen"] = "local"
+    ema: float = 0.0
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
     keep_checkpoints: int = 2
@@ -348,6 +381,7 @@ class TrainConfig:
             "local or frozen with train.compile = cuda_graphs, which keep no communication",
             self.batch_norm,
         )
+        _require(0 <= self.ema < 1, "train.ema", "a decay from 0, below 1", self.ema)
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         for name in ("peer_timeout", "join_timeout"):
@@ -448,11 +482,14 @@ class RunConfig:
         return _from_dict(cls, values)
 
 
+MAPPINGS = {"optimizer.rates"}  # settings that are mappings themselves, not groups of settings
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mapping -> {"model.grouping.num_parts": 8, ...}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix + name not in MAPPINGS:
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value

@@ -29,19 +29,24 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def occurrence_prior_loss(occurrence: Tensor, prior_alpha: float, prior_beta: float) -> Tensor:
+def occurrence_prior_loss(
+    occurrence: Tensor, prior_alpha: float, prior_beta: float, past: Tensor | None = None
+) -> Tensor:
     """1D Wasserstein distance, on a log scale, between part occurrence and a Beta prior (Eq. 2).
 
     For every part the N occurrences are sorted and compared with the N quantiles (2n - 1) / 2N of the prior. N must be
-    the whole batch of a step: the mean of two half batches is another loss.
+    the whole batch of a step: the mean of two half batches is another loss. A small batch says little of a
+    distribution: then occurrences of past steps are sorted along, and every occurrence of the batch is compared with
+    the quantile of its place among all.
 
     Args:
         occurrence: [N, K] in (0, 1), N >= 1.
         prior_alpha: First parameter of the Beta distribution, positive.
         prior_beta: Second parameter of the Beta distribution, positive.
+        past: Occurrences of past steps [Q, K], without gradient.
 
     Returns:
-        Scalar mean over images and parts.
+        Scalar mean over the images of the batch and parts.
 
     Raises:
         ValueError: wrong shape or parameters.
@@ -51,9 +56,14 @@ def occurrence_prior_loss(occurrence: Tensor, prior_alpha: float, prior_beta: fl
     if prior_alpha <= 0 or prior_beta <= 0:
         raise ValueError(f"expected positive prior_alpha and prior_beta, got {prior_alpha} and {prior_beta}")
     dtype = torch.promote_types(occurrence.dtype, torch.float32)
-    target = _log_target(occurrence.shape[0], prior_alpha, prior_beta, dtype, occurrence.device)
-    ascending = occurrence.to(dtype).sort(dim=0).values
-    return (torch.log(ascending + EPSILON) - target.unsqueeze(1)).abs().mean()
+    occurrence = occurrence.to(dtype)
+    everything = occurrence if past is None else torch.cat([occurrence, past.to(occurrence)])
+    target = _log_target(len(everything), prior_alpha, prior_beta, dtype, occurrence.device)
+    if past is None:
+        ascending = occurrence.sort(dim=0).values
+        return (torch.log(ascending + EPSILON) - target.unsqueeze(1)).abs().mean()
+    places = everything.argsort(dim=0, stable=True).argsort(dim=0)[: len(occurrence)]
+    return (torch.log(occurrence + EPSILON) - target[places]).abs().mean()
 
 
 def prior_quantiles(count: int, prior_alpha: float, prior_beta: float) -> np.ndarray:

@@ -19,16 +19,25 @@ def checkpoint_blocks(backbone: nn.Module) -> int:
     Gradients and running statistics are what they are otherwise, to the bit where the device computes the same twice.
 
     Args:
-        backbone: Changed in place; blocks are what its innermost rows of composed modules consist of: bottlenecks,
-            inverted residuals, transformer layers.
+        backbone: Changed in place.
 
     Returns:
         How many blocks there are; 0 if the backbone is not made of blocks.
     """
-    blocks = [child for row in backbone.modules() if _is_row_of_blocks(row) for child in row.children()]
-    for block in blocks:
+    blocks = blocks_of(backbone)
+    for block in blocks.values():
         block.forward = functools.partial(_forward, block, block.forward)
     return len(blocks)
+
+
+def blocks_of(backbone: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a backbone by their names, from the images to the head.
+
+    They are what its innermost rows of composed modules consist of: bottlenecks, inverted residuals, transformer
+    layers.
+    """
+    rows = [(name, row) for name, row in backbone.named_modules() if _is_row_of_blocks(row)]
+    return {f"{name}.{number}": block for name, row in rows for number, block in row.named_children()}
 
 
 def _is_row_of_blocks(module: nn.Module) -> bool:

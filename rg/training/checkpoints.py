@@ -1,7 +1,9 @@
 """What training resumes from: folders ``step-00000012`` that are published whole or not at all.
 
 model.safetensors           weights; batch-norm and other running statistics are the mean of all ranks
-momentum.safetensors        momentum of the optimiser, by the names of the parameters
+trained.safetensors         weights that learn, if those in model.safetensors are their moving average
+queue.safetensors           occurrences of past steps, if the prior looks at them (loss.prior_queue)
+momentum.safetensors        momentum of the optimiser, by the names of the parameters; of AdamW its two moments
 rank-00000.safetensors      what one rank alone needs: random states, its own running statistics, counters
 manifest.json               step, run, ranks, place in the data, and size and sha256 of every file
 
@@ -30,7 +32,8 @@ from pipelines.files import atomic_write, sha256, write_json
 from rg.distributed.group import Group, GroupError
 from rg.runs.folder import WEIGHTS
 
-MODEL, MOMENTUM, MANIFEST = WEIGHTS, "momentum.safetensors", "manifest.json"
+MODEL, TRAINED, MOMENTUM = WEIGHTS, "trained.safetensors", "momentum.safetensors"
+QUEUE, MANIFEST = "queue.safetensors", "manifest.json"
 SHARED = (MODEL, MOMENTUM)
 
 logger = logging.getLogger(__name__)
@@ -55,12 +58,20 @@ class Checkpoint:
     rank: int
 
     def model(self) -> Tensors:
-        """Weights and buffers."""
+        """Weights and buffers that are evaluated."""
         return load_file(self.folder / MODEL)
 
+    def trained(self) -> Tensors:
+        """Weights and buffers that learn."""
+        return load_file(self.folder / (TRAINED if TRAINED in self.manifest["files"] else MODEL))
+
     def momentum(self) -> Tensors:
-        """Momentum by the names of the parameters."""
+        """What the optimiser kept, see ``Engine.momentum``."""
         return load_file(self.folder / MOMENTUM)
+
+    def queue(self) -> Tensor | None:
+        """Occurrences of past steps, None without a queue."""
+        return load_file(self.folder / QUEUE)["occurrence"] if QUEUE in self.manifest["files"] else None
 
     def own(self) -> Tensors:
         """What this rank gave; nothing if the number of ranks is another."""
@@ -121,7 +132,7 @@ def _examine(checkpoint: Path, group: Group) -> tuple[dict[str, Any], str | None
             return manifest, f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return manifest, f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        reads_whole = name == own or (name in SHARED and group.ranks.local_rank == 0)
+        reads_whole = name == own or (name in (*SHARED, TRAINED, QUEUE) and group.ranks.local_rank == 0)
         if reads_whole and sha256(path) != expected["sha256"]:
             return manifest, f"{name} is not the file that was written, its sha256 differs"
     return manifest, None

@@ -74,7 +74,7 @@ def _misfit(name: str, value: Any) -> str | None:
         return (name == "zero_optimization" and _misfit_of_zero(value)) or _misfit_of_section(name, value)
     if name in SWITCHES:
         return None if isinstance(value, bool) else f"{name}: expected true or false, {got}"
-    if name == "zero_allow_untested_optimizer":  # SGD, which the tests here run with
+    if name == "zero_allow_untested_optimizer":  # the optimisers here, which the tests run with
         return None if value is True else f"{name}: expected true, {got}"
     if name == "communication_data_type":
         return None if value in COMMUNICATED else f"{name}: expected one of {', '.join(COMMUNICATED)}, {got}"

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from pipelines import plan
@@ -29,6 +30,7 @@ from rg.distributed import batch_norm
 from rg.distributed.group import Group, collectives
 from rg.distributed.ranks import exported
 from rg.model.build import Model
+from rg.training.parameters import parameter_groups
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -50,7 +52,11 @@ from deepspeed.comm.config import CommsLoggerConfig
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 
-MOMENTUM = "momentum_buffer"
+STATES: Mapping[str, Mapping[str, str]] = {  # of an optimiser, and what their names begin with in checkpoints
+    "sgd": {"momentum_buffer": ""},
+    "adamw": {"exp_avg": "exp_avg.", "exp_avg_sq": "exp_avg_sq."},
+}
+STEP = "step"  # that AdamW has taken, of which its first moments are too small
 LARGEST_STAGE = 2
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "zero_optimization": DeepSpeedZeroConfig,
@@ -64,8 +70,8 @@ COMPILERS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-class SGD(torch.optim.SGD):
-    """SGD that can leave out a step, whatever the gradients are.
+class _Skipping(torch.optim.Optimizer):
+    """An optimiser that can leave out a step, whatever the gradients are.
 
     Attributes:
         skip: Leave out the next steps.
@@ -80,19 +86,35 @@ class SGD(torch.optim.SGD):
             super().step(closure)
 
 
+class SGD(_Skipping, torch.optim.SGD):
+    """SGD that can leave out a step."""
+
+
+class AdamW(_Skipping, torch.optim.AdamW):
+    """AdamW that can leave out a step."""
+
+
+def _optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> SGD | AdamW:
+    if config.kind == "adamw":
+        return AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
+    return SGD(groups, momentum=config.momentum, fused=True)
+
+
 class Engine:
     """Forward, backward and step of one rank; all raise a ``PeerLostError`` if another one is lost.
 
     Args:
-        model: On the CPU; moves to the device of the rank.
+        model: On the CPU; moves to the device of the rank. DeepSpeed gets those parameters that require gradients.
         config: Of the run.
         group: All ranks.
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
         deepspeed_settings: How the ranks share the work, see ``rg.training.deepspeed_file``.
-        momentum: Of the optimiser by the names of the parameters, zero if None.
+        momentum: What ``momentum()`` returned, None at the start.
+        averages: State of the moving average of ``train.ema``, None at the start.
 
     Attributes:
-        model: The model.
+        model: The model that learns.
+        evaluated: The model that is validated and saved: the moving average of ``model``, if there is one, else itself.
         lr: Learning rate of the backbone in the last step.
         sizes: Images of a micro batch for every rank.
     """
@@ -105,27 +127,26 @@ class Engine:
         steps_per_epoch: int,
         deepspeed_settings: Mapping[str, Any] | None = None,
         momentum: Mapping[str, Tensor] | None = None,
+        averages: Mapping[str, Tensor] | None = None,
     ) -> None:
         ranks = group.ranks
         self.group, self.model = group, model
         self.sizes = micro_batches(config, ranks.world_size)
         self.lr = config.optimizer.lr
-        self._frozen = config.train.batch_norm == "frozen"
+        self._config = config
         if config.train.batch_norm == "sync":
             batch_norm.synchronize(model, ranks.device)
+        self._average = ModelEmaV3(model, config.train.ema, use_warmup=True) if config.train.ema else None
+        self.evaluated: Model = self._average.module if self._average else model
+        if averages and self._average:
+            self.evaluated.load_state_dict(averages)
         if config.train.compile != "no":
             model.compile(**COMPILERS[config.train.compile], dynamic=False)
-        backbone, new = model.parameter_groups()
-        self._sgd = SGD(
-            [
-                {"params": backbone, "lr": config.optimizer.lr},
-                {"params": new, "lr": config.optimizer.lr * config.optimizer.new_layer_lr_scale},
-            ],
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-            fused=True,
-        )
-        self._base_lrs = [group["lr"] for group in self._sgd.param_groups]
+        self._learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._optimizer = _optimizer(parameter_groups(model, config.optimizer), config.optimizer)
+        keeps_state = config.optimizer.kind == "adamw" or config.optimizer.momentum > 0
+        self._states = STATES[config.optimizer.kind] if keeps_state else {}
+        self._base_lrs = [group["lr"] for group in self._optimizer.param_groups]
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         with exported(ranks), collectives():
@@ -133,20 +154,23 @@ class Engine:
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(ranks.device),
-                optimizer=self._sgd,
+                optimizer=self._optimizer,
                 dist_init_required=False,
                 config=_settings(config, max(self.sizes), ranks.world_size) | dict(deepspeed_settings or {}),
             )
+        self.evaluated.to(ranks.device)
         self._sharded = self._engine.zero_optimization()
         if not self._sharded:
             # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
             # from 1 on keep parameters as views of one flat tensor.
             model.to(memory_format=MEMORY_FORMAT)
+            self.evaluated.to(memory_format=MEMORY_FORMAT)
             self._shorten_reduction()
-        if config.optimizer.momentum:
+        if self._states:
             self._start_momentum(momentum or {})
         # After the model has moved, which replaces buffers by new tensors (parameters stay).
-        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        models = [model, self.evaluated] if self._average else [model]
+        self._statistics = [value for each in models for value in each.buffers() if value.is_floating_point()]
         self._kept = self.statistics()
         self._let_learn()
 
@@ -157,8 +181,10 @@ class Engine:
 
     def _let_learn(self) -> None:
         self.model.train()
-        if self._frozen:
+        if self._config.train.batch_norm == "frozen":
             batch_norm.freeze(self.model)
+        if self._config.model.backbone.train == "none":
+            self.model.backbone.eval()
 
     def __call__(self, images: Tensor, *inputs: Tensor) -> Any:
         """What the model returns for images [N, 3, H, W] on any device, and its other inputs on that of the rank."""
@@ -174,12 +200,14 @@ class Engine:
         """Call after every micro batch; the last one ends optimiser step ``number`` (from 0), which may be left out."""
         if last:
             scale = self._lr_scale(number)
-            for parameters, lr in zip(self._sgd.param_groups, self._base_lrs, strict=True):
+            for parameters, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
                 parameters["lr"] = lr * scale
-            self.lr = self._sgd.param_groups[0]["lr"]
-        self._sgd.skip = skip
+            self.lr = self._config.optimizer.lr * scale
+        self._optimizer.skip = skip
         with collectives():
             self._engine.step()
+        if self._average and last and not skip:
+            self._average.update(self.model, number + 1)
 
     @property
     def share(self) -> float:
@@ -187,7 +215,7 @@ class Engine:
         return self.sizes[self.group.ranks.rank] / sum(self.sizes)
 
     def statistics(self) -> list[Tensor]:
-        """A copy of what the model learns without gradients: running means and variances of this rank."""
+        """A copy of what the models learn without gradients: running means and variances of this rank."""
         return [buffer.clone() for buffer in self._statistics]
 
     def set_statistics(self, values: list[Tensor]) -> None:
@@ -221,18 +249,28 @@ class Engine:
             raise FloatingPointError("the weights are not finite any more; the checkpoints before are kept")
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers, copied to the CPU."""
+        """Parameters and buffers of the model that is evaluated, copied to the CPU."""
+        return {name: _copy(value) for name, value in self.evaluated.state_dict().items()}
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the model that learns, copied to the CPU."""
         return {name: _copy(value) for name, value in self.model.state_dict().items()}
 
     def momentum(self) -> dict[str, Tensor]:
-        """Momentum by the names of the parameters, copied to the CPU; all ranks call this."""
-        if not self._sgd.defaults["momentum"]:
-            return {}
-        if self._sharded:
-            named = self.model.named_parameters()
-            with collectives():
-                return {name: _copy(safe_get_full_optimizer_state(parameter, MOMENTUM)) for name, parameter in named}
-        return {name: _copy(self._sgd.state[value][MOMENTUM]) for name, value in self.model.named_parameters()}
+        """What the optimiser keeps of the parameters by their names, copied to the CPU; all ranks call this."""
+        states = {
+            f"{prefix}{name}": _copy(self._state(parameter, state))
+            for state, prefix in self._states.items()
+            for name, parameter in self._learning.items()
+        }
+        steps = [state[STEP] for state in self._optimizer.state.values() if STEP in state]
+        return states | ({STEP: _copy(max(steps))} if steps else {})
+
+    def _state(self, parameter: Tensor, state: str) -> Tensor:
+        if not self._sharded:
+            return self._optimizer.state[parameter][state]
+        with collectives():
+            return safe_get_full_optimizer_state(parameter, state)
 
     def _shorten_reduction(self) -> None:
         """Let DeepSpeed average gradients with fewer copies, and those of a single rank not at all.
@@ -253,20 +291,25 @@ class Engine:
         self._engine.allreduce_and_copy = reduce_and_copy
 
     def _start_momentum(self, values: Mapping[str, Tensor]) -> None:
-        """Momentum from the start, because DeepSpeed can only tell and change what is there."""
-        if not self._sharded:
-            for name, parameter in self.model.named_parameters():
-                # In the layout of the parameter: the fused step takes all tensors of one for runs of numbers.
-                buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                self._sgd.state[parameter][MOMENTUM] = buffer.copy_(values.get(name, buffer))
-            return
-        for flat in self._engine.optimizer.single_partition_of_fp32_groups:
-            self._sgd.state[flat][MOMENTUM] = torch.zeros_like(flat)
-        # DeepSpeed itself links the states after the first step, when only those of the first parameters exist.
-        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.model.named_parameters():
-            if name in values:
-                safe_set_full_optimizer_state(parameter, values[name].to(parameter.device), MOMENTUM)
+        """State of the optimiser from the start, because DeepSpeed can only tell and change what is there."""
+        flat = self._engine.optimizer.single_partition_of_fp32_groups if self._sharded else self._learning.values()
+        for parameter in flat:
+            # In the layout of the parameter: the fused step takes all tensors of one for runs of numbers.
+            own = {state: torch.zeros_like(parameter, memory_format=torch.preserve_format) for state in self._states}
+            if self._config.optimizer.kind == "adamw":
+                own[STEP] = values.get(STEP, torch.zeros(())).to(parameter.device, copy=True)
+            self._optimizer.state[parameter].update(own)
+        if self._sharded:
+            # DeepSpeed itself links the states after the first step, when only those of the first parameters exist.
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for state, prefix in self._states.items():
+            for name, parameter in self._learning.items():
+                if (value := values.get(f"{prefix}{name}")) is None:
+                    continue
+                if self._sharded:
+                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), state)
+                else:
+                    self._optimizer.state[parameter][state].copy_(value)
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -282,7 +325,7 @@ def _settings(config: RunConfig, micro_batch: int, world_size: int) -> dict[str,
         "gradient_clipping": config.optimizer.clip_norm,
         "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31 - 1,
-        "zero_allow_untested_optimizer": True,  # SGD
+        "zero_allow_untested_optimizer": True,  # SGD, and AdamW that can leave out a step
     }
 
 

@@ -28,7 +28,7 @@ from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
-from rg.training.checkpoints import MODEL, MOMENTUM, Checkpoint, Checkpoints
+from rg.training.checkpoints import MODEL, MOMENTUM, QUEUE, TRAINED, Checkpoint, Checkpoints
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
 from rg.training.objective import Objective
@@ -85,6 +85,7 @@ class Loop:
         state = checkpoint.manifest
         self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
         self.accuracy = state["score"]
+        self.objective.past = checkpoint.queue()
         own = checkpoint.own()
         counters = json.loads(bytes(own["counters"].tolist())) if own else state["counters"]
         if not own and not self.is_main:
@@ -167,26 +168,28 @@ class Loop:
             batch = next(stream)
             waited = time.perf_counter() - began
             self._at("training")
-            values, arriving = self._micro_step(batch, micro)
+            values, rows, arriving = self._micro_step(batch, micro)
             flags = StepFlags.unpack(arriving.wait())  # sent to all ranks before backward, which goes on meanwhile
             if flags.not_finite[self.ranks.rank]:
                 self._warn_not_finite(batch, values)
             skip = skip or any(flags.not_finite)
-            micro_steps.append((values, len(batch.labels), waited))
+            micro_steps.append((values, rows, len(batch.labels), waited))
             self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
         if skip:
             self._skip()
         else:
             self.skipped_in_a_row = 0
-            for values, count, waited in micro_steps:
+            for values, rows, count, waited in micro_steps:
+                self.objective.remember(rows)
                 self.meter.add(values, count, waited)
         return flags
 
-    def _micro_step(self, batch: Batch, micro: int) -> tuple[Tensor, HostCopy]:
+    def _micro_step(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor, HostCopy]:
         """Forward and backward of a micro batch of the step.
 
         Returns:
-            Loss, its terms and accuracy of this rank, and ``StepFlags`` of all ranks, packed [world, 3].
+            Loss, its terms and accuracy of this rank; ``Objective.rows`` of all ranks; and ``StepFlags`` of all ranks,
+            packed [world, 3].
         """
         sizes, objective = self.engine.sizes, self.objective
         output, moved, inverse = self._forward(batch.images, micro)
@@ -204,7 +207,7 @@ class Loop:
             loss = objective.total(by_name)
             terms = [by_name[name] for name in objective.names if name in by_name]
             values = torch.stack([loss, *terms, _correct(output.logits, labels)])
-        return values.detach(), arriving
+        return values.detach(), rows.detach(), arriving
 
     def _forward(self, images: Tensor, micro: int) -> tuple[ModelOutput | PlainOutput, Tensor | None, Tensor | None]:
         """Output of the model, assignment of moved images and what moves it back, see ``Objective.of_images``."""
@@ -250,7 +253,7 @@ class Loop:
     @torch.no_grad()
     def _validate(self, loader: Loader, history: History) -> None:
         """Accuracy and losses over the validation split, every sample counted once over all ranks."""
-        model = self.engine.model
+        model = self.engine.evaluated
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
         # Images of other shapes in another mode: compiling for them takes longer than it saves.
@@ -296,6 +299,10 @@ class Loop:
         momentum = self.engine.momentum()
         with self.engine.averaged_statistics():
             shared = {MODEL: self.engine.weights(), MOMENTUM: momentum} if self.checkpoints.leads else {}
+            if self.checkpoints.leads and self.config.train.ema:
+                shared[TRAINED] = self.engine.trained_weights()
+            if self.checkpoints.leads and self.objective.past is not None:
+                shared[QUEUE] = {"occurrence": self.objective.past.cpu().clone()}
         self.checkpoints.start(self.step, shared, own, facts)
         if wait and not self.checkpoints.settle():
             folder = self.out / CHECKPOINTS

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rg.config import RunConfig
 from rg.model import terms
-from rg.model.losses import classification_loss, occurrence_prior_loss
+from rg.model.losses import classification_loss, occurrence_prior_loss, prior_quantiles
 from rg.model.motion import move, random_motions
 from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
@@ -41,6 +41,7 @@ class Objective:
         names: Of the terms.
         moved: Which images of this rank the equivariance term compares; spread evenly over the micro batch of all
             ranks, whatever their number.
+        past: Occurrences of past steps [Q, K], the newest last; None without a queue.
         noisy: Whether anything of a step is drawn at random, so that its images need seeds.
 
     Raises:
@@ -52,6 +53,7 @@ class Objective:
         groups = config.model.kind == "region_grouping"
         active = [name for name in OPTIONAL if groups and getattr(config.loss, f"{name}_weight") > 0]
         self.names = ("classification", "prior", *active)
+        self.past = self._prior_itself() if config.loss.prior_queue and groups else None
         self.moved = self._choose(sizes, rank) if "equivariance" in active else []
         self.noisy = groups and bool(config.model.grouping.gumbel or config.model.head.part_dropout or self.moved)
 
@@ -69,6 +71,17 @@ class Objective:
             )
         self._moved_weight = (len(of_rank[rank]) / len(chosen)) / (sizes[rank] / total)
         return of_rank[rank]
+
+    def _prior_itself(self) -> Tensor:
+        config = self.config
+        quantiles = prior_quantiles(config.prior_queue, config.prior_alpha, config.prior_beta)
+        return torch.as_tensor(quantiles, dtype=torch.float32).unsqueeze(1).repeat(1, self.parts)
+
+    def remember(self, rows: Tensor) -> None:
+        """Take the occurrences of a step into the queue, and forget as many; ``rows`` of all images [N, R]."""
+        if self.past is not None:
+            fresh = rows[-len(self.past) :, : self.parts].detach().to(self.past)
+            self.past = torch.cat([self.past.to(rows.device), fresh.to(rows.device)])[len(fresh) :]
 
     def move(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """Moved images for the equivariance term and what moves them back, see ``random_motions``."""
@@ -117,7 +130,8 @@ class Objective:
         if not rows.shape[1]:  # of a plain network
             return {"prior": rows.new_zeros(())}
         config = self.config
-        values = {"prior": occurrence_prior_loss(rows[:, : self.parts], config.prior_alpha, config.prior_beta)}
+        occurrence = rows[:, : self.parts]
+        values = {"prior": occurrence_prior_loss(occurrence, config.prior_alpha, config.prior_beta, self.past)}
         if "presence" in self.names:
             values["presence"] = terms.presence_loss(rows[:, self.parts :])
         return values

@@ -44,6 +44,7 @@ from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.deepspeed_file import read_settings
 from rg.training.engine import Engine, check_compiler, micro_batches
 from rg.training.loop import Loop
+from rg.training.parameters import choose_learning, parameter_groups
 from rg.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,9 @@ def _set_up(
 
     torch.manual_seed(config.seed)
     model, origin = group.together(lambda: _build(config, data, manifest, checkpoint))
-    engine = Engine(model, config, group, steps, deepspeed_settings, checkpoint.momentum() if checkpoint else None)
+    momentum = checkpoint.momentum() if checkpoint else None
+    averages = checkpoint.model() if checkpoint and config.train.ema else None
+    engine = Engine(model, config, group, steps, deepspeed_settings, momentum, averages)
     checkpoints = Checkpoints(
         out / CHECKPOINTS,
         group,
@@ -168,7 +171,7 @@ def _set_up(
     if ranks.rank == 0:
         _write_record(out, config, classes, record, checkpoint if goes_on else None)
         if checkpoint:
-            save_weights(out, model)  # those of the checkpoint, in case the run died before writing them
+            save_weights(out, engine.evaluated)  # those of the checkpoint, in case the run died before writing them
     loop = Loop(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat)
     if checkpoint:
         loop.resume(checkpoint)
@@ -198,9 +201,11 @@ def _build(
     pretrained = not checkpoint and config.model.init == "none"
     model = build_model(config.model, len(manifest.classes), manifest.multi_label, pretrained)
     _check_map(config, model)
+    choose_learning(model, config.model.backbone)
+    parameter_groups(model, config.optimizer)
     origin: dict[str, Any] = {}
     if checkpoint:
-        model.load_state_dict(dict(checkpoint.model()))
+        model.load_state_dict(dict(checkpoint.trained()))
     elif config.model.init != "none":
         origin = {"init": start_from(model, Path(config.model.init))}
     has_centers = checkpoint or (origin and "dictionary.centers" not in origin["init"]["left"])

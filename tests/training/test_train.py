@@ -151,6 +151,37 @@ def test_the_same_seed_gives_the_same_bits(small_birds, finished, tmp_path):
     assert again == (finished / "model.safetensors").read_bytes()
 
 
+EVERYTHING = {
+    "optimizer.kind": "adamw",
+    "optimizer.lr": 1e-3,
+    "optimizer.depth_decay": 0.9,
+    "optimizer.rates": '{"*.bias": 0.5}',
+    "train.ema": 0.9,
+    "train.epochs": 2,
+    "train.checkpoint_steps": 3,
+    "train.keep_checkpoints": 9,
+}
+
+
+def test_a_run_with_every_option_of_training_goes_on_bit_for_bit(small_birds, tmp_path):
+    """From a checkpoint in the middle of an epoch; what is saved is the moving average of what is trained."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run(small_birds, whole, **EVERYTHING).returncode == 0
+    shutil.copytree(whole, resumed)
+    for step in (4, 6, 8):
+        shutil.rmtree(resumed / "checkpoints" / f"step-{step:08d}")
+    result = run(small_birds, resumed, "--resume", **EVERYTHING)
+    assert "continue at step 3 of 8" in result.stderr
+    assert metrics(resumed) == metrics(whole)
+    for name in ("model", "trained", "momentum"):
+        file = f"checkpoints/step-00000008/{name}.safetensors"
+        assert (resumed / file).read_bytes() == (whole / file).read_bytes()
+    last = whole / "checkpoints" / "step-00000008"
+    assert (whole / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
+    trained = load_file(last / "trained.safetensors")
+    assert not torch.equal(trained["dictionary.centers"], load_file(whole / "model.safetensors")["dictionary.centers"])
+
+
 def test_more_epochs_go_on_after_the_end(small_birds, finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
