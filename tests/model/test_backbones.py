@@ -61,6 +61,47 @@ def test_stride_and_width_are_what_comes_out(name, stride, channels, actual_stri
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_fused_maps_are_those_of_the_network_at_one_size():
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(name="resnet50", weights="none", stride=16, fused_strides=(32, 8))).eval()
+    stages = backbone.features
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        normalized = (images - backbone.pixel_mean) / backbone.pixel_std
+        fine = stages.layer2(stages.layer1(stages.maxpool(stages.relu(stages.bn1(stages.conv1(normalized))))))
+        main = stages.layer3(fine)
+        deep = stages.layer4(main)
+        x = backbone(images)
+    assert (backbone.channels, backbone.stride) == (512 + 1024 + 2048, 16)
+    torch.testing.assert_close(x[:, 512 : 512 + 1024], main)
+    torch.testing.assert_close(x[:, :512, 1, 1], fine[:, :, 2:4, 2:4].mean((2, 3)))  # between four positions
+    position = (deep[:, :, 0, 0] * 9 + deep[:, :, 1, 0] * 3 + deep[:, :, 0, 1] * 3 + deep[:, :, 1, 1]) / 16
+    torch.testing.assert_close(x[:, 1536:, 1, 1], position)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "swin_tiny_patch4_window7_224"])
+def test_fused_maps_of_timm(name):
+    backbone = build_backbone(BackboneConfig(name=name, weights="none", stride=8, fused_strides=(32,))).eval()
+    whole = timm.create_model(name, features_only=True)
+    strides, channels = whole.feature_info.reduction(), whole.feature_info.channels()
+    with torch.no_grad():
+        x = backbone(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+    assert x.shape == (1, channels[strides.index(8)] + channels[strides.index(32)], 28, 28)
+
+
+@pytest.mark.parametrize(
+    "name,strides,match",
+    [
+        ("resnet50", (16,), "stride 4, 8, 16, 32; got 16 beside stride 16"),
+        ("resnet50", (2,), "model.backbone.fused_strides: expected at least 4"),
+        ("vit_tiny_patch16_224", (8,), "fused_strides: expected at least 16"),
+    ],
+)
+def test_maps_that_a_network_lacks_cannot_be_fused(name, strides, match):
+    with pytest.raises(ValueError, match=match):
+        build_backbone(BackboneConfig(name=name, weights="none", fused_strides=strides))
+
+
 @pytest.mark.parametrize("name", ["resnet50", "resnet18", "vit_tiny_patch16_224"])
 def test_weights_from_a_file(tmp_path, name, suffix):
     if name == "resnet50":

@@ -34,6 +34,28 @@ def test_halves_of_a_batch_are_another_loss():
     assert abs(whole - halves) > 0.1
 
 
+def test_with_a_queue_places_are_counted_among_all():
+    generator = np.random.default_rng(0)
+    occurrence, past = generator.random((4, 3)), generator.random((9, 3))
+    quantiles = [beta.ppf((2 * n + 1) / 26, 0.5, 0.2) for n in range(13)]
+    expected = np.mean(
+        [
+            abs(np.log(value + 1e-5) - np.log(quantiles[np.sum(column < value)] + 1e-5))
+            for values, column in zip(occurrence.T, np.concatenate([occurrence, past]).T, strict=True)
+            for value in values
+        ]
+    )
+    loss = occurrence_prior_loss(torch.tensor(occurrence), 0.5, 0.2, torch.tensor(past))
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-12)
+
+
+def test_an_empty_queue_is_none():
+    occurrence = torch.rand(7, 2, dtype=torch.float64)
+    torch.testing.assert_close(
+        occurrence_prior_loss(occurrence, 1.0, 0.1, torch.empty(0, 2)), occurrence_prior_loss(occurrence, 1.0, 0.1)
+    )
+
+
 def test_inaturalist_prior_is_42_off_84_on():
     quantiles = prior_quantiles(128, 2e-3, 1e-3)
     assert (quantiles < 1e-6).sum() == 42

@@ -253,3 +253,19 @@ def test_a_seed_gives_the_weights_that_it_gave():
     model = RegionGroupingModel(recipes.get("birds_lite0").model, 48)
     weights = model.classifier.linear.weight[0, :3].tolist()
     assert weights == pytest.approx([-0.00685516744852066, -0.027733124792575836, 0.023631848394870758], rel=1e-6)
+
+
+def test_centred_assignment_does_not_see_what_all_positions_share():
+    torch.manual_seed(0)
+    config = GroupingConfig(num_parts=3, centered=True)
+    dictionary = PartDictionary(config, 5).double()
+    x, shift = torch.randn(2, 5, 4, 6, dtype=torch.float64), torch.randn(2, 5, 1, 1, dtype=torch.float64)
+    assign, regions = dictionary.group(x)
+    told_apart = x - x.mean((2, 3), keepdim=True)
+    distance = ((told_apart.unsqueeze(1) - dictionary.centers[:, :, None, None]) ** 2).sum(2)
+    expected = torch.softmax(-distance / (2 * dictionary.sigma**2)[:, None, None], 1)
+    torch.testing.assert_close(assign, expected)
+    mean = torch.einsum("nkhw,nchw->nkc", expected, x) / expected.sum((2, 3))[:, :, None]
+    residual = (mean - dictionary.centers) / dictionary.sigma[:, None]
+    torch.testing.assert_close(regions, residual / residual.norm(dim=2, keepdim=True))  # of features as they are
+    torch.testing.assert_close(dictionary.group(x + shift)[0], assign)

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("deepspeed")
 
 from rg.config import GroupingConfig, LossConfig, ModelConfig, RunConfig
-from rg.model.losses import classification_loss, occurrence_prior_loss
+from rg.model.losses import classification_loss, occurrence_prior_loss, prior_quantiles
 from rg.model.noise import image_seeds
 from rg.model.region_grouping import ModelOutput
 from rg.training.objective import OPTIONAL, Objective
@@ -94,3 +95,23 @@ def test_a_plain_network_has_no_parts_to_shape():
 def test_the_weight_of_background_needs_its_slot():
     with pytest.raises(ValueError, match=r"loss.background_weight: expected 0 without model.grouping.background"):
         RunConfig(loss=LossConfig(background_weight=1.0))
+
+
+def test_the_queue_holds_the_occurrences_of_the_last_images():
+    objective = Objective(config(prior_queue=5, presence_weight=1.0), [4], 0)
+    np.testing.assert_allclose(objective.past[:, 1], prior_quantiles(5, 1.0, 1e-3), rtol=1e-6)
+    rows = torch.rand(3, 4, 2 * K)
+    for images in rows:
+        objective.remember(images)
+    expected = torch.cat([*rows])[-5:, :K]
+    torch.testing.assert_close(objective.past, expected)
+    occurrence = torch.rand(4, 2 * K)
+    torch.testing.assert_close(
+        objective.of_batch(occurrence)["prior"], occurrence_prior_loss(occurrence[:, :K], 1.0, 1e-3, expected)
+    )
+
+
+def test_without_a_queue_nothing_is_remembered():
+    objective = Objective(config(), [4], 0)
+    objective.remember(torch.rand(4, K))
+    assert objective.past is None
