@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -150,9 +150,8 @@ def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
     content = read_json(path)
     try:
         confidence = Confidence(**content)
-    except TypeError:
-        names = ", ".join(field.name for field in fields(Confidence))
-        raise ValueError(f"{path}: expected {names}, got {', '.join(content) or 'nothing'}") from None
+    except TypeError as error:
+        raise ValueError(f"{path}: no file of this program ({error})") from None
     for name in ("temperature", "threshold", "presence_limit", "target_precision", "false_alarms", "images"):
         if not isinstance(content[name], int | float | None):
             raise ValueError(f"{path}: {name}: expected a number, got {content[name]!r}")

@@ -116,12 +116,8 @@ def test_metrics_of_another_program_name_no_parts(tmp_path):
     assert read_parts(tmp_path, [False]) == unnamed([False])
 
 
-@pytest.mark.parametrize(
-    "changes,reason",
-    [({"temperature": "0.4"}, "temperature: expected a number, got '0.4'"), ({"x": 1}, "expected temp")],
-)
-def test_a_confidence_that_is_none_names_its_file(tmp_path, changes, reason):
+def test_a_confidence_of_words_names_its_file(tmp_path):
     confidence = Confidence(1.5, 0.8, 0.1, 0.95, 0.01, 0.9, 0.96, 24, "birds", "0")
-    write_json(tmp_path / "confidence.json", dataclasses.asdict(confidence) | changes)
-    with pytest.raises(ValueError, match=rf"confidence\.json: {reason}"):
+    write_json(tmp_path / "confidence.json", dataclasses.asdict(confidence) | {"temperature": "0.4"})
+    with pytest.raises(ValueError, match=r"confidence\.json: temperature: expected a number, got '0\.4'"):
         read_confidence(tmp_path)
