@@ -34,7 +34,6 @@ CHECKPOINTS, HISTORY, TENSORBOARD, LOG = "checkpoints", "metrics.jsonl", "tensor
 METRICS, PREDICTIONS, CONFIDENCE = "metrics.json", "predictions.jsonl", "confidence.json"
 FAITHFUL, REPORT = "faithful.json", "report.html"
 PART_NAMES, PART_PICTURES = "part_names.json", "part_pictures.webp"
-RECORDED = ("dataset", "options", "shards")  # what run.json says of the data, if it was not imported
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,9 @@ def read_record(run: Path) -> dict[str, Any]:
         logger.warning("%s: has no %s, so how it was trained is not known", run, RECORD)
         return {}
     record = read_json(run / RECORD)
-    if "data" in record and not (isinstance(record["data"], dict) and set(RECORDED) <= set(record["data"])):
-        raise ValueError(f"{run / RECORD}: expected data with {', '.join(RECORDED)}, got {record['data']!r}")
+    data = record.get("data", {"dataset": None})
+    if not (isinstance(data, dict) and "dataset" in data):
+        raise ValueError(f"{run / RECORD}: expected data with the name of a dataset, got {data!r}")
     return record
 
 

@@ -42,7 +42,8 @@ def samples(run: Path, classes: Classes) -> tuple[Sample, ...]:
     if data.get("dataset") not in DRAWN:
         return ()
     drawing, config = DRAWN[data["dataset"]]
-    options = {field.name: data["options"][field.name] for field in fields(config) if field.name in data["options"]}
+    recorded = data.get("options", {})
+    options = {field.name: recorded[field.name] for field in fields(config) if field.name in recorded}
     try:
         split = drawing(config(**options), "test", 1)
     except (TypeError, ValueError) as error:

@@ -85,10 +85,10 @@ def test_a_run_without_its_record_is_a_run(tmp_path, caplog):
         read_record(tmp_path)
 
 
-@pytest.mark.parametrize("data", [None, [], {"dataset": "birds"}])
+@pytest.mark.parametrize("data", [None, [], {"folder": "birds"}])
 def test_a_record_without_its_data_is_none(tmp_path, data):
     write_json(tmp_path / "run.json", {"data": data})
-    with pytest.raises(ValueError, match=r"run\.json: expected data with dataset, options, shards, got "):
+    with pytest.raises(ValueError, match=r"run\.json: expected data with the name of a dataset, got "):
         read_record(tmp_path)
 
 
