@@ -160,6 +160,11 @@ def _limits(
             "The logits of the file are not divided by a temperature: probabilities are those of logits / temperature, "
             "and answers below the threshold are better withheld. Both are under confidence in the metadata."
         )
+    if metadata["size"]["any"] and metadata["input"]["view"] == "crop":
+        limits.append(
+            "The program above shows the model the central square, as evaluation does and `explain --view crop`. "
+            "By itself, `explain` shows it whole photos, and so does the page of `serve`, so answers may differ."
+        )
     if not metadata["size"]["any"]:
         side = metadata["size"]["side"]
         limits.append(f"Its backbone takes images of {side}x{side} pixels only.")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pipelines.files import atomic_write, check_file, read_json_lines, sha256
 from pipelines.images import open_rgb
 from pipelines.shards import reader
@@ -50,6 +52,7 @@ GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 FIRST = 4  # cards of either kind that are not folded away
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
 UNDECIDED = "Evaluation named {}. The image is so undecided that the rounding of a decoder tips it."
+NAME = Markup("<bdi>{}</bdi>")  # in a sentence: one that is read from the right would turn the numbers beside it
 UNKNOWN = {"shards": "unknown, evaluated by an earlier version"}
 NOTHING_STANDS_OUT = f"No part stands out: each adds or takes less than {contributions.NOTABLE} to or from the logit."
 
@@ -104,12 +107,12 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = read_json(run / METRICS, "weights"), read_record(run)
     check_weights(run, metrics["weights"], "evaluate")
-    predictions = _read_lines(run / PREDICTIONS, "evaluate")
+    predictions = _read_lines(run / PREDICTIONS, "evaluate", "key", "label", "predicted")
     if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     if "imported" in record:
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
-    history = _read_lines(run / HISTORY, "train", drop_half_line=True)
+    history = _read_lines(run / HISTORY, "train", "kind", "step", drop_half_line=True)
     manifest = _find_data(metrics, data)
     check_shards(run, metrics.get("shards", {}), manifest, "evaluate")
     if metrics.get("predictions") not in (None, sha256(run / PREDICTIONS)):
@@ -191,11 +194,15 @@ def _pictures(
     return cards, spots
 
 
-def _read_lines(path: Path, verb: str, drop_half_line: bool = False) -> list[dict[str, Any]]:
+def _read_lines(path: Path, verb: str, *keys: str, drop_half_line: bool = False) -> list[dict[str, Any]]:
     try:
-        return list(read_json_lines(path, drop_half_line))
+        lines = list(read_json_lines(path, drop_half_line))
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
+    for number, line in enumerate(lines, 1):
+        if not (isinstance(line, dict) and set(keys) <= set(line)):
+            raise ValueError(f"{path}: expected {', '.join(keys)} in every line, but line {number} has others")
+    return lines
 
 
 def _data(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,9 +271,11 @@ def _argument(explanation: Explanation) -> str:
         return NOTHING_STANDS_OUT
     ranked = sorted(explanation.parts, key=lambda part: -part.contribution)[:2]
     spoke = [
-        f"{part.name} ({signed(part.contribution)})" for part in ranked if part.contribution >= contributions.NOTABLE
+        NAME.format(part.name) + f" ({signed(part.contribution)})"
+        for part in ranked
+        if part.contribution >= contributions.NOTABLE
     ]
-    return f"Most of what spoke for it: {', '.join(spoke)}." if spoke else "No part clearly spoke for it."
+    return "Most of what spoke for it: " + Markup(", ").join(spoke) + "." if spoke else "No part clearly spoke for it."
 
 
 def _attributes(prediction: Prediction, manifest: Manifest) -> str:
@@ -274,10 +283,11 @@ def _attributes(prediction: Prediction, manifest: Manifest) -> str:
     pairs = list(zip(manifest.classes, prediction["label"], prediction["predicted"], strict=True))
     missed = [name for name, truth, predicted in pairs if truth > predicted]
     added = [name for name, truth, predicted in pairs if truth < predicted]
-    text = f"{len(pairs) - showcase.errors(prediction)} of {len(pairs)} attributes are right."
+    text = Markup(f"{len(pairs) - showcase.errors(prediction)} of {len(pairs)} attributes are right.")
     for word, names in (("Missed", missed), ("Wrongly seen", added)):
         if names:
-            text += f" {word}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
+            text += f" {word}: " + Markup(", ").join(NAME.format(name) for name in names[:5])
+            text += ", …." if len(names) > 5 else "."
     return text
 
 

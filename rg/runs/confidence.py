@@ -152,6 +152,9 @@ def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
         confidence = Confidence(**content)
     except TypeError as error:
         raise ValueError(f"{path}: no file of this program ({error})") from None
+    for name in ("temperature", "threshold", "presence_limit", "target_precision", "false_alarms", "images"):
+        if not isinstance(content[name], int | float | None):
+            raise ValueError(f"{path}: {name}: expected a number, got {content[name]!r}")
     if not has_weights(run, confidence.weights):
         logger.warning("%s: was fitted with other weights, so probabilities are not calibrated; evaluate again", path)
         return None

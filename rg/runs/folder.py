@@ -117,7 +117,11 @@ def read_record(run: Path) -> dict[str, Any]:
     if not (run / RECORD).is_file():
         logger.warning("%s: has no %s, so how it was trained is not known", run, RECORD)
         return {}
-    return read_json(run / RECORD)
+    record = read_json(run / RECORD)
+    data = record.get("data", {"dataset": None})
+    if not (isinstance(data, dict) and "dataset" in data):
+        raise ValueError(f"{run / RECORD}: expected data with the name of a dataset, got {data!r}")
+    return record
 
 
 def save_config(run: Path, config: RunConfig, classes: Classes) -> None:
@@ -135,8 +139,11 @@ def load_config(run: Path) -> tuple[RunConfig, Classes]:
     if not run.is_dir():
         raise ValueError(f"{run}: no such run folder")
     content = read_json(run / CLASSES, "names", "multi_label")
+    names = content["names"]
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{run / CLASSES}: expected a list of names under names, got {names!r}")
     try:
-        classes = Classes(tuple(content["names"]), bool(content["multi_label"]))
+        classes = Classes(tuple(names), bool(content["multi_label"]))
         return RunConfig.from_dict(read_json(run / CONFIG)), classes
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{run}: {CONFIG} or {CLASSES} is no file of this program ({error!r})") from None

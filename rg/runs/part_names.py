@@ -80,9 +80,9 @@ def named_by_people(run: Path, background: Sequence[bool], slot: bool = False) -
 def _after_true_parts(run: Path, parts: Sequence[Part]) -> tuple[Part, ...]:
     """Names for the parts of the object without one, as measured of the present weights; numbered where two agree."""
     metrics = read_json(run / METRICS) if (run / METRICS).is_file() else {}
-    measured = metrics.get("parts", [])
-    if len(measured) != len(parts) or not has_weights(run, metrics.get("weights", "")):
+    if not has_weights(run, metrics.get("weights", "")):  # or a file of another program
         return tuple(parts)
+    measured = metrics["parts"]
     names = [" and ".join(part.get("true_parts", [])) for part in measured]
     open_parts = [part for part in parts if names[part.index] and not (part.named or part.background)]
     counts = Counter([part.name for part in parts] + [names[part.index] for part in open_parts])

@@ -28,11 +28,18 @@ def read_part_pictures(run: Path, count: int) -> bytes | None:
     Args:
         run: Run folder.
         count: Number of parts.
+
+    Raises:
+        ValueError: the file is no picture, or cut short.
     """
     path = run / PART_PICTURES
     if not path.is_file() or not (run / METRICS).is_file():
         return None
     if not has_weights(run, read_json(run / METRICS).get("weights", "")):
         return None
-    with Image.open(path) as row:
-        return path.read_bytes() if row.size == (SIDE * count, SIDE) else None
+    try:
+        with Image.open(path) as row:
+            row.load()
+            return path.read_bytes() if row.size == (SIDE * count, SIDE) else None
+    except OSError as error:
+        raise ValueError(f"{path}: no picture, or cut short ({error}); run `python -m rg evaluate` again") from None

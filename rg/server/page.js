@@ -371,11 +371,11 @@ function take(files) {
   for (const file of files) {
     const card = new Card(file);
     $("answers").append(card.root);
-    if (file.size > 1e6 * model.limits.megabytes) card.fail(`It is larger than ${model.limits.megabytes} MB`);
-    else {
-      queue.push(card);
-      asked++;
-    }
+    asked++;
+    if (file.size > 1e6 * model.limits.megabytes) {
+      card.fail(`It is larger than ${model.limits.megabytes} MB`);
+      done++;
+    } else queue.push(card);
   }
   if (!files.length) return;
   document.body.classList.add("has-answers");

@@ -17,12 +17,14 @@ class Question:
         versus: The class that the label is compared with; the runner-up if None.
         pictures: Whether pictures are part of the answer.
         format: json, or png for one picture that shows everything.
+        view: What the model is shown of the picture, see ``Explainer.explain``.
     """
 
     top_k: int = 5
     versus: str | None = None
     pictures: bool = False
     format: str = "json"
+    view: str = "auto"
 
     @classmethod
     def from_query(cls, query: Mapping[str, str]) -> Question:
@@ -42,4 +44,4 @@ class Question:
             raise HTTPException(400, f"pictures: expected true or false, got {pictures!r}")
         if form not in ("json", "png"):
             raise HTTPException(400, f"format: expected json or png, got {form!r}")
-        return cls(int(top_k), query.get("versus"), pictures == "true", form)
+        return cls(int(top_k), query.get("versus"), pictures == "true", form, query.get("view", "auto"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.creatures import Creatures, CreaturesConfig
-from rg.runs.folder import RECORD, Classes, read_json
+from rg.runs.folder import RECORD, Classes, read_record
 
 COUNT = 3
 DRAWN: Mapping[str, tuple[Any, Any]] = {Birds.name: (Birds, BirdsConfig), Creatures.name: (Creatures, CreaturesConfig)}
@@ -34,13 +34,20 @@ def samples(run: Path, classes: Classes) -> tuple[Sample, ...]:
     Args:
         run: Run folder.
         classes: Of the run; without those of the drawings there are no samples either.
+
+    Raises:
+        ValueError: the record of the run is not one of this program.
     """
-    data = read_json(run / RECORD).get("data", {}) if (run / RECORD).is_file() else {}
+    data = read_record(run).get("data", {})
     if data.get("dataset") not in DRAWN:
         return ()
     drawing, config = DRAWN[data["dataset"]]
-    options = {field.name: data["options"][field.name] for field in fields(config) if field.name in data["options"]}
-    split = drawing(config(**options), "test", 1)
+    recorded = data.get("options", {})
+    options = {field.name: recorded[field.name] for field in fields(config) if field.name in recorded}
+    try:
+        split = drawing(config(**options), "test", 1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{run / RECORD}: data.options: {error}") from None
     if tuple(split.class_names) != classes.names:
         return ()
     chosen = [number * len(split) // COUNT for number in range(min(COUNT, len(split)))]

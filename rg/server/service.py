@@ -112,7 +112,9 @@ class Service:
         question = job.question
         pixels = decode(upload.data, self.limits)
         try:
-            explanation = self.explainer.explain(pixels, top_k=question.top_k, versus=question.versus)
+            explanation = self.explainer.explain(
+                pixels, view=question.view, top_k=question.top_k, versus=question.versus
+            )
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         explanation = dataclasses.replace(explanation, source=upload.name)

@@ -154,20 +154,33 @@ def test_the_example_of_the_card_runs(lite0, tmp_path):
 
 
 def test_the_card_prepares_photos_as_the_run_does(lite0, tmp_path, monkeypatch, capsys):
-    """Of any shape, half transparent ones, too: the best logit of the program is that of explain."""
+    """Of any shape, half transparent ones, too: the logits of the program are those of explain and of the server."""
+    httpx = pytest.importorskip("httpx")
+    from tests.server.test_serve import Limits, served
+
     random = np.random.default_rng(1)
     paths = [tmp_path / f"{number}.png" for number in range(24)]
     for number, path in enumerate(paths):
         width, height = random.integers(90, 400, 2)
         coarse = random.integers(0, 256, (9, 9, 4 if number % 4 == 0 else 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((width, height)).save(path)
-    explanations = Explainer.load(lite0, "cpu").explain(paths, view="crop")
+    explainer = Explainer.load(lite0, "cpu")
+    explanations = explainer.explain(paths, view="crop")
+    with httpx.Client() as client, served(explainer, Limits()) as address:
+        posts = [
+            client.post(f"{address}/explain", params={"view": "crop", "top_k": 1000}, content=path.read_bytes())
+            for path in paths
+        ]
     (code,) = re.findall(r"```python\n(.+?)```", (lite0 / "model.onnx.md").read_text(), re.DOTALL)
     monkeypatch.chdir(lite0)
-    for path, explanation in zip(paths, explanations, strict=True):
+    for path, explanation, post in zip(paths, explanations, posts, strict=True):
         names = {}
         exec(code.replace("bird.jpg", str(path)), names)
         assert names["logits"].max() == pytest.approx(explanation.logit, abs=TOLERANCE)
+        assert post.json()["logit"] == pytest.approx(explanation.logit, abs=TOLERANCE)
+        probabilities = {answer["label"]: answer["probability"] for answer in post.json()["top_k"]}
+        softmax = torch.from_numpy(names["logits"][0]).double().softmax(0).tolist()
+        assert probabilities == pytest.approx(dict(zip(explainer.classes.names, softmax, strict=True)), abs=TOLERANCE)
     assert capsys.readouterr().out.splitlines() == [explanation.label for explanation in explanations]
 
 

@@ -238,6 +238,9 @@ def test_the_tiles_show_the_columns_of_the_picture(tmp_path):
         size = pictures.panel_size(shown)
         columns.append([overlay(shown, size=size) for overlay in (photo, parts_overlay, attribution_overlay)])
     (tmp_path / "explanations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    settings["parts"][0] |= {"name": "Schulterblattfederansatzstelleunterseite", "named": True}
+    write_json(tmp_path / "settings.json", settings)
     gallery.write(tmp_path)
     with driver.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
@@ -255,4 +258,7 @@ def test_the_tiles_show_the_columns_of_the_picture(tmp_path):
                 assert np.median(np.abs(drawn - np.asarray(column, dtype=int))[inside]) <= 3
                 assert not (drawn[inside] == 255).all(2).all(0).any()  # no white margin beside the picture
             page.keyboard.press("ArrowRight")
+        page.set_viewport_size({"width": 390, "height": 844})
+        driver.expect(page.locator(".bars")).to_contain_text("Schulterblatt")
+        assert page.locator("dialog").evaluate("dialog => dialog.scrollWidth <= dialog.clientWidth")
         browser.close()

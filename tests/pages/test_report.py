@@ -386,6 +386,7 @@ def test_mistakes_name_the_truth_and_its_probability(run, page):
     best = max(explained.parts, key=lambda part: part.contribution)
     assert best.contribution > 0.05
     assert f"Most of what spoke for it: part {best.index} (+{best.contribution:.2f})" in mistakes
+    assert f"<bdi>part {best.index}</bdi> (+" in page  # the number stays right of a name in Arabic
 
 
 def test_an_image_that_a_decoder_tips_is_shown_and_said_to_be(copy):
@@ -498,6 +499,12 @@ def test_it_refuses_what_it_cannot_report(copy, tmp_path):
     (copy / "predictions.jsonl").write_text(written.replace('"explained"', '"described"'))
     with pytest.raises(ValueError, match=r"was evaluated by an earlier version; run `python -m rg evaluate` again$"):
         report(copy)
+    (copy / "predictions.jsonl").write_text(written)
+    history = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text('{"part": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: expected kind, step in every line, but line 1 has others"):
+        report(copy)
+    (copy / "metrics.jsonl").write_text(history)
     (copy / "predictions.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"predictions.jsonl: expected one JSON value per line"):
         report(copy)

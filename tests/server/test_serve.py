@@ -148,7 +148,8 @@ def test_the_picture_is_a_png(client):
         ({"versus": "kite"}, "versus: expected one of the 3 classes, got 'kite'"),
         ({"pictures": "yes"}, "pictures: expected true or false, got 'yes'"),
         ({"format": "gif"}, "format: expected json or png, got 'gif'"),
-        ({"view": "crop"}, "query: expected format, pictures, top_k, versus, got 'view'"),
+        ({"view": "input"}, "view: expected one of auto, whole, crop, got 'input'"),
+        ({"crop": "true"}, "query: expected format, pictures, top_k, versus, view, got 'crop'"),
     ],
 )
 def test_questions_that_cannot_be_asked(client, query, message):
@@ -372,15 +373,18 @@ def test_samples_are_test_images_of_a_drawn_data_set(tmp_path):
     options = {"species": 4, "size": 64, "seed": 5, "absent": 0.0, "train": 2, "version": "0.1.0"}
     birds = Birds(BirdsConfig(species=4, size=64, seed=5, absent=0.0), "test", 1)
     classes = Classes(tuple(birds.class_names))
-    write_json(tmp_path / "run.json", {"data": {"dataset": "birds", "options": options}})
+    write_json(tmp_path / "run.json", {"data": {"dataset": "birds", "options": options, "shards": []}})
     drawn = samples(tmp_path, classes)
     assert [sample.label for sample in drawn] == [birds.class_names[index] for index in (0, 1, 2)]
     assert [sample.jpeg for sample in drawn] == [birds[index].jpeg for index in (0, 1, 2)]
     assert samples(tmp_path, Classes(NAMES)) == ()  # other birds that happen to be called so
-    write_json(tmp_path / "run.json", {"data": {"dataset": "folder", "options": {}}})
+    write_json(tmp_path / "run.json", {"data": {"dataset": "folder", "options": {}, "shards": []}})
     assert samples(tmp_path, classes) == ()
     (tmp_path / "run.json").unlink()
     assert samples(tmp_path, classes) == ()
+    write_json(tmp_path / "run.json", {"data": {"dataset": "birds", "options": {"species": 999}, "shards": []}})
+    with pytest.raises(ValueError, match=r"run\.json: data\.options: species: expected 2 to 500, got 999"):
+        samples(tmp_path, classes)
 
 
 def test_samples_are_handed_out(explainer):

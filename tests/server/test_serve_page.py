@@ -96,6 +96,13 @@ def test_the_labels_are_read(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
+def test_a_photo_that_is_too_large_is_counted(page):
+    large = base64.b64encode(bytes(int(1.1e6 * LIMITS.megabytes))).decode()
+    page.evaluate(DROP, [["fits.jpg", "large.jpg"], [base64.b64encode(JPEG).decode(), large]])
+    expect(page.get_by_role("status")).to_have_text("All 5 photos are done.")
+    expect(page.locator(".card").last).to_contain_text(f"It is larger than {LIMITS.megabytes} MB.")
+
+
 def test_a_part_lights_up_both_ways(page, server):
     card = page.locator(".card").first
     response = page.request.post(
