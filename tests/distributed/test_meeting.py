@@ -90,6 +90,30 @@ def test_a_conflict_is_told_to_all(port):
     assert "rank 2" in reasons[1]
 
 
+def test_a_rank_that_is_there_twice_is_refused_and_the_others_wait_for_who_is_missing(port):
+    reasons = []
+
+    def arrive(number, error):
+        with pytest.raises(error) as ended:
+            meet(rank(number, port, variables=f"RANK={number}"), None, 2)
+        reasons.append(str(ended.value))
+
+    threads = [
+        threading.Thread(target=arrive, args=(0, ConnectionError)),
+        threading.Thread(target=arrive, args=(1, (ValueError, ConnectionError))),
+        threading.Thread(target=arrive, args=(1, (ValueError, ConnectionError))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (
+        sum("has said that it is rank 1, too; give each process a number of its own (RANK=1)" in r for r in reasons)
+        == 1
+    )
+    assert sum("for rank 2 at" in reason for reason in reasons) == 1
+
+
 def test_a_port_that_is_taken_has_a_remedy():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
