@@ -146,8 +146,11 @@ def _store(ranks: Ranks, patience: _Patience) -> dist.Store:
     keeps = ranks.rank == 0 and not _of_agent()
     while True:
         try:
-            if not keeps:
-                socket.create_connection((address, port), timeout=1).close()  # PyTorch prints a trace for every try
+            # PyTorch prints a trace or a warning for every try.
+            if keeps:
+                socket.getaddrinfo(address, port)
+            else:
+                socket.create_connection((address, port), timeout=1).close()
             # The agent has a new one whenever it starts its ranks again.
             return dist.TCPStore(
                 address, port, is_master=keeps, timeout=timedelta(seconds=CONNECTING), wait_for_workers=False
@@ -159,9 +162,10 @@ def _store(ranks: Ranks, patience: _Patience) -> dist.Store:
                     f"MASTER_PORT: {port} is taken on this host, perhaps by another run or a second rank 0; set "
                     "MASTER_PORT to another one for all ranks"
                 ) from None
-            if keeps:
+            if keeps and not isinstance(error, socket.gaierror):
                 raise ConnectionError(f"{ranks.name} cannot listen on {address}:{port}: {reason}") from None
-            patience.wait(partial("rank 0 at {}:{}".format, address, port))
+            awaited = "its own address" if keeps else "rank 0 at"
+            patience.wait(partial("{} {}:{} ({})".format, awaited, address, port, reason))
 
 
 def _of_agent() -> bool:

@@ -70,6 +70,15 @@ def test_a_rank_that_waits_for_the_first_one_says_so_alone(port, monkeypatch, ca
     assert dict(os.environ) == environment
 
 
+@pytest.mark.parametrize("number,awaited", [(0, "its own address"), (1, "rank 0 at")])
+def test_an_address_that_does_not_resolve_is_told(monkeypatch, caplog, capfd, number, awaited):
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.1)
+    with pytest.raises(ConnectionError, match=rf"waited 1 s .* for {awaited} no.such.invalid:4000 \(\[Errno -\d\] "):
+        meet(Ranks(number, 2, 0, 1, ("no.such.invalid", 4000)), None, 1)
+    assert len(caplog.messages) == 1
+    assert capfd.readouterr().err == ""  # PyTorch's warnings
+
+
 def test_a_rank_that_comes_while_the_first_one_gives_up_is_told(port):
     def give_up():
         with pytest.raises(ConnectionError, match="waited 2 s"):
