@@ -36,7 +36,7 @@ read_hosts() {
 
 # check_port: MASTER_PORT, if it is set, is a port.
 check_port() {
-    [[ ${MASTER_PORT:-29500} =~ ^[0-9]{1,5}$ && ${MASTER_PORT:-29500} -ge 1 && ${MASTER_PORT:-29500} -le 65535 ]] ||
+    [[ ${MASTER_PORT:-29500} =~ ^[1-9][0-9]{0,4}$ && ${MASTER_PORT:-29500} -le 65535 ]] ||
         fail "MASTER_PORT: expected a number from 1 to 65535, got '$MASTER_PORT'"
 }
 
@@ -45,10 +45,18 @@ free_port() {
     python -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])'
 }
 
-# listen_on PORT: refuse one that another program on this machine listens on.
+# listen_on PORT: refuse one that another program on this machine listens on, or that this user may not listen on.
 listen_on() {
-    python -c 'import socket, sys; socket.create_server(("", int(sys.argv[1])))' "$1" 2>/dev/null ||
-        fail "MASTER_PORT: $1 is taken on this machine, perhaps by another run; set MASTER_PORT to another, on all machines"
+    local reason
+    reason=$(python -c '
+import socket, sys
+try:
+    socket.create_server(("", int(sys.argv[1])))
+except PermissionError:
+    print("is not for this user; those from 1024 on are")
+except OSError:
+    print("is taken on this machine, perhaps by another run")' "$1")
+    [ -z "$reason" ] || fail "MASTER_PORT: $1 $reason; set MASTER_PORT to another, on all machines"
 }
 
 # show COMMAND ...: print it; with --dry-run that is all.

@@ -32,6 +32,8 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = cgroups / controllers
+        if not mount.is_dir():  # systemd has links by the name of each controller, whichever order the folder has
+            mount = cgroups / "cpu"
         # A container may see the path of its group on the host, which is not there: then its mount is its group.
         for folder in [mount / group.lstrip("/"), *(mount / group.lstrip("/")).parents]:
             if folder.is_relative_to(mount):
@@ -39,10 +41,10 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
 
 
 def _quota(folder: Path) -> Iterator[float]:
-    """cpu.max of version 2, two files of version 1; neither is there where nothing is limited."""
+    """cpu.max of version 2, two files of version 1; neither is there, or is empty, where nothing is limited."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
-    except OSError:
+    except (OSError, ValueError):
         try:
             quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
         except OSError:

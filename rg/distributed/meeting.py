@@ -83,7 +83,7 @@ def meet(ranks: Ranks, gpu: str | None, seconds: float) -> dist.Store:
 
     Raises:
         ConnectionError: they do not come together.
-        ValueError: two ranks have one GPU, or some have none.
+        ValueError: two processes have one rank, two ranks have one GPU, or some have none.
     """
     assert ranks.master is not None
     patience = _Patience(ranks, seconds, speaks=ranks.rank == 0)
@@ -103,6 +103,12 @@ def meet(ranks: Ranks, gpu: str | None, seconds: float) -> dist.Store:
 def _gather(store: dist.Store, ranks: Ranks, gpu: str | None, patience: _Patience) -> list[Arrival]:
     """What all ranks tell, once they are there."""
     own = Arrival(ranks.name, socket.gethostname(), gpu)
+    if not _of_agent() and store.add(f"claims/{ranks.rank}", 1) > 1:  # torchrun numbers its ranks itself
+        other = Arrival(**json.loads(store.get(_key(ranks.rank))))
+        raise ValueError(
+            f"{ranks.name}: a process on {other.host} has said that it is rank {ranks.rank}, too; give each process a "
+            f"number of its own ({ranks.variables})"
+        )
     store.set(_key(ranks.rank), json.dumps(asdict(own)))
     store.add("arrived", 1)
     while (count := store.add("arrived", 0)) < ranks.world_size:
@@ -137,12 +143,14 @@ def _store(ranks: Ranks, patience: _Patience) -> dist.Store:
     """That of torchrun's agent, or one that rank 0 keeps."""
     assert ranks.master is not None
     address, port = ranks.master
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    keeps = ranks.rank == 0 and not of_agent
+    keeps = ranks.rank == 0 and not _of_agent()
     while True:
         try:
-            if not keeps:
-                socket.create_connection((address, port), timeout=1).close()  # PyTorch prints a trace for every try
+            # PyTorch prints a trace or a warning for every try.
+            if keeps:
+                socket.getaddrinfo(address, port)
+            else:
+                socket.create_connection((address, port), timeout=1).close()
             # The agent has a new one whenever it starts its ranks again.
             return dist.TCPStore(
                 address, port, is_master=keeps, timeout=timedelta(seconds=CONNECTING), wait_for_workers=False
@@ -151,12 +159,18 @@ def _store(ranks: Ranks, patience: _Patience) -> dist.Store:
             reason = str(error).partition("\n")[0]
             if keeps and ("EADDRINUSE" in str(error) or "address already in use" in str(error)):
                 raise ConnectionError(
-                    f"MASTER_PORT: {port} is taken on this host, perhaps by another run; set MASTER_PORT to another "
-                    "one for all ranks"
+                    f"MASTER_PORT: {port} is taken on this host, perhaps by another run or a second rank 0; set "
+                    "MASTER_PORT to another one for all ranks"
                 ) from None
-            if keeps:
+            if keeps and not isinstance(error, socket.gaierror):
                 raise ConnectionError(f"{ranks.name} cannot listen on {address}:{port}: {reason}") from None
-            patience.wait(partial("rank 0 at {}:{}".format, address, port))
+            awaited = "its own address" if keeps else "rank 0 at"
+            patience.wait(partial("{} {}:{} ({})".format, awaited, address, port, reason))
+
+
+def _of_agent() -> bool:
+    """Whether torchrun's agent keeps the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _ranks_and_place(store: dist.Store, ranks: Ranks) -> str:

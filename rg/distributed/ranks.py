@@ -1,7 +1,7 @@
 """Which process of how many this is, as the launcher says.
 
-torchrun and DeepSpeed's launcher set RANK and its companions; srun and mpirun have names of their own. Where two of
-them speak, they must not contradict each other.
+torchrun and DeepSpeed's launcher set RANK and its companions; srun and the mpirun of Open MPI, and that of MPICH and
+Intel MPI, have names of their own. Where two of them speak, they must not contradict each other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # MPICH and Intel MPI
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 HOSTS = ("GROUP_WORLD_SIZE", "CROSS_SIZE")  # by torchrun and DeepSpeed's launcher, which srun may have started
 
@@ -71,7 +72,7 @@ def discover(environment: Mapping[str, str] = os.environ) -> Ranks:
         launcher: ranks
         for launcher, ranks in (
             ("RANK", _launched(environment)),
-            ("mpirun", _open_mpi(environment)),
+            ("mpirun", _mpi(environment)),
             ("srun", _slurm(environment)),
         )
         if ranks
@@ -136,8 +137,10 @@ def _launched(environment: Mapping[str, str]) -> Ranks | None:
     return _ranks(environment, (*LAUNCHED, size))
 
 
-def _open_mpi(environment: Mapping[str, str]) -> Ranks | None:
-    return _ranks(environment, OPEN_MPI) if OPEN_MPI[0] in environment else None
+def _mpi(environment: Mapping[str, str]) -> Ranks | None:
+    """What mpirun says; srun can set PMI_RANK too, but no place on the host."""
+    names = next((names for names in (OPEN_MPI, HYDRA) if names[2] in environment), None)
+    return _ranks(environment, names) if names else None
 
 
 def _slurm(environment: Mapping[str, str]) -> Ranks | None:

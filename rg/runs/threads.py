@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
@@ -12,10 +13,11 @@ from pipelines.cores import usable_cores
 def limit_threads(processes: int = 1) -> None:
     """Let PyTorch use no more threads than this process has cores, and share them with others like it on this host.
 
-    More threads than cores wait for each other in a spin. What the user or a launcher has set by OMP_NUM_THREADS stays.
+    More threads than cores wait for each other in a spin. What the user or a launcher has set by OMP_NUM_THREADS stays;
+    no number there, such as that of a variable that is not set, sets nothing.
 
     Args:
         processes: That compute on this host.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not re.match(r"\s*0*[1-9]\d*\s*(,|$)", os.environ.get("OMP_NUM_THREADS", "")):
         torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores() // processes)))

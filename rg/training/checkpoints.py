@@ -176,6 +176,11 @@ class Checkpoints:
         """Whether a checkpoint was started and not yet settled: the same on all ranks."""
         return self._writing is not None
 
+    @property
+    def newest(self) -> str | None:
+        """Name of the newest checkpoint that is published, None if there is none."""
+        return next(reversed(_names(self._folder)), None)
+
     def _first_on_this_storage(self) -> int:
         """The lowest rank whose files this rank can see."""
         ranks = self._group.ranks
@@ -223,8 +228,10 @@ class Checkpoints:
         if failed:
             if self.leads:
                 shutil.rmtree(self._folder / f".{_name(step)}", ignore_errors=True)
-            newest = next(reversed(_names(self._folder)), "none")
-            logger.warning("step %d: the checkpoint cannot be written (%s); the newest is %s", step, failed[0], newest)
+            logger.warning(
+                "step %d: the checkpoint cannot be written (%s); the newest is %s",
+                *(step, failed[0], self.newest or "none"),
+            )
             return False
         if self.leads:
             self._prune(step)

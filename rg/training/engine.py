@@ -243,10 +243,9 @@ class Engine:
         yield
         self.set_statistics(own)
 
-    def check_weights(self) -> None:
-        """Raise a FloatingPointError if the weights are not finite: they are not to be saved."""
-        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
-            raise FloatingPointError("the weights are not finite any more; the checkpoints before are kept")
+    def has_finite_weights(self) -> bool:
+        """Whether no weight has become infinite or NaN."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers of the model that is evaluated, copied to the CPU."""

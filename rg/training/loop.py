@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ class Loop:
         stream = iter(self.loader)
         with self._log(), History(self.out, self.step, self.is_main) as history:
             self._log_start()
-            stop = 0
+            stop, due = 0, False
             with logging_redirect_tqdm(), self._bar() as bar:
                 while self.step < self.total and not stop:
                     epoch, rest = divmod(self.step, self.steps_per_epoch)
@@ -123,11 +124,16 @@ class Loop:
                         self.checkpoints.settle()
                     ends = self.step == self.total
                     validation_due = ends or (rest == 0 and epoch % max(1, config.validate_epochs) == 0)
+                    sound = not self.skipped_in_a_row
                     if self.val_loader and validation_due:
                         self._validate(self.val_loader, history)
+                        sound = True
                     steps_due = config.checkpoint_steps > 0 and self.step % config.checkpoint_steps == 0
-                    if stop or ends or steps_due or (rest == 0 and epoch % config.checkpoint_epochs == 0):
+                    due = due or steps_due or (rest == 0 and epoch % config.checkpoint_epochs == 0)
+                    # Weights that give no finite loss may be lost ones, which must not push out those of before.
+                    if stop or ends or (due and sound):
                         self._save(wait=bool(stop or ends))
+                        due = False
                     if rest == 0:
                         self.meter.start_clock()  # anew: the meter was read before validating and saving
             self.checkpoints.close()
@@ -139,7 +145,8 @@ class Loop:
                     self.total,
                 )
                 return STOPPED
-            logger.info("trained %s; the model is %s", _count(self.step, "step"), self.out / WEIGHTS)
+            left_out = f", {self.skipped} of them left out as the loss was not finite" if self.skipped else ""
+            logger.info("trained %s%s; the model is %s", _count(self.step, "step"), left_out, self.out / WEIGHTS)
             return 0
 
     def _log_start(self) -> None:
@@ -237,10 +244,18 @@ class Loop:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.config.train.max_skipped:
-            raise FloatingPointError(
-                f"step {self.step}: the loss was not finite in {self.skipped_in_a_row} steps in a row "
-                "(train.max_skipped); the checkpoints before are kept"
+            raise self._diverged(
+                f"the loss was not finite in {_count(self.skipped_in_a_row, 'step')} in a row (train.max_skipped)"
             )
+
+    def _diverged(self, reason: str) -> FloatingPointError:
+        """What ends a run whose numbers are lost; all ranks call this."""
+        if self.checkpoints.pending:
+            self.checkpoints.settle()
+        return FloatingPointError(
+            f"step {self.step}: {reason}; the newest checkpoint is {self.checkpoints.newest or 'none'}; "
+            "start again with a lower optimizer.lr, or more optimizer.warmup_epochs"
+        )
 
     def _record(self, bar: tqdm, history: History) -> None:
         record = self.meter.read(self.engine)
@@ -265,6 +280,8 @@ class Loop:
                 correct, loss = _correct(output.logits, labels), classification_loss(output.logits, labels)
                 sums += len(labels) * torch.stack([correct, loss, torch.ones_like(loss)]).double()
         accuracy, loss, count = self.group.sum(sums).tolist()
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss of the validation images is {loss:g}")
         self.accuracy = accuracy / count
         record = {"accuracy": self.accuracy, "classification_loss": loss / count}
         history.write("validation", self.step, self.step / self.steps_per_epoch, record)
@@ -279,7 +296,8 @@ class Loop:
         self._at("saving")
         if self.checkpoints.pending:
             self.checkpoints.settle()
-        self.engine.check_weights()
+        if not self.engine.has_finite_weights():
+            raise self._diverged("the weights are not finite any more")
         state = self.loader.state()
         counters = {"read": state.pop("read"), "damaged": state.pop("damaged"), "meter": self.meter.values()}
         own = {f"statistic-{number:04d}": value for number, value in enumerate(self.engine.statistics())}

@@ -70,6 +70,15 @@ def test_a_rank_that_waits_for_the_first_one_says_so_alone(port, monkeypatch, ca
     assert dict(os.environ) == environment
 
 
+@pytest.mark.parametrize("number,awaited", [(0, "its own address"), (1, "rank 0 at")])
+def test_an_address_that_does_not_resolve_is_told(monkeypatch, caplog, capfd, number, awaited):
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.1)
+    with pytest.raises(ConnectionError, match=rf"waited 1 s .* for {awaited} no.such.invalid:4000 \(\[Errno -\d\] "):
+        meet(Ranks(number, 2, 0, 1, ("no.such.invalid", 4000)), None, 1)
+    assert len(caplog.messages) == 1
+    assert capfd.readouterr().err == ""  # PyTorch's warnings
+
+
 def test_a_rank_that_comes_while_the_first_one_gives_up_is_told(port):
     def give_up():
         with pytest.raises(ConnectionError, match="waited 2 s"):
@@ -88,6 +97,30 @@ def test_a_conflict_is_told_to_all(port):
     assert len(set(reasons.values())) == 1
     assert reasons[1].startswith("rank 0 (")
     assert "rank 2" in reasons[1]
+
+
+def test_a_rank_that_is_there_twice_is_refused_and_the_others_wait_for_who_is_missing(port):
+    reasons = []
+
+    def arrive(number, error):
+        with pytest.raises(error) as ended:
+            meet(rank(number, port, variables=f"RANK={number}"), None, 2)
+        reasons.append(str(ended.value))
+
+    threads = [
+        threading.Thread(target=arrive, args=(0, ConnectionError)),
+        threading.Thread(target=arrive, args=(1, (ValueError, ConnectionError))),
+        threading.Thread(target=arrive, args=(1, (ValueError, ConnectionError))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (
+        sum("has said that it is rank 1, too; give each process a number of its own (RANK=1)" in r for r in reasons)
+        == 1
+    )
+    assert sum("for rank 2 at" in reason for reason in reasons) == 1
 
 
 def test_a_port_that_is_taken_has_a_remedy():

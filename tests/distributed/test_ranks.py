@@ -32,6 +32,11 @@ def mpirun(**changed: str) -> dict[str, str]:
     return {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(names, "3412", strict=True)} | changed
 
 
+def hydra(**changed: str) -> dict[str, str]:
+    """What ``mpiexec -n 4 -ppn 2`` of MPICH sets."""
+    return {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"} | changed
+
+
 def srun(**changed: str) -> dict[str, str]:
     """The second task on the last of four hosts with 2, 2, 2 and 3 tasks."""
     step = {"SLURM_PROCID": "7", "SLURM_STEP_NUM_TASKS": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "3"}
@@ -54,6 +59,8 @@ def without(environment: dict[str, str], *names: str) -> dict[str, str]:
         (torchrun(), Ranks(3, 4, 1, 2, ("node1", 4000))),
         (deepspeed(), Ranks(3, 4, 1, 2, ("node1", 4000))),
         (mpirun() | MASTER, Ranks(3, 4, 1, 2, ("node1", 4000))),
+        (hydra() | MASTER, Ranks(3, 4, 1, 2, ("node1", 4000))),
+        (srun(PMI_RANK="7", PMI_SIZE="9") | MASTER, Ranks(7, 9, 1, 3, ("node1", 4000))),  # srun --mpi=pmi2
         (srun() | MASTER, Ranks(7, 9, 1, 3, ("node1", 4000))),
         (without(torchrun(), "LOCAL_WORLD_SIZE"), Ranks(3, 4, 1, 4, ("node1", 4000))),  # set by hand
         (torchrun(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"), Ranks()),
@@ -101,6 +108,7 @@ def test_a_process_that_no_launcher_started_is_alone(environment):
             without(torchrun(), "MASTER_ADDR"),
             "^MASTER_ADDR, MASTER_PORT: expected .* got '' and '4000'",
         ),
+        (hydra(PMI_RANK="4"), "^PMI_RANK: expected less than PMI_SIZE = 4, got 4"),
         (mpirun(), "^MASTER_ADDR, MASTER_PORT: expected address and port of rank 0 in the environment"),
         (torchrun(MASTER_PORT="http"), "^MASTER_ADDR, MASTER_PORT: .* got 'node1' and 'http'"),
         (srun(**MASTER | {"MASTER_PORT": "70000"}), "^MASTER_ADDR, MASTER_PORT: .* got 'node1' and '70000'"),

@@ -143,6 +143,13 @@ NODES = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node1"}
     "name,arguments,variables,message",
     [
         ("one_node.sh", [], {}, "expected a recipe"),
+        ("one_node.sh", RECIPE, {"MASTER_PORT": "0"}, "MASTER_PORT: expected a number from 1 to 65535, got '0'"),
+        (
+            "one_node.sh",
+            RECIPE,
+            {"MASTER_PORT": "08080"},
+            "MASTER_PORT: expected a number from 1 to 65535, got '08080'",
+        ),
         ("hostfile.sh", ["HOSTS"], {}, "expected a hostfile and a recipe"),
         ("hostfile.sh", ["nowhere", *RECIPE], {}, "nowhere: no such hostfile"),
         ("hostfile.sh", ["EMPTY", *RECIPE], {}, "expected lines HOST slots=N"),

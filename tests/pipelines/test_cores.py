@@ -39,6 +39,12 @@ def test_the_affinity_counts():
             {"cpu,cpuacct/job/cpu.cfs_quota_us": "600000\n", "cpu,cpuacct/job/cpu.cfs_period_us": "100000\n"},
             6,
         ),
+        (
+            "4:cpu,cpuacct:/job\n",
+            {"cpu/job/cpu.cfs_quota_us": "600000\n", "cpu/job/cpu.cfs_period_us": "100000\n"},
+            6,
+        ),
+        ("0::/job\n", {"job/cpu.max": "", "cpu.max": "300000 100000\n"}, 3),
         ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
         ("", {}, 64),
     ],
@@ -60,12 +66,23 @@ def threads():
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
-    "variable,cores,processes,expected", [("", 6, 1, 6), ("", 6, 2, 3), ("", 6, 9, 1), ("", 64, 1, 8), ("8", 6, 1, 8)]
+    "variable,cores,processes,expected",
+    [
+        (None, 6, 1, 6),
+        (None, 6, 2, 3),
+        (None, 6, 9, 1),
+        (None, 64, 1, 8),
+        ("8", 6, 1, 8),
+        (" 8,2", 6, 1, 8),
+        ("", 6, 1, 6),
+        ("0", 6, 1, 6),
+        ("1.5", 6, 1, 6),
+    ],
 )
 def test_pytorch_computes_with_the_cores_that_are_ours(monkeypatch, variable, cores, processes, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if variable:
+    if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     torch.set_num_threads(8)
     limit_threads(processes)

@@ -295,7 +295,7 @@ def test_a_loss_that_is_no_number_costs_one_step(start, table, tmp_path):
 def test_losses_that_stay_no_numbers_end_the_run(start, tmp_path):
     ranks = start(tmp_path / "run", ("loss not a number", 5), train__max_skipped=0)
     assert [rank.wait(120) for rank in ranks] == [1, 1], [rank.output for rank in ranks]
-    assert "rg: error: step 5: the loss was not finite in 1 steps in a row (train.max_skipped)" in ranks[0].output
+    assert "rg: error: step 5: the loss was not finite in 1 step in a row (train.max_skipped)" in ranks[0].output
     assert newest(tmp_path / "run") <= 5
 
 

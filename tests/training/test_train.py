@@ -496,6 +496,23 @@ def test_settings_of_precision_accumulation_and_clipping(small_birds, tmp_path):
     assert lines[-1]["lr"] == pytest.approx(lines[0]["lr"] / 10)
 
 
+def test_a_model_that_is_lost_pushes_out_no_checkpoint(small_birds, tmp_path):
+    """The second step is the first whose loss is not finite; what was being written then is published, too."""
+    steps = {"train__validate_epochs": 0, "train__checkpoint_steps": 1, "train__max_skipped": 4}
+    result = run(small_birds, tmp_path / "run", optimizer__lr=3e38, **steps)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("rg: error: ")]
+    assert "5 steps in a row (train.max_skipped); the newest checkpoint is step-00000001; start again with a" in line
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_model_that_is_lost_is_no_trained_model(small_birds, tmp_path):
+    result = run(small_birds, tmp_path / "run", optimizer__lr=3e38, train__epochs=1)
+    assert result.returncode == 1
+    assert "rg: error: step 4: the loss of the validation images is nan; the newest checkpoint is none" in result.stderr
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 class Attributes:
     """Two attributes of a plain image: is it red, is it bright."""
 
