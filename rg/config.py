@@ -128,6 +128,8 @@ class LossConfig:
 
     Attributes:
         classification_weight: Weight of the cross entropy (or, for multi-label data, the mean binary cross entropy).
+        label_smoothing: In training, this share of the target is spread evenly over the classes; for attributes over
+            0 and 1.
         prior_weight: Weight of the occurrence prior; 0 switches it off (ablation of Table 7).
         prior_alpha: First parameter of the Beta distribution.
         prior_beta: Second parameter of the Beta distribution.
@@ -143,6 +145,7 @@ class LossConfig:
     """
 
     classification_weight: float = 1.0
+    label_smoothing: float = 0.0
     prior_weight: float = 0.5
     prior_alpha: float = 1.0
     prior_beta: float = 1e-3
@@ -163,6 +166,7 @@ class LossConfig:
                 _require(value >= 0, f"loss.{field_.name}", "0 or more", value)
         for name in ("prior_alpha", "prior_beta"):
             _require(getattr(self, name) > 0, f"loss.{name}", "a positive number", getattr(self, name))
+        _require(0 <= self.label_smoothing < 1, "loss.label_smoothing", "0 or more, below 1", self.label_smoothing)
         _require(self.presence_margin >= 0, "loss.presence_margin", "0 or more", self.presence_margin)
         _require(
             0 < self.equivariance_share <= 1,
@@ -301,6 +305,8 @@ class TrainConfig:
         epochs: Passes over the training set.
         global_batch: Images of one optimiser step, over all ranks and accumulated micro batches. Any number of ranks
             shares them out; shares may differ by one image.
+        balance: A class of n images is drawn as if it had n^(1 - balance) of them: with 0 as it is, with 1 as often as
+            any other. Epochs are as long as without it. Not for attributes.
         accumulation: Micro batches whose gradients are added up before a step. The occurrence prior sees one micro
             batch of all ranks at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
@@ -326,6 +332,7 @@ class TrainConfig:
 
     epochs: int = 75
     global_batch: int = 32
+    balance: float = 0.0
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["no", "inductor", "cuda_graphs", "aot_eager"] = "no"
@@ -369,6 +376,7 @@ class TrainConfig:
             "local or frozen with train.compile = cuda_graphs, which keep no communication",
             self.batch_norm,
         )
+        _require(0 <= self.balance <= 1, "train.balance", "an exponent from 0 to 1", self.balance)
         _require(0 <= self.ema < 1, "train.ema", "a decay from 0, below 1", self.ema)
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))

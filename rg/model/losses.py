@@ -13,20 +13,24 @@ from torch import Tensor
 EPSILON = 1e-5
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross entropy for one class per image, mean binary cross entropy for attributes.
 
     Args:
         logits: [N, classes].
         labels: Class indices [N], or 0/1 attributes [N, classes].
+        smoothing: Share of the target that is spread evenly: over the classes, or over 0 and 1.
 
     Returns:
         Scalar mean.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.ndim == 1:
-        return F.cross_entropy(logits, labels)
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    targets = labels.to(logits.dtype)
+    if smoothing:
+        targets = targets.lerp(torch.full_like(targets, 0.5), smoothing)
+    return F.binary_cross_entropy_with_logits(logits, targets)
 
 
 def occurrence_prior_loss(occurrence: Tensor, prior_alpha: float, prior_beta: float) -> Tensor:

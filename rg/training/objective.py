@@ -95,7 +95,7 @@ class Objective:
             moved: Assignment of the moved images, None without the equivariance term.
             inverse: What moves them back.
         """
-        means = {"classification": classification_loss(output.logits, labels)}
+        means = {"classification": classification_loss(output.logits, labels, self.config.label_smoothing)}
         if not isinstance(output, ModelOutput):
             return means
         assign, parts = output.assign, output.assign[:, : self.parts]
