@@ -249,6 +249,10 @@ class InputConfig:
         test_crop: Side of the central square for testing; 0 takes crop. Larger than crop, it gives a finer map.
         flip: Probability of a horizontal flip in training.
         brightness: Brightness varies by up to this fraction in training.
+        mixup: In training, neighbours of a batch are blended, and so are their labels. Each keeps a share of itself of
+            the distribution Beta(mixup, mixup); 0 blends none.
+        cutmix: In training, neighbours of a batch swap a box, and their labels as much of each other; alpha as of
+            mixup. With both, half of the pairs are mixed in each way.
         decoder: What decodes JPEGs: cpu or mixed (GPU) for DALI, pillow for machines without DALI, or auto (DALI
             where it is installed, on the GPU where there is one).
         threads: Decoding threads of a rank; 0 takes the cores of this process divided by the ranks that share them.
@@ -267,6 +271,8 @@ class InputConfig:
     test_crop: int = 0
     flip: float = 0.5
     brightness: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
     decoder: Literal["auto", "cpu", "mixed", "pillow"] = "auto"
     threads: int = 0
     prefetch: int = 2
@@ -290,7 +296,7 @@ class InputConfig:
         _require(side >= crop, "input.test_short_side", f"at least the crop for testing = {crop}", side)
         _require(0 <= self.flip <= 1, "input.flip", "a probability", self.flip)
         _require(0 <= self.brightness < 1, "input.brightness", "a fraction below 1", self.brightness)
-        for name in ("threads", "largest_width", "largest_height"):
+        for name in ("mixup", "cutmix", "threads", "largest_width", "largest_height"):
             _require(getattr(self, name) >= 0, f"input.{name}", "0 or more", getattr(self, name))
         _require(self.prefetch >= 1, "input.prefetch", "at least 1", self.prefetch)
         for name in ("hardware_load", "max_damaged"):

@@ -364,6 +364,13 @@ def micro_batches(config: RunConfig, world_size: int) -> list[int]:
             f"train.global_batch: {config.train.global_batch} images leave {min(sizes)} for each of {world_size} ranks "
             f"x {config.train.accumulation} micro batches; batch norm needs at least 2"
         )
+    if (config.input.mixup or config.input.cutmix) and any(size % 2 for size in sizes):
+        accumulation = config.train.accumulation
+        raise ValueError(
+            f"train.global_batch: {config.train.global_batch} images leave an odd number for a rank, and neighbours "
+            f"are mixed (input.mixup, input.cutmix); take a multiple of {2 * world_size * accumulation} = "
+            f"2 x {world_size} ranks x {accumulation} micro batches"
+        )
     return sizes
 
 

@@ -159,6 +159,8 @@ EVERYTHING = {
     "loss.label_smoothing": 0.1,
     "train.ema": 0.9,
     "train.balance": 0.5,
+    "input.mixup": 0.4,
+    "input.cutmix": 1.0,
     "train.epochs": 2,
     "train.checkpoint_steps": 3,
     "train.keep_checkpoints": 9,
