@@ -1,8 +1,9 @@
 """Which rank reads what, in which order, and with which random numbers: pure functions of integers.
 
 Training reads an endless stream of places 0, 1, 2, ... Epoch e holds the places e * size to (e + 1) * size - 1, in
-which every sample occurs once. The ranks share out every batch of the stream, so what a step sees depends neither on
-the number of ranks nor on where a run was interrupted; to go on, the number of the next place is all one needs to know.
+which every sample occurs once, unless they have weights. The ranks share out every batch of the stream, so what a step
+sees depends neither on the number of ranks nor on where a run was interrupted; to go on, the number of the next place
+is all one needs to know.
 """
 
 from __future__ import annotations

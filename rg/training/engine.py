@@ -56,7 +56,7 @@ STATES: Mapping[str, Mapping[str, str]] = {  # of an optimiser, and what their n
     "sgd": {"momentum_buffer": ""},
     "adamw": {"exp_avg": "exp_avg.", "exp_avg_sq": "exp_avg_sq."},
 }
-STEP = "step"  # that AdamW has taken, of which its first moments are too small
+STEP = "step"  # how many AdamW has taken, by which it corrects its moments
 LARGEST_STAGE = 2
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "zero_optimization": DeepSpeedZeroConfig,
