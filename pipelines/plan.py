@@ -1,8 +1,9 @@
 """Which rank reads what, in which order, and with which random numbers: pure functions of integers.
 
 Training reads an endless stream of places 0, 1, 2, ... Epoch e holds the places e * size to (e + 1) * size - 1, in
-which every sample occurs once. The ranks share out every batch of the stream, so what a step sees depends neither on
-the number of ranks nor on where a run was interrupted; to go on, the number of the next place is all one needs to know.
+which every sample occurs once, unless they have weights. The ranks share out every batch of the stream, so what a step
+sees depends neither on the number of ranks nor on where a run was interrupted; to go on, the number of the next place
+is all one needs to know.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SHUFFLED = 16384  # neighbouring samples that are shuffled among each other, so that an epoch reads shard after shard
-SHARDS, PIECE, SUBSTITUTE = 1, 2, 3  # what random numbers are drawn for
+SHARDS, PIECE, SUBSTITUTE, OFFSET = 1, 2, 3, 4  # what random numbers are drawn for
 
 
 class Stream:
@@ -22,17 +23,23 @@ class Stream:
     In every epoch the shards are shuffled, and then, as they follow each other, pieces of ``SHUFFLED`` samples. Samples
     are numbered through all shards.
 
+    With weights, an epoch has as many places, and a sample as many of them as its share of all weights gives it: that
+    number rounded down or up, and in the mean over epochs the number itself.
+
     Args:
         shard_sizes: Number of samples of every shard.
         seed: Decides the order.
+        weights: Of all samples, positive int64; None for one place each.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int) -> None:
+    def __init__(self, shard_sizes: Sequence[int], seed: int, weights: np.ndarray | None = None) -> None:
         self.seed = seed
         self.size = sum(shard_sizes)
+        self._weights = weights
         self._first = np.concatenate([[0], np.cumsum(shard_sizes)])
         self._piece = functools.lru_cache(maxsize=4)(self._shuffled_piece)
         self._shards = functools.lru_cache(maxsize=2)(self._shuffled_shards)
+        self._ends = functools.lru_cache(maxsize=2)(self._ends_of_weights)
 
     def samples(self, first: int, end: int) -> list[int]:
         """The samples at the places ``first`` to ``end - 1``."""
@@ -44,17 +51,54 @@ class Stream:
         return int(self._piece(epoch, piece)[offset])
 
     def _shuffled_piece(self, epoch: int, piece: int) -> np.ndarray:
-        shards, starts = self._shards(epoch)
         indices = np.arange(piece * SHUFFLED, min(self.size, (piece + 1) * SHUFFLED))
-        which = np.searchsorted(starts, indices, side="right") - 1
-        samples = self._first[shards[which]] + indices - starts[which]
+        if self._weights is not None:
+            indices = self._weighted(epoch, indices)
+        samples = self._in_order(epoch, indices)
         return np.random.default_rng([PIECE, self.seed, epoch, piece]).permutation(samples)
+
+    def _in_order(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """The samples at some indices of an epoch whose shards are shuffled, and nothing else yet."""
+        shards, starts = self._shards(epoch)
+        which = np.searchsorted(starts, indices, side="right") - 1
+        return self._first[shards[which]] + indices - starts[which]
+
+    def _weighted(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """Indices of the samples that lie under evenly spaced marks along the weights: systematic sampling."""
+        ends = self._ends(epoch)
+        total = int(ends[-1])
+        offset = int(np.random.default_rng([OFFSET, self.seed, epoch]).integers(total))
+        quotient, rest = divmod(total, self.size)
+        marks = places * quotient + (places * rest + offset) // self.size
+        return np.searchsorted(ends, marks, side="right")
+
+    def _ends_of_weights(self, epoch: int) -> np.ndarray:
+        """Sums of the weights up to every index of an epoch."""
+        assert self._weights is not None
+        return np.cumsum(self._weights[self._in_order(epoch, np.arange(self.size))])
 
     def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards of an epoch in their order, and the index of the first sample of each."""
         shards = np.random.default_rng([SHARDS, self.seed, epoch]).permutation(len(self._first) - 1)
         ends = np.cumsum(np.diff(self._first)[shards])
         return shards, np.concatenate([[0], ends[:-1]])
+
+
+def balancing_weights(labels: np.ndarray, exponent: float) -> np.ndarray:
+    """Weights that draw a class of n samples as if it had n^(1 - exponent) of them.
+
+    Args:
+        labels: Class of every sample, int64; negative where it is not known, which weighs least.
+        exponent: 0 leaves the classes as they are, 1 makes all of them equal.
+
+    Returns:
+        int64, from 1 to 2^20.
+    """
+    counts = np.bincount(labels[labels >= 0])
+    present = counts[counts > 0]
+    shares = (np.maximum(counts, 1) / present.min()) ** -exponent
+    weights = np.maximum(1, np.rint(2**20 * shares)).astype(np.int64)
+    return np.where(labels >= 0, weights[labels], weights[counts > 0].min())
 
 
 def uniforms(seed: int, first: int, end: int) -> np.ndarray:

@@ -51,6 +51,7 @@ class GroupingConfig:
             tries other parts, too.
         centered: Positions are told apart by how their features differ from the mean of their image, so that parts do
             not follow the colours of a species.
+        sigma: Bandwidth of every part at the start, below 0.7; it is learned. A small one makes crisp parts.
         init: Dictionary from Kaiming-normal noise as the authors do (random), or k-means on first features (kmeans).
         standardize: Standardise the features before grouping; needed where they do not come out of a ReLU.
         smoothing_radius: The smoothing window is 2 * radius + 1 positions wide.
@@ -62,6 +63,7 @@ class GroupingConfig:
     background: bool = False
     gumbel: bool = False
     centered: bool = False
+    sigma: float = 0.5
     init: Literal["random", "kmeans"] = "random"
     standardize: bool = False
     smoothing_radius: int = 2
@@ -76,6 +78,7 @@ class GroupingConfig:
     def __post_init__(self) -> None:
         most = 63 if self.background else 64
         _require(1 <= self.num_parts <= most, "model.grouping.num_parts", f"1 to {most} parts", self.num_parts)
+        _require(0 < self.sigma < 0.7, "model.grouping.sigma", "a number above 0, below 0.7", self.sigma)
         _require(self.smoothing_radius >= 0, "model.grouping.smoothing_radius", "0 or more", self.smoothing_radius)
         _require(self.smoothing_std > 0, "model.grouping.smoothing_std", "a positive number", self.smoothing_std)
 
@@ -136,6 +139,8 @@ class LossConfig:
 
     Attributes:
         classification_weight: Weight of the cross entropy (or, for multi-label data, the mean binary cross entropy).
+        label_smoothing: In training, this share of the target is spread evenly over the classes; for attributes over
+            0 and 1.
         prior_weight: Weight of the occurrence prior; 0 switches it off (ablation of Table 7).
         prior_alpha: First parameter of the Beta distribution.
         prior_beta: Second parameter of the Beta distribution.
@@ -153,6 +158,7 @@ class LossConfig:
     """
 
     classification_weight: float = 1.0
+    label_smoothing: float = 0.0
     prior_weight: float = 0.5
     prior_alpha: float = 1.0
     prior_beta: float = 1e-3
@@ -175,6 +181,7 @@ class LossConfig:
         for name in ("prior_alpha", "prior_beta"):
             _require(getattr(self, name) > 0, f"loss.{name}", "a positive number", getattr(self, name))
         _require(self.prior_queue >= 0, "loss.prior_queue", "0 or more", self.prior_queue)
+        _require(0 <= self.label_smoothing < 1, "loss.label_smoothing", "0 or more, below 1", self.label_smoothing)
         _require(self.presence_margin >= 0, "loss.presence_margin", "0 or more", self.presence_margin)
         _require(
             0 < self.equivariance_share <= 1,
@@ -257,6 +264,10 @@ class InputConfig:
         test_crop: Side of the central square for testing; 0 takes crop. Larger than crop, it gives a finer map.
         flip: Probability of a horizontal flip in training.
         brightness: Brightness varies by up to this fraction in training.
+        mixup: In training, neighbours of a batch are blended, and so are their labels. Each keeps a share of itself of
+            the distribution Beta(mixup, mixup); 0 blends none.
+        cutmix: In training, neighbours of a batch swap a box, and their labels as much of each other; alpha as of
+            mixup. With both, half of the pairs are mixed in each way.
         decoder: What decodes JPEGs: cpu or mixed (GPU) for DALI, pillow for machines without DALI, or auto (DALI
             where it is installed, on the GPU where there is one).
         threads: Decoding threads of a rank; 0 takes the cores of this process divided by the ranks that share them.
@@ -275,6 +286,8 @@ class InputConfig:
     test_crop: int = 0
     flip: float = 0.5
     brightness: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
     decoder: Literal["auto", "cpu", "mixed", "pillow"] = "auto"
     threads: int = 0
     prefetch: int = 2
@@ -298,7 +311,7 @@ class InputConfig:
         _require(side >= crop, "input.test_short_side", f"at least the crop for testing = {crop}", side)
         _require(0 <= self.flip <= 1, "input.flip", "a probability", self.flip)
         _require(0 <= self.brightness < 1, "input.brightness", "a fraction below 1", self.brightness)
-        for name in ("threads", "largest_width", "largest_height"):
+        for name in ("mixup", "cutmix", "threads", "largest_width", "largest_height"):
             _require(getattr(self, name) >= 0, f"input.{name}", "0 or more", getattr(self, name))
         _require(self.prefetch >= 1, "input.prefetch", "at least 1", self.prefetch)
         for name in ("hardware_load", "max_damaged"):
@@ -313,6 +326,8 @@ class TrainConfig:
         epochs: Passes over the training set.
         global_batch: Images of one optimiser step, over all ranks and accumulated micro batches. Any number of ranks
             shares them out; shares may differ by one image.
+        balance: A class of n images is drawn as if it had n^(1 - balance) of them: with 0 as it is, with 1 as often as
+            any other. Epochs are as long as without it. Not for attributes.
         accumulation: Micro batches whose gradients are added up before a step. The occurrence prior sees one micro
             batch of all ranks at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
@@ -338,6 +353,7 @@ class TrainConfig:
 
     epochs: int = 75
     global_batch: int = 32
+    balance: float = 0.0
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["no", "inductor", "cuda_graphs", "aot_eager"] = "no"
@@ -381,6 +397,7 @@ class TrainConfig:
             "local or frozen with train.compile = cuda_graphs, which keep no communication",
             self.batch_norm,
         )
+        _require(0 <= self.balance <= 1, "train.balance", "an exponent from 0 to 1", self.balance)
         _require(0 <= self.ema < 1, "train.ema", "a decay from 0, below 1", self.ema)
         for name in ("checkpoint_steps", "validate_epochs", "max_skipped"):
             _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))

@@ -89,6 +89,7 @@ class Loader:
         rank: Rank of this process.
         world_size: Number of ranks.
         max_damaged: Share of damaged samples, of those read and of at least 1000, above which the loader stops.
+        balance: In training, a class of n samples is drawn as if it had n^(1 - balance) of them.
 
     Attributes:
         manifest: Of the folder.
@@ -115,6 +116,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         max_damaged: float = 0.01,
+        balance: float = 0.0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -130,7 +132,8 @@ class Loader:
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._max_damaged = max_damaged
         self._stop_if_too_many(self._reader.lost(), self.samples)
-        self._stream = plan.Stream([shard.samples for shard in self._reader.shards], seed)
+        self._balance = balance
+        self._stream = plan.Stream([shard.samples for shard in self._reader.shards], seed, self._weights())
         self._spare: Decoder | None = self._new_decoder()
         self._fingerprint = self._describe(self._spare.version)
         self._unusable: dict[int, str] = {}  # number -> reason, of images that the decoder refused
@@ -204,6 +207,7 @@ class Loader:
     def _describe(self, decoder: str) -> dict[str, Any]:
         """Whatever decides the batches. The number of ranks does not: they share out the same ones."""
         geometry = asdict(self._geometry)
+        balance = {"balance": self._balance} if self._balance else {}  # which earlier checkpoints do not name
         if self._geometry.view != "whole":
             del geometry["stride"]  # decides nothing then, and checkpoints of 0.2.0 do not name it
         return {
@@ -212,9 +216,19 @@ class Loader:
             "seed": self._seed,
             "global batch": self._global_batch,
             **geometry,
+            **balance,
             "decoder": decoder,
             "numpy": ".".join(np.__version__.split(".")[:2]),  # its permutations may change with the version
         }
+
+    def _weights(self) -> np.ndarray | None:
+        """Weights of the samples, None if all are drawn alike."""
+        if not self._balance:
+            return None
+        if self.manifest.multi_label:
+            raise ValueError(f"train.balance: expected 0 for attributes, got {self._balance}")
+        logger.info("%s: reading the classes of %d samples", self.split, self.samples)
+        return plan.balancing_weights(self._reader.labels(), self._balance)
 
     def _new_decoder(self) -> Decoder:
         return make_decoder(self._decoding, self._batch_size)

@@ -49,7 +49,7 @@ class PartDictionary(nn.Module):
 
     Attributes:
         centers: Part dictionary D [K, C].
-        raw_sigma: [K]; ``2 sigma^2 = sigmoid(raw_sigma)``, so sigma lies in (0, 0.71) and starts at 0.5.
+        raw_sigma: [K]; ``2 sigma^2 = sigmoid(raw_sigma)``, so sigma lies in (0, 0.71).
         border: [2, K] running mean assignment at the border and in the interior of the map.
     """
 
@@ -59,7 +59,8 @@ class PartDictionary(nn.Module):
         centers = torch.empty(config.slots, channels)
         nn.init.kaiming_normal_(centers)
         self.centers = nn.Parameter(centers.clamp_(min=1e-5))
-        self.raw_sigma = nn.Parameter(torch.zeros(config.slots))
+        share = 2 * config.sigma**2
+        self.raw_sigma = nn.Parameter(torch.full((config.slots,), math.log(share / (1 - share))))
         self.register_buffer("border", torch.full((2, config.slots), 1 / config.slots))
         self.border: Tensor
 

@@ -13,20 +13,29 @@ from torch import Tensor
 EPSILON = 1e-5
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """Cross entropy for one class per image, mean binary cross entropy for attributes.
 
     Args:
         logits: [N, classes].
         labels: Class indices [N], or 0/1 attributes [N, classes].
+        smoothing: Share of the target that is spread evenly: over the classes, or over 0 and 1.
+        weights: Of the images [N], 1 each if None.
 
     Returns:
-        Scalar mean.
+        Scalar mean of the weighted losses of the images.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.ndim == 1:
-        return F.cross_entropy(logits, labels)
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        if weights is not None:
+            return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    targets = labels.to(logits.dtype)
+    if smoothing:
+        targets = targets.lerp(torch.full_like(targets, 0.5), smoothing)
+    return F.binary_cross_entropy_with_logits(logits, targets, None if weights is None else weights.unsqueeze(1))
 
 
 def occurrence_prior_loss(

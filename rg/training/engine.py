@@ -56,7 +56,7 @@ STATES: Mapping[str, Mapping[str, str]] = {  # of an optimiser, and what their n
     "sgd": {"momentum_buffer": ""},
     "adamw": {"exp_avg": "exp_avg.", "exp_avg_sq": "exp_avg_sq."},
 }
-STEP = "step"  # that AdamW has taken, of which its first moments are too small
+STEP = "step"  # how many AdamW has taken, by which it corrects its moments
 LARGEST_STAGE = 2
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "zero_optimization": DeepSpeedZeroConfig,
@@ -362,6 +362,13 @@ def micro_batches(config: RunConfig, world_size: int) -> list[int]:
         raise ValueError(
             f"train.global_batch: {config.train.global_batch} images leave {min(sizes)} for each of {world_size} ranks "
             f"x {config.train.accumulation} micro batches; batch norm needs at least 2"
+        )
+    if (config.input.mixup or config.input.cutmix) and any(size % 2 for size in sizes):
+        accumulation = config.train.accumulation
+        raise ValueError(
+            f"train.global_batch: {config.train.global_batch} images leave an odd number for a rank, and neighbours "
+            f"are mixed (input.mixup, input.cutmix); take a multiple of {2 * world_size * accumulation} = "
+            f"2 x {world_size} ranks x {accumulation} micro batches"
         )
     return sizes
 

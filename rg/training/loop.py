@@ -32,6 +32,7 @@ from rg.runs.progress import progress_bar
 from rg.training.checkpoints import MODEL, MOMENTUM, QUEUE, TRAINED, Checkpoint, Checkpoints
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
+from rg.training.mixing import mix
 from rg.training.objective import Objective
 from rg.training.step_flags import StepFlags
 
@@ -77,6 +78,7 @@ class Loop:
         self.group, self.ranks = engine.group, engine.group.ranks
         self.is_main = self.ranks.rank == 0
         self.objective = Objective(config, engine.sizes, self.ranks.rank)
+        self.mixes = bool(config.input.mixup or config.input.cutmix)
         self.meter = Meter(self.objective.names)
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
@@ -199,9 +201,13 @@ class Loop:
             packed [world, 3].
         """
         sizes, objective = self.engine.sizes, self.objective
-        output, moved, inverse = self._forward(batch.images, micro)
+        seeds = self._seeds(micro) if self.objective.noisy or self.mixes else None
+        images, shares = batch.images, None
+        if self.mixes and seeds is not None:
+            images, shares = mix(images.to(self.ranks.device, non_blocking=True), seeds, self.config.input)
+        output, moved, inverse = self._forward(images, seeds)
         labels = batch.labels.to(output.logits.device, non_blocking=True)
-        means, rows = objective.of_images(output, labels, moved, inverse), objective.rows(output)
+        means, rows = objective.of_images(output, labels, moved, inverse, shares), objective.rows(output)
         finite = torch.isfinite(torch.stack(list(means.values()))).all() & torch.isfinite(rows).all()
         flags = StepFlags.pack(finite, max(self.received, default=0), self.checkpoints.busy)
         rows, all_flags = self.group.gather(rows, flags, sizes)
@@ -216,13 +222,19 @@ class Loop:
             values = torch.stack([loss, *terms, _correct(output.logits, labels)])
         return values.detach(), rows.detach(), arriving
 
-    def _forward(self, images: Tensor, micro: int) -> tuple[ModelOutput | PlainOutput, Tensor | None, Tensor | None]:
-        """Output of the model, assignment of moved images and what moves it back, see ``Objective.of_images``."""
-        if not self.objective.noisy:
-            return self.engine(images), None, None
+    def _seeds(self, micro: int) -> Tensor:
+        """Seeds of the images of this rank in a micro batch of the step, int64 [N] on the CPU."""
         sizes, rank = self.engine.sizes, self.ranks.rank
+        return image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank])
+
+    def _forward(
+        self, images: Tensor, seeds: Tensor | None
+    ) -> tuple[ModelOutput | PlainOutput, Tensor | None, Tensor | None]:
+        """Output of the model, assignment of moved images and what moves it back, see ``Objective.of_images``."""
+        if seeds is None or not self.objective.noisy:
+            return self.engine(images), None, None
         images = images.to(self.ranks.device, non_blocking=True)
-        seeds = image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank]).to(images.device)
+        seeds = seeds.to(images.device)
         if not self.objective.moved:
             return self.engine(images, seeds), None, None
         moved, inverse = self.objective.move(images, seeds)

@@ -14,6 +14,7 @@ from rg.model.losses import classification_loss, occurrence_prior_loss, prior_qu
 from rg.model.motion import move, random_motions
 from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
+from rg.training.mixing import partners
 
 OPTIONAL = (
     "presence",
@@ -98,7 +99,12 @@ class Objective:
         return torch.cat(columns, 1)
 
     def of_images(
-        self, output: ModelOutput | PlainOutput, labels: Tensor, moved: Tensor | None, inverse: Tensor | None
+        self,
+        output: ModelOutput | PlainOutput,
+        labels: Tensor,
+        moved: Tensor | None,
+        inverse: Tensor | None,
+        shares: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Means over the images of this rank, by name.
 
@@ -107,8 +113,9 @@ class Objective:
             labels: As ``classification_loss`` takes them.
             moved: Assignment of the moved images, None without the equivariance term.
             inverse: What moves them back.
+            shares: What mixed images kept of themselves, see ``rg.training.mixing``; None if they are not mixed.
         """
-        means = {"classification": classification_loss(output.logits, labels)}
+        means = {"classification": self._classification(output.logits, labels, shares)}
         if not isinstance(output, ModelOutput):
             return means
         assign, parts = output.assign, output.assign[:, : self.parts]
@@ -124,6 +131,14 @@ class Objective:
             loss = terms.equivariance_loss(parts[self.moved], moved[:, : self.parts], inverse)
             means["equivariance"] = self._moved_weight * loss
         return means
+
+    def _classification(self, logits: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
+        smoothing = self.config.label_smoothing
+        if shares is None:
+            return classification_loss(logits, labels, smoothing)
+        others = labels[partners(len(labels))]
+        own = classification_loss(logits, labels, smoothing, shares)
+        return own + classification_loss(logits, others, smoothing, 1 - shares)
 
     def of_batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Terms of the rows of all images, by name."""

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -112,6 +113,30 @@ def test_a_stream_goes_on_with_another_number_of_ranks(small_birds):
             assert torch.equal(expected.images[6 * rank : 6 * rank + 6], found.images)
 
 
+def test_a_balanced_stream_draws_small_classes_as_often(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(content, "JPEG")
+    labels = [0] * 18 + [1] * 6
+    source = [Sample(f"{n:03d}", content.getvalue(), label, 64, 64, str(n)) for n, label in enumerate(labels)]
+    data = tmp_path / "data"
+    writer.write(data, "d", {"train": source}, schema=Schema(("a", "b")), options={}, samples_per_shard=7)
+    assert sorted(reader.Reader(data, "train").labels()) == labels
+    for balance, counts in ((0.0, [18, 6]), (1.0, [12, 12])):
+        first, second = batches(Loader(data, "train", TRAIN, 24, balance=balance), 2)
+        assert np.abs(np.bincount(first.labels, minlength=2) - counts).max() <= 1
+        assert first.keys != second.keys
+    with (data / "train-00001.idx").open("a") as file:
+        file.write("no line of an index")
+    assert sorted(reader.Reader(data, "train").labels()) == labels
+
+
+def test_attributes_are_not_balanced(small_birds, tmp_path):
+    data = shutil.copytree(small_birds, tmp_path / "data")
+    replace(Manifest.load(data), multi_label=True).save(data)
+    with pytest.raises(ValueError, match=r"^train.balance: expected 0 for attributes, got 1.0$"):
+        Loader(data, "train", TRAIN, 4, balance=1.0)
+
+
 @pytest.mark.parametrize(
     "changed,message",
     [
@@ -120,6 +145,7 @@ def test_a_stream_goes_on_with_another_number_of_ranks(small_birds):
         ({"geometry": replace(TRAIN, flip=0.25)}, "flip = 0.5, now it is 0.25"),
         ({"decoding": Decoding("pillow")}, "decoder = 'DALI .* cpu', now it is 'Pillow"),
         ({"split": "val"}, "shards = "),
+        ({"balance": 0.5}, "balance = None, now it is 0.5"),
     ],
 )
 def test_a_stream_does_not_go_on_as_another(small_birds, changed, message):

@@ -93,3 +93,18 @@ def test_classification_loss_of_classes_and_attributes():
     p = torch.sigmoid(logits)
     expected = -(p[0, 0].log() + (1 - p[0, 1]).log() + (1 - p[1, 0]).log() + (1 - p[1, 1]).log()) / 4
     torch.testing.assert_close(classification_loss(logits, attributes), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_smoothed_labels_are_targets_between(smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, dtype=torch.float64, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    targets = (1 - smoothing) * torch.eye(5, dtype=torch.float64)[labels] + smoothing / 5
+    expected = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(classification_loss(logits, labels, smoothing), expected)
+    attributes = torch.randint(0, 2, (6, 5), generator=generator)
+    targets = (1 - smoothing) * attributes + smoothing / 2
+    on, off = logits.sigmoid(), (-logits).sigmoid()
+    expected = -(targets * on.log() + (1 - targets) * off.log()).mean()
+    torch.testing.assert_close(classification_loss(logits, attributes, smoothing), expected)

@@ -120,3 +120,39 @@ def test_batches_count_every_sample_once(first, samples, batch):
 def test_there_is_no_such_rank():
     with pytest.raises(ValueError, match="rank: expected 0 to 1, got 2"):
         plan.shard_range(10, 2, 2)
+
+
+@given(shards=sizes, seed=st.integers(0, 99), epoch=st.integers(0, 3), exponent=st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_balanced_epoch_has_the_counts_of_its_weights(shards, seed, epoch, exponent):
+    size = sum(shards)
+    labels = np.random.default_rng(seed).integers(5, size=size) ** 2
+    stream = Stream(shards, seed, plan.balancing_weights(labels, exponent))
+    samples = np.array(stream.samples(epoch * size, (epoch + 1) * size))
+    classes, of_sample, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = counts.astype(float) ** (1 - exponent)
+    expected = size * (by_class / by_class.sum() / counts)[of_sample]
+    assert np.abs(np.bincount(samples, minlength=size) - expected).max() < 1 + 1e-4 * size
+    for label, share in zip(classes, size * by_class / by_class.sum(), strict=True):
+        assert abs((labels[samples] == label).sum() - share) < len(shards) * 5 + 1
+
+
+def test_every_sample_of_a_large_class_has_its_turn():
+    labels = np.repeat([0, 1], [900, 100])
+    stream = Stream([1000], 0, plan.balancing_weights(labels, 1.0))
+    counts = np.bincount(stream.samples(0, 40_000), minlength=1000)
+    assert counts[:900].sum() == counts[900:].sum() == 20_000
+    np.testing.assert_allclose(counts, np.repeat([40 * 1000 / 1800, 40 * 5.0], [900, 100]), atol=14)
+
+
+def test_a_balanced_stream_is_the_same_however_it_is_cut():
+    weights = plan.balancing_weights(np.arange(500) % 7, 0.5)
+    whole = Stream([200, 300], 3, weights).samples(0, 1500)
+    assert [Stream([200, 300], 3, weights).samples(place, place + 1)[0] for place in (0, 499, 500, 1499)] == [
+        whole[place] for place in (0, 499, 500, 1499)
+    ]
+
+
+def test_classes_of_equal_size_and_unknown_ones_weigh_the_same():
+    weights = plan.balancing_weights(np.array([0, 2, 0, 2, -1]), 1.0)
+    assert set(weights) == {2**20}
+    assert plan.balancing_weights(np.array([0, 0, 0, 0, 1, -1]), 0.5).tolist() == [2**19] * 4 + [2**20, 2**19]

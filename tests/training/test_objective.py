@@ -49,6 +49,13 @@ def test_terms_of_weight_nothing_are_not_computed():
     torch.testing.assert_close(objective.total(means | batch), expected)
 
 
+def test_labels_are_smoothed_in_training():
+    output, labels, _ = draw(SIZE)
+    means = Objective(config(label_smoothing=0.2), [SIZE], 0).of_images(output, labels, None, None)
+    expected = torch.nn.functional.cross_entropy(output.logits, labels, label_smoothing=0.2)
+    torch.testing.assert_close(means["classification"], expected)
+
+
 @pytest.mark.parametrize("sizes", WORLDS)
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.5])
 def test_ranks_make_the_loss_of_one(sizes, share):
