@@ -154,12 +154,14 @@ def _prepare_published(
 
 
 def prepare_folder(arguments: Arguments) -> None:
-    """Your own photos: one folder of images per class, with or without train and val folders above."""
+    """Your own photos: one folder of images per class, with or without train and val folders above, and masks."""
     from pipelines.datasets.folder import Folder, log_copies, splits
     from pipelines.shards.manifest import Schema
 
     parser = _shard_parser("prepare folder", prepare_folder)
-    parser.add_argument("--raw", type=Path, required=True, help="the folder of class folders")
+    parser.add_argument(
+        "--raw", type=Path, required=True, help="the folder of class folders, or that of images/ and masks/"
+    )
     parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
     parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
     parser.add_argument("--keep-empty-classes", action="store_true", help="keep classes without usable training images")
@@ -167,6 +169,8 @@ def prepare_folder(arguments: Arguments) -> None:
     args = _parse(parser, arguments)
     folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
     folders["train"].layout.log()
+    if folders["train"].part_names:
+        logger.info("%s: masks of %s", args.raw, ", ".join(folders["train"].part_names))
     if "val" not in folders["train"].layout.folders:
         logger.info("%g %% of every class are held out for validation", 100 * args.val_fraction)
     options: dict[str, Any] = {"val_fraction": args.val_fraction}
@@ -177,7 +181,7 @@ def prepare_folder(arguments: Arguments) -> None:
         options["empty_classes"] = list(unusable)
         folders = {split: folder.without(unusable) for split, folder in folders.items()}
     log_copies(folders)
-    schema = Schema(classes=folders["train"].class_names)
+    schema = Schema(classes=folders["train"].class_names, parts=folders["train"].part_names)
     _write_resized(args, args.raw.resolve().name or "folder", folders, schema, options)
 
 
