@@ -46,7 +46,7 @@ DrawnConfig = TypeVar("DrawnConfig", bound="BirdsConfig | CreaturesConfig")
 
 
 def prepare(arguments: Arguments) -> None:
-    """Write a data set as shards: your photos, CUB-200-2011, CelebA, iNaturalist 2017, drawn birds and creatures."""
+    """Write a data set as shards: your photos, published data sets such as CUB-200-2011, drawn birds and creatures."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m rg prepare DATASET --out DIR ...\n\n" + listing(DATASETS))
         return
@@ -102,6 +102,14 @@ def prepare_cub200(arguments: Arguments) -> None:
     from pipelines.datasets.published import splits
 
     _prepare_published(arguments, "cub200", prepare_cub200, Cub200, splits)
+
+
+def prepare_nabirds(arguments: Arguments) -> None:
+    """NABirds: 555 birds in a hierarchy, with boxes and 11 landmarks; --raw holds nabirds.tar.gz or its folder."""
+    from pipelines.datasets.nabirds import NABirds
+    from pipelines.datasets.published import splits
+
+    _prepare_published(arguments, "nabirds", prepare_nabirds, NABirds, splits)
 
 
 def prepare_celeba(arguments: Arguments) -> None:
@@ -242,6 +250,7 @@ DATASETS: dict[str, Callable[[Arguments], None]] = {
     "creatures": prepare_creatures,
     "folder": prepare_folder,
     "cub200": prepare_cub200,
+    "nabirds": prepare_nabirds,
     "celeba": prepare_celeba,
     "celeba_unaligned": prepare_celeba_unaligned,
     "inat2017": prepare_inat2017,
