@@ -112,6 +112,19 @@ def prepare_nabirds(arguments: Arguments) -> None:
     _prepare_published(arguments, "nabirds", prepare_nabirds, NABirds, splits)
 
 
+def prepare_partimagenet(arguments: Arguments) -> None:
+    """PartImageNet, with part masks: 109 classes of its OOD release, divided as for part discovery."""
+    from pipelines.datasets.partimagenet import PartImageNet
+    from pipelines.datasets.published import splits
+
+    def read(raw: Path, split: str, **settings: Any) -> PartImageNet:
+        from timm.data import ImageNetInfo
+
+        return PartImageNet(raw, split, describe=ImageNetInfo().label_name_to_description, **settings)
+
+    _prepare_published(arguments, "partimagenet", prepare_partimagenet, read, splits)
+
+
 def prepare_celeba(arguments: Arguments) -> None:
     """CelebA, aligned faces and the official partition: 40 attributes and five landmarks."""
     from pipelines.datasets.celeba import AlignedCelebA
@@ -251,6 +264,7 @@ DATASETS: dict[str, Callable[[Arguments], None]] = {
     "folder": prepare_folder,
     "cub200": prepare_cub200,
     "nabirds": prepare_nabirds,
+    "partimagenet": prepare_partimagenet,
     "celeba": prepare_celeba,
     "celeba_unaligned": prepare_celeba_unaligned,
     "inat2017": prepare_inat2017,
