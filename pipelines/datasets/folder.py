@@ -1,4 +1,6 @@
-"""Anyone's images in class folders, laid out as ``pipelines.datasets.layout`` says.
+"""Anyone's images in class folders, laid out as ``pipelines.datasets.layout`` says, with masks or without.
+
+Masks lie beside the images as ``pipelines.datasets.masks`` says.
 
 Without a val folder, validation images are drawn from the others (from those of the train folder if there is one).
 """
@@ -15,6 +17,7 @@ from typing import Any
 
 from pipelines import images
 from pipelines.datasets.layout import Layout, split_folders
+from pipelines.datasets.masks import Masks
 from pipelines.datasets.published import held_out
 from pipelines.files import sha256
 from pipelines.shards.samples import Sample
@@ -39,10 +42,11 @@ class Folder:
 
     Attributes:
         class_names: Name of every class, in the order of the labels.
+        part_names: Name of every part of the masks; empty without masks.
         layout: What was found in the folder.
 
     Raises:
-        ValueError: the folder is not laid out so, or holds less than two classes.
+        ValueError: the folder is not laid out so, holds less than two classes, or lacks masks of some photos only.
         OSError: a folder cannot be read.
     """
 
@@ -51,7 +55,9 @@ class Folder:
         self.split = split
         if split not in splits(raw):
             raise ValueError(f"split: {raw} has {', '.join(splits(raw))}, got {split!r}")
-        self.layout = layout = Layout.read(self.raw)
+        self._masks = Masks.find(self.raw)
+        self.part_names = self._masks.parts if self._masks else ()
+        self.layout = layout = Layout.read(_photos(self.raw))
         without_val = "val" not in layout.folders
         if without_val and not 0 < val_fraction < 1:
             raise ValueError(
@@ -60,6 +66,8 @@ class Folder:
             )
         if split == "train":
             layout.warn()
+            if self._masks:
+                self._masks.warn()
         self.class_names = tuple(layout.files["train"])
         drawn = without_val and split != "test"
         files = layout.files["train" if drawn else split]
@@ -72,6 +80,8 @@ class Folder:
         if not self._samples:
             remedy = "every class has one image: add some, or put others into raw/val" if drawn else "remove the folder"
             raise ValueError(f"{layout.folders.get(split, raw)}: no images for the split {split!r}; {remedy}")
+        if self._masks:
+            self._masks.check(source for source, _ in self._samples)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -80,15 +90,16 @@ class Folder:
         """Reads one image.
 
         Raises:
-            ValueError: the file cannot be decoded; the message names it.
-            OSError: the file cannot be read.
+            ValueError: the file or its mask cannot be decoded, or they differ in size; the message names it.
+            OSError: one of them cannot be read.
         """
         source, label = self._samples[index]
         try:
             jpeg, width, height = images.to_jpeg((self.raw / source).read_bytes())
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        return Sample(f"{self.split}-{index:07d}", jpeg, label, width, height, source)
+        part_map = self._masks.read(source, width, height) if self._masks else None
+        return Sample(f"{self.split}-{index:07d}", jpeg, label, width, height, source, part_map=part_map)
 
     def source(self, index: int) -> str:
         """Path of an image below the raw folder."""
@@ -133,7 +144,7 @@ class Folder:
         return rest
 
     def digest(self) -> str:
-        """SHA-256 of the contents and paths (below the raw folder) of all images, the same on every machine.
+        """SHA-256 of the contents and paths (below the raw folder) of all images and masks, the same on every machine.
 
         It reads every file once, a tenth of the work of packing them. Sizes would miss photos that were edited, and
         times of change would make a copy of the folder another data set. A file that cannot be read counts as such.
@@ -142,6 +153,8 @@ class Folder:
         for source, _ in sorted(self._samples):
             content = self.checksums[source]
             digest.update(f"{content} {source}\0".encode(errors="surrogatepass"))
+            if self._masks:
+                digest.update(f"{_checksum(self.raw / self._masks.source(source))}\0".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -200,4 +213,10 @@ def splits(raw: str | os.PathLike) -> tuple[str, ...]:
         ValueError: see ``Layout.read``.
         OSError: a folder cannot be read.
     """
-    return ("train", "val", "test") if "test" in split_folders(Path(raw)) else ("train", "val")
+    return ("train", "val", "test") if "test" in split_folders(_photos(Path(raw))) else ("train", "val")
+
+
+def _photos(raw: Path) -> Path:
+    """Where the images are: in the raw folder, or beside the masks."""
+    masks = Masks.find(raw)
+    return masks.photos if masks else raw

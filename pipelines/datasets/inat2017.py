@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import logging
 import os
 import warnings
@@ -31,11 +30,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipelines import images
+from pipelines.datasets.coco import column, read_json
 from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
 from pipelines.formats import open_image
 from pipelines.shards.manifest import Schema
@@ -225,24 +224,24 @@ class _Listed:
 
 def _read_images(path: Path) -> _Listed:
     logger.info("%s: reading", path)
-    content = _read(path)
+    content = read_json(path)
     categories = sorted(
         zip(
-            _column(path, content, "categories", "id", int),
-            _column(path, content, "categories", "name", str),
-            _column(path, content, "categories", "supercategory", str),
+            column(path, content, "categories", "id", int),
+            column(path, content, "categories", "name", str),
+            column(path, content, "categories", "supercategory", str),
             strict=True,
         )
     )
     if len(categories) < 2:
         raise ValueError(f"{path}: expected at least 2 categories, got {len(categories)}")
     category_ids, class_names, super_categories = zip(*categories, strict=True)
-    ids = _column(path, content, "images", "id", int)
-    files = _column(path, content, "images", "file_name", str)
-    widths = _column(path, content, "images", "width", int, missing=0)
-    heights = _column(path, content, "images", "height", int, missing=0)
-    labelled = _column(path, content, "annotations", "image_id", int)
-    category_of = dict(zip(labelled, _column(path, content, "annotations", "category_id", int), strict=True))
+    ids = column(path, content, "images", "id", int)
+    files = column(path, content, "images", "file_name", str)
+    widths = column(path, content, "images", "width", int, missing=0)
+    heights = column(path, content, "images", "height", int, missing=0)
+    labelled = column(path, content, "annotations", "image_id", int)
+    category_of = dict(zip(labelled, column(path, content, "annotations", "category_id", int), strict=True))
 
     for name, values in (("category ids", category_ids), ("image ids", ids), ("file names", files)):
         if len(set(values)) < len(values):
@@ -278,10 +277,10 @@ def _read_boxes(path: Path) -> tuple[list[str], np.ndarray]:
 
     Ids count within one JSON file only; names of files tell which image of the other is meant.
     """
-    content = _read(path)
-    ids, files = _column(path, content, "images", "id", int), _column(path, content, "images", "file_name", str)
-    owners = _column(path, content, "annotations", "image_id", int)
-    boxes = _column(path, content, "annotations", "bbox", list)
+    content = read_json(path)
+    ids, files = column(path, content, "images", "id", int), column(path, content, "images", "file_name", str)
+    owners = column(path, content, "annotations", "image_id", int)
+    boxes = column(path, content, "annotations", "bbox", list)
     for box in boxes:
         if len(box) != 4 or not all(type(value) in (int, float) for value in box):
             raise ValueError(f"{path}: bbox: expected 4 numbers, got {box!r:.60}")
@@ -292,32 +291,6 @@ def _read_boxes(path: Path) -> tuple[list[str], np.ndarray]:
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     return [file_of[image] for image in owners], corners
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
-    return content
-
-
-def _column(
-    path: Path, content: dict[str, Any], table: str, key: str, kind: type[Any], missing: Any = None
-) -> list[Any]:
-    """One value of every entry of a table in a COCO file, ``missing`` where there is none."""
-    entries = content.get(table)
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: {table} is missing or no list")
-    values: list[Any] = [entry.get(key, missing) if isinstance(entry, dict) else None for entry in entries]
-    for number, value in enumerate(values):
-        if type(value) is not kind or (kind is int and not 0 <= value < 2**31):
-            actual = "none" if value is None else repr(value)[:60]
-            raise ValueError(f"{path}: {table}[{number}]: expected {key} ({kind.__name__}), got {actual}")
-    return values
 
 
 def _clipped(boxes: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

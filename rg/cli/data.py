@@ -46,7 +46,7 @@ DrawnConfig = TypeVar("DrawnConfig", bound="BirdsConfig | CreaturesConfig")
 
 
 def prepare(arguments: Arguments) -> None:
-    """Write a data set as shards: your photos, CUB-200-2011, CelebA, iNaturalist 2017, drawn birds and creatures."""
+    """Write a data set as shards: your photos, published data sets such as CUB-200-2011, drawn birds and creatures."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m rg prepare DATASET --out DIR ...\n\n" + listing(DATASETS))
         return
@@ -104,6 +104,27 @@ def prepare_cub200(arguments: Arguments) -> None:
     _prepare_published(arguments, "cub200", prepare_cub200, Cub200, splits)
 
 
+def prepare_nabirds(arguments: Arguments) -> None:
+    """NABirds: 555 birds in a hierarchy, with boxes and 11 landmarks; --raw holds nabirds.tar.gz or its folder."""
+    from pipelines.datasets.nabirds import NABirds
+    from pipelines.datasets.published import splits
+
+    _prepare_published(arguments, "nabirds", prepare_nabirds, NABirds, splits)
+
+
+def prepare_partimagenet(arguments: Arguments) -> None:
+    """PartImageNet, with part masks: 109 classes of its OOD release, divided as for part discovery."""
+    from pipelines.datasets.partimagenet import PartImageNet
+    from pipelines.datasets.published import splits
+
+    def read(raw: Path, split: str, **settings: Any) -> PartImageNet:
+        from timm.data import ImageNetInfo
+
+        return PartImageNet(raw, split, describe=ImageNetInfo().label_name_to_description, **settings)
+
+    _prepare_published(arguments, "partimagenet", prepare_partimagenet, read, splits)
+
+
 def prepare_celeba(arguments: Arguments) -> None:
     """CelebA, aligned faces and the official partition: 40 attributes and five landmarks."""
     from pipelines.datasets.celeba import AlignedCelebA
@@ -154,12 +175,14 @@ def _prepare_published(
 
 
 def prepare_folder(arguments: Arguments) -> None:
-    """Your own photos: one folder of images per class, with or without train and val folders above."""
+    """Your own photos: one folder of images per class, with or without train and val folders above, and masks."""
     from pipelines.datasets.folder import Folder, log_copies, splits
     from pipelines.shards.manifest import Schema
 
     parser = _shard_parser("prepare folder", prepare_folder)
-    parser.add_argument("--raw", type=Path, required=True, help="the folder of class folders")
+    parser.add_argument(
+        "--raw", type=Path, required=True, help="the folder of class folders, or that of images/ and masks/"
+    )
     parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
     parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
     parser.add_argument("--keep-empty-classes", action="store_true", help="keep classes without usable training images")
@@ -167,6 +190,8 @@ def prepare_folder(arguments: Arguments) -> None:
     args = _parse(parser, arguments)
     folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
     folders["train"].layout.log()
+    if folders["train"].part_names:
+        logger.info("%s: masks of %s", args.raw, ", ".join(folders["train"].part_names))
     if "val" not in folders["train"].layout.folders:
         logger.info("%g %% of every class are held out for validation", 100 * args.val_fraction)
     options: dict[str, Any] = {"val_fraction": args.val_fraction}
@@ -177,7 +202,7 @@ def prepare_folder(arguments: Arguments) -> None:
         options["empty_classes"] = list(unusable)
         folders = {split: folder.without(unusable) for split, folder in folders.items()}
     log_copies(folders)
-    schema = Schema(classes=folders["train"].class_names)
+    schema = Schema(classes=folders["train"].class_names, parts=folders["train"].part_names)
     _write_resized(args, args.raw.resolve().name or "folder", folders, schema, options)
 
 
@@ -238,6 +263,8 @@ DATASETS: dict[str, Callable[[Arguments], None]] = {
     "creatures": prepare_creatures,
     "folder": prepare_folder,
     "cub200": prepare_cub200,
+    "nabirds": prepare_nabirds,
+    "partimagenet": prepare_partimagenet,
     "celeba": prepare_celeba,
     "celeba_unaligned": prepare_celeba_unaligned,
     "inat2017": prepare_inat2017,

@@ -79,7 +79,7 @@ def build(raw: Path, classes: int = 4, images: int = 6, seed: int = 0) -> None:
             number += 1
             file = f"{name}/{species.title()}_{of_class:04d}_{rng.integers(1, 800_000)}.jpg"
             outlying = label == classes - 1 and image == 0
-            picture, box, landmarks, visible = _draw(label / classes, rng, outlying)
+            picture, box, landmarks, visible = draw(label / classes, rng, outlying)
             if label == 0 and image == images - 1:
                 picture = picture.convert("L")
             picture.save(folder / "images" / file, quality=95, subsampling="4:4:4")
@@ -113,7 +113,7 @@ def colour(part: int) -> tuple[int, int, int]:
     return _rgb(part / len(PARTS), saturation=1.0, value=1.0)
 
 
-def _draw(
+def draw(
     hue: float, rng: np.random.Generator, outlying: bool
 ) -> tuple[Image.Image, tuple[int, int, int, int], np.ndarray, np.ndarray]:
     """A bird of about 90x70 pixels.
