@@ -41,7 +41,7 @@ MODES: dict[str, dict[str, Any]] = {
     "synchronised, ZeRO 1": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 1}}},
     "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
 }
-TERMS = {f"{name}_weight": 0.3 for name in OPTIONAL} | {"equivariance_share": 0.75}
+TERMS: dict[str, Any] = {f"{name}_weight": 0.3 for name in OPTIONAL} | {"equivariance_share": 0.75, "prior_queue": 24}
 GLOBAL_BATCH = 16
 UNTESTED = {"zero_allow_untested_optimizer": True}  # DeepSpeed does not know SGD to be safe with ZeRO
 
@@ -54,7 +54,7 @@ def settings(mode: str, size: int) -> RunConfig:
     grouping = dataclasses.replace(recipe.model.grouping, num_parts=4, smoothing_padding="same")
     loss, head = recipe.loss, recipe.model.head
     if MODES[mode].get("terms"):
-        grouping = dataclasses.replace(grouping, background=True, gumbel=True)
+        grouping = dataclasses.replace(grouping, background=True, gumbel=True, centered=True)
         loss, head = dataclasses.replace(loss, **TERMS), dataclasses.replace(head, part_dropout=0.3)
     train = dataclasses.replace(
         recipe.train,

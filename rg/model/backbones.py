@@ -105,7 +105,7 @@ class Stages(nn.Sequential):
 
     outputs: tuple[str, ...] = ()
 
-    def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [N, 3, H, W] -> maps, the finest first."""
         maps = {}
         x = images
