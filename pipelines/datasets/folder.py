@@ -57,7 +57,7 @@ class Folder:
             raise ValueError(f"split: {raw} has {', '.join(splits(raw))}, got {split!r}")
         self._masks = Masks.find(self.raw)
         self.part_names = self._masks.parts if self._masks else ()
-        self.layout = layout = Layout.read(_photos(self.raw))
+        self.layout = layout = Layout.read(self._masks.photos if self._masks else self.raw)
         without_val = "val" not in layout.folders
         if without_val and not 0 < val_fraction < 1:
             raise ValueError(
@@ -213,10 +213,6 @@ def splits(raw: str | os.PathLike) -> tuple[str, ...]:
         ValueError: see ``Layout.read``.
         OSError: a folder cannot be read.
     """
-    return ("train", "val", "test") if "test" in split_folders(_photos(Path(raw))) else ("train", "val")
-
-
-def _photos(raw: Path) -> Path:
-    """Where the images are: in the raw folder, or beside the masks."""
-    masks = Masks.find(raw)
-    return masks.photos if masks else raw
+    masks = Masks.find(Path(raw))
+    folders = split_folders(masks.photos if masks else Path(raw))
+    return ("train", "val", "test") if "test" in folders else ("train", "val")

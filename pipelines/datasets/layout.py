@@ -96,7 +96,7 @@ class Layout:
             if missing:
                 logger.warning("%s: no images of %d classes, such as %s", self.folders[split], len(missing), missing[0])
         below = [frozenset(path.name for path in _subfolders(folder)) for folder in self.class_folders]
-        if len(set(below)) == 1 and len(below[0]) > 1 and all(map(holds_classes, self.class_folders)):
+        if len(set(below)) == 1 and len(below[0]) > 1 and all(map(_holds_classes, self.class_folders)):
             logger.warning(
                 "%s: every class holds the same folders, %s; if these are the classes, put the images of each together",
                 *(self.raw, " and ".join(sorted(below[0])[:2])),
@@ -136,7 +136,7 @@ def split_folders(raw: Path) -> dict[str, Path]:
     for folder in _subfolders(raw):
         for split in _splits_called(folder.name):
             alike.setdefault(split, []).append(folder)
-    with_classes = [folder for folders in alike.values() for folder in folders if holds_classes(folder)]
+    with_classes = [folder for folders in alike.values() for folder in folders if _holds_classes(folder)]
     if not with_classes and set(alike) <= {"train"}:
         _refuse_hidden_splits(raw)
         return {}
@@ -163,7 +163,7 @@ def _refuse_hidden_splits(raw: Path) -> None:
         for word in re.split(r"[\W\d_]+", folder.name.lower()):
             for split in _splits_called(word):
                 by_word.setdefault(split, folder)
-    if len(by_word) > 1 and all(map(holds_classes, by_word.values())):
+    if len(by_word) > 1 and all(map(_holds_classes, by_word.values())):
         names = " and ".join(folder.name for folder in by_word.values())
         raise ValueError(f"{raw}: {names} may be splits or classes; rename them {' and '.join(by_word)}; {LAYOUT}")
 
@@ -173,7 +173,7 @@ def _splits_called(name: str) -> list[str]:
     return [split for split, pattern in SPLIT_FOLDERS.items() if pattern.fullmatch(name.lower())]
 
 
-def holds_classes(folder: Path) -> bool:
+def _holds_classes(folder: Path) -> bool:
     """Whether there are images in the folders of a folder, and none directly in it."""
     return not look_in(folder).images and any(find_images(path).images for path in _subfolders(folder))
 
@@ -227,6 +227,6 @@ def _check_known(parent: Path, files: Mapping[str, object], train: Path, classes
 def _deeper(folder: Path) -> str:
     """What to give instead of a folder whose only folder holds the classes; empty if there is no such thing."""
     inner = [path for path in _subfolders(folder) if find_images(path).images]
-    if len(inner) == 1 and holds_classes(inner[0]):
+    if len(inner) == 1 and _holds_classes(inner[0]):
         return f"give {inner[0]} if its folders are the classes"
     return ""

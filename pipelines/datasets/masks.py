@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.datasets.layout import holds_classes
 from pipelines.formats import open_image
 from pipelines.image_files import find_images, is_passed_over
 
@@ -45,13 +44,13 @@ class Masks:
 
     @classmethod
     def find(cls, raw: Path) -> Masks | None:
-        """The masks of a folder, None if there is no ``masks`` beside ``images`` with class folders.
+        """The masks of a folder, None if there is no ``masks`` beside ``images``.
 
         Raises:
             ValueError: ``parts.txt`` is not a list of different names.
             OSError: a file cannot be read.
         """
-        if not (raw / MASKS).is_dir() or not (raw / IMAGES).is_dir() or not holds_classes(raw / IMAGES):
+        if not (raw / MASKS).is_dir() or not (raw / IMAGES).is_dir():
             return None
         return cls(raw, _part_names(raw / PARTS) if (raw / PARTS).exists() else FOREGROUND)
 

@@ -50,7 +50,7 @@ PREFIX = "module."
 SETTINGS = {
     "model.kind": "region_grouping",
     "model.backbone.stride": 16,
-    "model.backbone.fused_strides": (),
+    "model.backbone.fused_strides": [],
     "model.grouping.background": False,
     "model.grouping.centered": False,
     "model.grouping.standardize": False,

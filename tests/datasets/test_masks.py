@@ -93,6 +93,13 @@ def test_without_masks_nothing_changes(raw: Path) -> None:
     assert Folder(raw, "train").class_names == ("images", "other")
 
 
+def test_photos_in_no_class(raw: Path) -> None:
+    """They do not make classes of the two folders."""
+    shutil.copy(raw / "images/robin/0.png", raw / "images/cover.png")
+    with pytest.raises(ValueError, match=rf"^{raw}/images: holds images that are in no class folder, such as cover"):
+        Folder(raw, "train")
+
+
 def test_folders_beside_are_named(raw: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(raw / "masks", raw / "depth")
     assert Folder(raw, "train").class_names == CLASSES

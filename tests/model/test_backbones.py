@@ -60,7 +60,6 @@ def test_stride_and_width_are_what_comes_out(name, stride, channels, actual_stri
     assert x.shape == (1, channels, size[0] // actual_stride, size[1] // actual_stride)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_fused_maps_are_those_of_the_network_at_one_size():
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(name="resnet50", weights="none", stride=16, fused_strides=(32, 8))).eval()
@@ -102,6 +101,7 @@ def test_maps_that_a_network_lacks_cannot_be_fused(name, strides, match):
         build_backbone(BackboneConfig(name=name, weights="none", fused_strides=strides))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("name", ["resnet50", "resnet18", "vit_tiny_patch16_224"])
 def test_weights_from_a_file(tmp_path, name, suffix):
     if name == "resnet50":
