@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from rg.distributed.group import Group, GroupError
 from rg.distributed.ranks import Ranks
-from rg.training.checkpoints import MANIFEST, MODEL, MOMENTUM, Checkpoints, find, rank_file
+from rg.training.checkpoints import MANIFEST, MODEL, MOMENTUM, TRAINED, Checkpoints, find, rank_file
 from tests.support.forked import CONTEXT
 from tests.support.world import World
 
@@ -457,3 +457,18 @@ def test_another_number_of_ranks_finds_all_but_what_is_each_ranks_own(world, tmp
 def test_more_ranks_than_before_find_what_one_wrote(world, tmp_path):
     assert save(opened(tmp_path), 4, size=100_000)
     assert check_step(world, [tmp_path] * 3, 4, same_ranks=False) == [[], [], []]
+
+
+def test_what_goes_on_beside_its_moving_average_is_whole_too(tmp_path):
+    checkpoints = opened(tmp_path)
+    assert save(checkpoints, 1)
+    checkpoints.start(
+        2, {MODEL: model(2), TRAINED: model(3), MOMENTUM: momentum(2)}, own(2, 0), ABOUT | {"score": None}
+    )
+    assert checkpoints.settle()
+    checkpoints.close()
+    newest = find(tmp_path / "checkpoints", ALONE)
+    torch.testing.assert_close((newest.model(), newest.trained()), (model(2), model(3)), rtol=0, atol=0)
+    flip(tmp_path / "checkpoints" / folder_of(2) / TRAINED)
+    before = find(tmp_path / "checkpoints", ALONE)
+    torch.testing.assert_close(before.trained(), model(1), rtol=0, atol=0)
