@@ -252,6 +252,261 @@ def inat2017_resnet101_plain() -> RunConfig:
     return _plain(inat2017_resnet101())
 
 
+def nabirds_resnet101() -> RunConfig:
+    """NABirds with the settings of cub200_resnet101; parts as many as landmarks, epochs for five times the images."""
+    return _for_data(cub200_resnet101(), parts=11, epochs=60)
+
+
+def partimagenet_resnet101() -> RunConfig:
+    """PartImageNet with the settings of cub200_resnet101 and 25 parts; boxes and masks are measured, not seen."""
+    return _for_data(cub200_resnet101(), parts=25, epochs=60)
+
+
+def cub200_dinov2() -> RunConfig:
+    """CUB-200-2011, region grouping on DINOv2 with registers: ViT-B at 518 px, as PDiscoFormer trains it.
+
+    Only tokens, positions and norms of the backbone learn. Learning rates, schedule, batch and clipping are those of
+    PDiscoFormer (ECCV 2024); without weight decay AdamW is Adam.
+    """
+    return RunConfig(
+        model=ModelConfig(
+            backbone=BackboneConfig(name="vit_base_patch14_reg4_dinov2.lvd142m", train="tokens"),
+            grouping=GroupingConfig(num_parts=16, init="kmeans", standardize=True, smoothing_padding="same"),
+        ),
+        loss=LossConfig(classification_weight=1.0, prior_weight=0.5, prior_alpha=1.0, prior_beta=1e-3),
+        optimizer=OptimizerConfig(
+            kind="adamw",
+            lr=1.4e-6,
+            new_layer_lr_scale=1e4,
+            weight_decay=0.0,
+            schedule="step",
+            milestones=(4, 8, 12, 16, 20, 24),
+            gamma=0.5,
+            clip_norm=2.0,
+        ),
+        input=InputConfig(view="stretch", short_side=518, crop=518),
+        train=TrainConfig(epochs=28, global_batch=32, precision="bf16"),
+    )
+
+
+def nabirds_dinov2() -> RunConfig:
+    """NABirds with the settings of cub200_dinov2 and 11 parts."""
+    return _for_data(cub200_dinov2(), parts=11, epochs=28)
+
+
+def partimagenet_dinov2() -> RunConfig:
+    """PartImageNet with the settings of cub200_dinov2 and 25 parts."""
+    return _for_data(cub200_dinov2(), parts=25, epochs=28)
+
+
+def birds_lite0_pdisconet() -> RunConfig:
+    """birds_lite0 with the terms of PDiscoNet."""
+    return _pdisconet(birds_lite0())
+
+
+def birds_lite0_pdiscoformer() -> RunConfig:
+    """birds_lite0 with the terms of PDiscoFormer."""
+    return _pdiscoformer(birds_lite0())
+
+
+def birds_lite0_parts() -> RunConfig:
+    """birds_lite0 with background, deeper maps and crisp parts: ours."""
+    return _parts(birds_lite0())
+
+
+def photos_lite0_pdisconet() -> RunConfig:
+    """photos_lite0 with the terms of PDiscoNet."""
+    return _pdisconet(photos_lite0())
+
+
+def photos_lite0_pdiscoformer() -> RunConfig:
+    """photos_lite0 with the terms of PDiscoFormer."""
+    return _pdiscoformer(photos_lite0())
+
+
+def photos_lite0_parts() -> RunConfig:
+    """photos_lite0 with background, deeper maps and crisp parts: ours."""
+    return _parts(photos_lite0())
+
+
+def mini_inat_pdisconet() -> RunConfig:
+    """mini_inat with the terms of PDiscoNet."""
+    return _pdisconet(mini_inat())
+
+
+def mini_inat_pdiscoformer() -> RunConfig:
+    """mini_inat with the terms of PDiscoFormer."""
+    return _pdiscoformer(mini_inat())
+
+
+def mini_inat_parts() -> RunConfig:
+    """mini_inat with background, deeper maps and crisp parts: ours."""
+    return _parts(mini_inat())
+
+
+def cub200_resnet101_pdisconet() -> RunConfig:
+    """cub200_resnet101 with the terms of PDiscoNet."""
+    return _pdisconet(cub200_resnet101())
+
+
+def cub200_resnet101_pdiscoformer() -> RunConfig:
+    """cub200_resnet101 with the terms of PDiscoFormer."""
+    return _pdiscoformer(cub200_resnet101())
+
+
+def cub200_resnet101_parts() -> RunConfig:
+    """cub200_resnet101 with background, deeper maps and crisp parts: ours."""
+    return _parts(cub200_resnet101())
+
+
+def nabirds_resnet101_pdisconet() -> RunConfig:
+    """nabirds_resnet101 with the terms of PDiscoNet."""
+    return _pdisconet(nabirds_resnet101())
+
+
+def nabirds_resnet101_pdiscoformer() -> RunConfig:
+    """nabirds_resnet101 with the terms of PDiscoFormer."""
+    return _pdiscoformer(nabirds_resnet101())
+
+
+def nabirds_resnet101_parts() -> RunConfig:
+    """nabirds_resnet101 with background, deeper maps and crisp parts: ours."""
+    return _parts(nabirds_resnet101())
+
+
+def partimagenet_resnet101_pdisconet() -> RunConfig:
+    """partimagenet_resnet101 with the terms of PDiscoNet."""
+    return _pdisconet(partimagenet_resnet101())
+
+
+def partimagenet_resnet101_pdiscoformer() -> RunConfig:
+    """partimagenet_resnet101 with the terms of PDiscoFormer."""
+    return _pdiscoformer(partimagenet_resnet101())
+
+
+def partimagenet_resnet101_parts() -> RunConfig:
+    """partimagenet_resnet101 with background, deeper maps and crisp parts: ours."""
+    return _parts(partimagenet_resnet101())
+
+
+def cub200_dinov2_pdisconet() -> RunConfig:
+    """cub200_dinov2 with the terms of PDiscoNet."""
+    return _pdisconet(cub200_dinov2())
+
+
+def cub200_dinov2_pdiscoformer() -> RunConfig:
+    """cub200_dinov2 with the terms of PDiscoFormer."""
+    return _pdiscoformer(cub200_dinov2())
+
+
+def cub200_dinov2_parts() -> RunConfig:
+    """cub200_dinov2 with background, deeper maps and crisp parts: ours."""
+    return _parts(cub200_dinov2())
+
+
+def nabirds_dinov2_pdisconet() -> RunConfig:
+    """nabirds_dinov2 with the terms of PDiscoNet."""
+    return _pdisconet(nabirds_dinov2())
+
+
+def nabirds_dinov2_pdiscoformer() -> RunConfig:
+    """nabirds_dinov2 with the terms of PDiscoFormer."""
+    return _pdiscoformer(nabirds_dinov2())
+
+
+def nabirds_dinov2_parts() -> RunConfig:
+    """nabirds_dinov2 with background, deeper maps and crisp parts: ours."""
+    return _parts(nabirds_dinov2())
+
+
+def partimagenet_dinov2_pdisconet() -> RunConfig:
+    """partimagenet_dinov2 with the terms of PDiscoNet."""
+    return _pdisconet(partimagenet_dinov2())
+
+
+def partimagenet_dinov2_pdiscoformer() -> RunConfig:
+    """partimagenet_dinov2 with the terms of PDiscoFormer."""
+    return _pdiscoformer(partimagenet_dinov2())
+
+
+def partimagenet_dinov2_parts() -> RunConfig:
+    """partimagenet_dinov2 with background, deeper maps and crisp parts: ours."""
+    return _parts(partimagenet_dinov2())
+
+
+def _for_data(config: RunConfig, parts: int, epochs: int) -> RunConfig:
+    grouping = replace(config.model.grouping, num_parts=parts)
+    return replace(
+        config,
+        model=replace(config.model, grouping=grouping),
+        train=replace(config.train, epochs=epochs),
+        evaluation=EvaluationConfig(),
+    )
+
+
+def _pdisconet(config: RunConfig) -> RunConfig:
+    """The terms and weights of PDiscoNet (ICCV 2023) in place of the prior; head and schedule stay as they are."""
+    return replace(
+        config,
+        model=replace(
+            config.model,
+            grouping=replace(config.model.grouping, background=True),
+            head=replace(config.model.head, part_dropout=0.3),
+        ),
+        loss=replace(
+            config.loss,
+            prior_weight=0.0,
+            presence_weight=1.0,
+            presence_margin=2,
+            concentration_weight=1000.0,
+            equivariance_weight=1.0,
+            orthogonality_weight=1.0,
+        ),
+    )
+
+
+def _pdiscoformer(config: RunConfig) -> RunConfig:
+    """The terms and weights of PDiscoFormer (ECCV 2024) in place of the prior; head and schedule stay as they are."""
+    return replace(
+        config,
+        model=replace(
+            config.model,
+            grouping=replace(config.model.grouping, background=True, gumbel=True),
+            head=replace(config.model.head, part_dropout=0.3),
+        ),
+        loss=replace(
+            config.loss,
+            prior_weight=0.0,
+            presence_weight=1.0,
+            background_weight=2.0,
+            total_variation_weight=1.0,
+            equivariance_weight=1.0,
+            orthogonality_weight=1.0,
+            entropy_weight=1.0,
+        ),
+    )
+
+
+def _parts(config: RunConfig) -> RunConfig:
+    """Ours: a background slot; deeper maps fused in and centred, where the backbone has them; crisp parts."""
+    transformer = config.model.backbone.name.startswith("vit")
+    backbone = config.model.backbone if transformer else replace(config.model.backbone, fused_strides=(32,))
+    grouping = replace(
+        config.model.grouping,
+        background=True,
+        centered=True,
+        sigma=0.3,
+        init="kmeans",
+        standardize=True,
+        smoothing_padding="same",
+    )
+    return replace(
+        config,
+        model=replace(config.model, backbone=backbone, grouping=grouping),
+        loss=replace(config.loss, background_weight=0.2),
+    )
+
+
 def _without_prior(config: RunConfig) -> RunConfig:
     return replace(config, loss=replace(config.loss, prior_weight=0.0))
 
@@ -293,6 +548,38 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         inat2017_resnet101_no_prior,
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
+        nabirds_resnet101,
+        partimagenet_resnet101,
+        cub200_dinov2,
+        nabirds_dinov2,
+        partimagenet_dinov2,
+        birds_lite0_pdisconet,
+        birds_lite0_pdiscoformer,
+        birds_lite0_parts,
+        photos_lite0_pdisconet,
+        photos_lite0_pdiscoformer,
+        photos_lite0_parts,
+        mini_inat_pdisconet,
+        mini_inat_pdiscoformer,
+        mini_inat_parts,
+        cub200_resnet101_pdisconet,
+        cub200_resnet101_pdiscoformer,
+        cub200_resnet101_parts,
+        nabirds_resnet101_pdisconet,
+        nabirds_resnet101_pdiscoformer,
+        nabirds_resnet101_parts,
+        partimagenet_resnet101_pdisconet,
+        partimagenet_resnet101_pdiscoformer,
+        partimagenet_resnet101_parts,
+        cub200_dinov2_pdisconet,
+        cub200_dinov2_pdiscoformer,
+        cub200_dinov2_parts,
+        nabirds_dinov2_pdisconet,
+        nabirds_dinov2_pdiscoformer,
+        nabirds_dinov2_parts,
+        partimagenet_dinov2_pdisconet,
+        partimagenet_dinov2_pdiscoformer,
+        partimagenet_dinov2_parts,
     )
 }
 
