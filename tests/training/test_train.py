@@ -30,6 +30,7 @@ from rg.distributed.heartbeat import Heartbeat
 from rg.distributed.ranks import Ranks
 from rg.evaluation.evaluate import evaluate
 from rg.runs.folder import load_model
+from rg.training.objective import OPTIONAL
 from tests.support import forked
 
 OPTIONS = {
@@ -161,6 +162,13 @@ EVERYTHING = {
     "train.balance": 0.5,
     "input.mixup": 0.4,
     "input.cutmix": 1.0,
+    "model.backbone.fused_strides": "[32]",
+    "model.grouping.background": True,
+    "model.grouping.centered": True,
+    "model.grouping.gumbel": True,
+    "model.head.part_dropout": 0.3,
+    "loss.prior_queue": 20,
+    **{f"loss.{name}_weight": 0.1 for name in OPTIONAL},
     "train.epochs": 2,
     "train.checkpoint_steps": 3,
     "train.keep_checkpoints": 9,
@@ -177,7 +185,7 @@ def test_a_run_with_every_option_of_training_goes_on_bit_for_bit(small_birds, tm
     result = run(small_birds, resumed, "--resume", **EVERYTHING)
     assert "continue at step 3 of 8" in result.stderr
     assert metrics(resumed) == metrics(whole)
-    for name in ("model", "trained", "momentum"):
+    for name in ("model", "trained", "momentum", "queue"):
         file = f"checkpoints/step-00000008/{name}.safetensors"
         assert (resumed / file).read_bytes() == (whole / file).read_bytes()
     last = whole / "checkpoints" / "step-00000008"
