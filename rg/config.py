@@ -430,6 +430,8 @@ class EvaluationConfig:
             as far as the validation split needs it.
         false_alarms: Share of the images like those for validation that may be called unknown, as no known part fits
             them; 0 calls none so.
+        stability: Where there are landmarks, also look at every image under noise, and say how often the parts meet the
+            same landmarks.
     """
 
     view: View = "input"
@@ -441,6 +443,7 @@ class EvaluationConfig:
     attribute_threshold: Literal["probability", "logit"] = "probability"
     target_precision: float = 0.95
     false_alarms: float = 0.01
+    stability: bool = True
 
     def __post_init__(self) -> None:
         _require(

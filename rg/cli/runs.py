@@ -99,13 +99,19 @@ def export(arguments: Arguments) -> None:
 
 def tables(arguments: Arguments) -> None:
     """Print the paper's tables, published figures beside those of evaluated runs."""
-    from rg.tables import paper
+    from rg.tables import paper, parts
 
     parser = make_parser("tables", tables)
     parser.add_argument("runs", type=Path, nargs="*", help="run folders; runs of one recipe share a cell")
+    parser.add_argument(
+        "--parts", action="store_true", help="instead, parts by the field's protocol, beside those of others"
+    )
     parser.add_argument("--format", choices=list(paper.FORMS), default="text", help="how to print them")
     args = parser.parse_args(arguments)
-    print(paper.render(paper.tables(args.runs), args.format), end="")
+    if args.parts:
+        print(parts.render(parts.parts_tables(args.runs), args.format), end="")
+    else:
+        print(paper.render(paper.tables(args.runs), args.format), end="")
 
 
 def import_authors(arguments: Arguments) -> None:

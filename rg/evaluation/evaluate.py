@@ -20,6 +20,9 @@ from pipelines.shards.storage import Location, resolve
 from rg.config import EvaluationConfig, RunConfig, flatten
 from rg.evaluation import calibration, metrics, rollup
 from rg.evaluation.confidence import fit_confidence, selective_metrics
+from rg.evaluation.field import field_metrics
+from rg.evaluation.hits import noisy
+from rg.evaluation.intervals import intervals
 from rg.evaluation.part_pictures import part_pictures
 from rg.evaluation.parts import shows
 from rg.evaluation.plain import evaluate_plain
@@ -147,16 +150,21 @@ def _measure_parts(
 ) -> tuple[Tally, dict[str, Any], Predictions]:
     """The answers of a model with parts, what metrics.json holds, and what predictions.jsonl holds at a temperature."""
     loader = load(split, evaluation.view)
-    seen = _tally(model, loader, evaluation, answer=True, explain=True)
+    same_view = evaluation.landmark_view == evaluation.view
+    seen = _tally(model, loader, evaluation, answer=True, explain=True, hits=same_view)
     result = {"damaged": loader.damaged} | _measure(seen, config, parts)
     landmark_errors: dict[str, np.ndarray] = {}
+    tested, fitted = seen, None
     if loader.manifest.landmarks:
-        tested = seen
-        if evaluation.landmark_view != evaluation.view:
-            tested = _tally(model, load(split, evaluation.landmark_view), evaluation)
+        if not same_view:
+            tested = _tally(model, load(split, evaluation.landmark_view), evaluation, hits=True)
         fitted = _tally(model, load(fit, evaluation.landmark_view), evaluation)
         errors, landmark_errors = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
         result |= errors
+    background = np.array([part.background for part in parts])
+    result["field"], of_field = field_metrics(fitted, tested, seen, background, evaluation.landmark_scale)
+    ends = intervals(seen.per_image()) | intervals(tested.landmarks_per_image(landmark_errors))
+    result["intervals"] = ends | {"field": of_field}
     return seen, result, partial(seen.part_predictions, landmark_errors)
 
 
@@ -214,12 +222,14 @@ def _tally(
     evaluation: EvaluationConfig,
     answer: bool = False,
     explain: bool = False,
+    hits: bool = False,
 ) -> Tally:
-    """What the model says of a split.
+    """What the model says of a split: answers and part centres, or all that is measured.
 
     Args:
         answer: Whether the logits count; they are then those that ``evaluation.flip`` asks for.
-        explain: Whether contributions are kept, too.
+        explain: Whether all of it is kept, with contributions.
+        hits: Whether all of it is kept, with the landmarks that parts meet, if the data has any.
     """
     device = next(model.parameters()).device
     tally = Tally(
@@ -242,7 +252,14 @@ def _tally(
                 error = (parts.sum(2) + constants - logits.gather(1, explained)).abs().max().item()
                 tally.decomposition_error = max(tally.decomposition_error, error)
                 contributions = parts[:, 0].float().cpu()
-        tally.add(batch, ModelOutput(*(tensor.float().cpu() for tensor in output)), contributions)
+            if hits and batch.landmarks is not None:
+                noise = noisy(images, len(tally.keys), model.backbone.pixel_std) if evaluation.stability else None
+                tally.hit(batch, output.assign, None if noise is None else model(noise).assign)
+        output = ModelOutput(*(tensor.float().cpu() for tensor in output))
+        if explain or hits:
+            tally.add(batch, output, contributions)
+        else:
+            tally.locate(batch, output)
     return tally
 
 

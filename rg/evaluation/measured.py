@@ -47,6 +47,30 @@ MEASURED = (
     Metric("ARI on part maps", "part_map_ari", "Adjusted Rand index of the same; 0 by chance.", ("part maps",)),
 )
 
+FIELD = (  # the protocol of later work; keys are those of "field" in metrics.json
+    Metric(
+        "Keypoint error",
+        "keypoint_error",
+        "Distance of landmarks told without intercept from the centres of parts that are sure somewhere.",
+        ("landmarks", "boxes"),
+    ),
+    Metric("NMI at landmarks", "nmi", "As above: both protocols agree.", ("landmarks",)),
+    Metric("ARI at landmarks", "ari", "As above: both protocols agree.", ("landmarks",)),
+    Metric("Landmarks on object parts", "landmarks_on_object", "Visible ones, not on background.", ("landmarks",)),
+    Metric(
+        "Consistency",
+        "consistency",
+        "Object parts of classes whose peaks meet one landmark in at least 80 % of the images.",
+        ("landmarks",),
+    ),
+    Metric("Stability", "stability", "Peaks of object parts that meet the same landmarks under noise.", ("landmarks",)),
+    Metric(
+        "NMI on all pixels", "pixel_nmi", "Mutual information of parts and true parts or background.", ("part maps",)
+    ),
+    Metric("ARI on all pixels", "pixel_ari", "Adjusted Rand index of the same; 0 by chance.", ("part maps",)),
+    Metric("Foreground IoU", "foreground_iou", "Overlap of object parts with the object.", ("part maps",)),
+)
+
 
 def not_measured(result: Mapping[str, Any]) -> list[str]:
     """One line that names the metrics that the data set cannot tell, and why; none if there is nothing to name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import entr
 from sklearn.linear_model import LinearRegression
 
 DEAD_BELOW = 0.01
@@ -74,23 +75,44 @@ def clustering_scores(table: np.ndarray) -> tuple[float, float]:
     Raises:
         ValueError: fewer than two counts, for which neither is defined.
     """
-    table = table.astype(np.float64)
-    n = table.sum()
-    if n < 2:
-        raise ValueError(f"table: expected at least two counts, got {n:g}")
-    rows, columns = table.sum(1), table.sum(0)
-    nonzero = table[table > 0]
-    information = (nonzero / n * np.log(nonzero * n / np.outer(rows, columns)[table > 0])).sum()
-    entropy = sum(-(p[p > 0] / n * np.log(p[p > 0] / n)).sum() for p in (rows, columns))
-    nmi = 2 * information / entropy if entropy > 0 else 1.0
-
-    def pairs(counts: np.ndarray) -> float:
-        return float((counts * (counts - 1) / 2).sum())
-
-    expected = pairs(rows) * pairs(columns) / pairs(n)
-    largest = (pairs(rows) + pairs(columns)) / 2
-    ari = (pairs(table) - expected) / (largest - expected) if largest != expected else 1.0
+    if table.sum() < 2:
+        raise ValueError(f"table: expected at least two counts, got {table.sum():g}")
+    (nmi,), (ari,) = clusterings(table[None])
     return float(nmi), float(ari)
+
+
+def clusterings(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of several tables [R, P, K]: float64 [R] each, nan for fewer than two counts."""
+    tables = tables.astype(np.float64)
+    n = tables.sum((1, 2))
+    n = np.where(n < 2, np.nan, n)
+    counts = tables.reshape(len(tables), -1), tables.sum(2), tables.sum(1)
+    joint, of_rows, of_columns = (entr(values / n[:, None]).sum(1) for values in counts)
+    entropy = of_rows + of_columns
+    information = np.maximum(entropy - joint, 0)
+    nmi = np.divide(2 * information, entropy, out=np.ones(len(n)), where=entropy != 0)
+
+    together, in_rows, in_columns = ((values * (values - 1) / 2).sum(1) for values in counts)
+    expected = in_rows * in_columns / (n * (n - 1) / 2)
+    largest = (in_rows + in_columns) / 2
+    ari = np.divide(together - expected, largest - expected, out=np.ones(len(n)), where=largest != expected)
+    ari[np.isnan(n)] = np.nan
+    return nmi, ari
+
+
+def foreground_ious(tables: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Intersection over union of the object and the parts that show it, in every image.
+
+    Args:
+        tables: Pixels of each true part, after those of no part, at which each part is the strongest [N, 1 + P, K].
+        objects: Which parts show the object, bool [K].
+
+    Returns:
+        float64 [N], nan where there is neither.
+    """
+    both = tables[:, 1:, objects].sum((1, 2))
+    either = tables[:, 1:].sum((1, 2)) + tables[:, 0, objects].sum(1)
+    return np.divide(both, either, out=np.full(len(tables), np.nan), where=either > 0)
 
 
 def part_states(wins: np.ndarray, overlap: np.ndarray, names: Sequence[str]) -> list[str]:

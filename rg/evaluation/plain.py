@@ -16,11 +16,16 @@ from rg.attribution.maps import cam, grad_cam, guided_grad_cam, guides
 from rg.attribution.methods import factorize
 from rg.attribution.pointing import pointing_game
 from rg.config import EvaluationConfig, RunConfig
+from rg.evaluation.field import field_metrics
+from rg.evaluation.hits import noisy
+from rg.evaluation.intervals import PerImage, intervals
 from rg.evaluation.tally import Answers, Predictions, Tally, landmark_metrics, threshold
 from rg.model.build import class_logits
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput
 from rg.runs import inputs
+
+OF_OBJECT = ("landmarks_on_object", "foreground_iou")  # need to know which factors are background
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +61,28 @@ def evaluate_plain(
     answers, pointing_errors = _answers(model, loader, evaluation)
     result: dict[str, Any] = {"damaged": loader.damaged} | answers.accuracies()
     result["pointing_errors"] = pointing_errors
-    result["dff_landmark_error"] = None
+    result |= {"dff_landmark_error": None, "dff_field": None}
+    of_answers = PerImage()
+    of_answers.mean("accuracy", answers.correct().numpy())
+    ends: dict[str, Any] = dict(intervals(of_answers))
     if loader.manifest.landmarks:
         fitting = load(fit, evaluation.landmark_view)
         images = (batch.images for batch in inputs.progress(fitting))
         factors = factorize(model, images, fitting.samples, config.model.grouping.num_parts, config.seed)
         fitted, tested = (
-            _factor_tally(model, factors, load(name, evaluation.landmark_view), evaluation) for name in (fit, split)
+            _factor_tally(model, factors, load(name, evaluation.landmark_view), evaluation, hits=name == split)
+            for name in (fit, split)
         )
-        errors, _ = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
+        errors, landmark_errors = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
         result |= {f"dff_{name}": value for name, value in errors.items()}
+
+        no_background = np.zeros(config.model.grouping.num_parts, dtype=bool)
+        figures, of_field = field_metrics(fitted, tested, tested, no_background, evaluation.landmark_scale)
+        result["dff_field"] = {name: value for name, value in figures.items() if name not in OF_OBJECT}
+        of_factors = intervals(tested.landmarks_per_image(landmark_errors))
+        ends |= {f"dff_{name}": value for name, value in of_factors.items()}
+        ends["dff_field"] = {name: value for name, value in of_field.items() if name not in OF_OBJECT}
+    result["intervals"] = ends
     return answers, result, answers.predictions
 
 
@@ -97,12 +114,19 @@ def _answers(
 
 
 def _factor_tally(
-    model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, evaluation: EvaluationConfig
+    model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, evaluation: EvaluationConfig, hits: bool
 ) -> Tally:
-    """A tally whose parts are the factors."""
-    tally = Tally(loader.manifest, corner=evaluation.centers == "corner")
+    """A tally whose parts are the factors, all of them active; ``hits`` adds which landmarks they meet."""
+    tally = Tally(loader.manifest, corner=evaluation.centers == "corner", active_above=-1)
     for batch in inputs.progress(loader):
         assign = torch.from_numpy(factors.transform(_features(model, batch.images)))
+        if hits:
+            noise = None
+            if evaluation.stability:
+                pixel_std = model.backbone.pixel_std
+                images = noisy(batch.images.to(pixel_std.device), len(tally.keys), pixel_std)
+                noise = torch.from_numpy(factors.transform(_features(model, images)))
+            tally.hit(batch, assign, noise)
         occurrence = assign.amax((2, 3))
         even = torch.full_like(occurrence, 1 / occurrence.shape[1])
         no_logits = torch.empty(len(assign), 0)

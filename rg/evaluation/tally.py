@@ -16,6 +16,9 @@ from pipelines.shards.manifest import Manifest
 from rg.attribution.pointing import pointing_game
 from rg.config import EvaluationConfig
 from rg.evaluation import metrics
+from rg.evaluation.hits import hit_vectors
+from rg.evaluation.intervals import PerImage
+from rg.evaluation.keypoints import ACTIVE_ABOVE
 from rg.model.maps import part_centers, parts_at
 from rg.model.region_grouping import ModelOutput
 from rg.runs.confidence import probabilities
@@ -69,12 +72,10 @@ class Answers:
 
     def accuracies(self) -> dict[str, Any]:
         """What metrics.json holds of the classes, as fractions."""
-        labels, logits = torch.cat(self.labels), torch.cat(self.logits)
+        labels, correct = torch.cat(self.labels), self.correct()
         if labels.ndim == 2:
-            correct = ((logits > self.threshold) == labels.bool()).double()
             mean_class_accuracy = correct.mean(0).mean()
         else:
-            correct = (logits.argmax(1) == labels).double()
             mean_class_accuracy = torch.stack([correct[labels == label].mean() for label in labels.unique()]).mean()
         return {
             "samples": len(labels),
@@ -82,6 +83,13 @@ class Answers:
             "accuracy": correct.mean().item(),
             "mean_class_accuracy": mean_class_accuracy.item(),
         }
+
+    def correct(self) -> Tensor:
+        """Which answers are right, 0 or 1: float64 [N], or [N, L] for attributes."""
+        labels, logits = torch.cat(self.labels), torch.cat(self.logits)
+        if labels.ndim == 2:
+            return ((logits > self.threshold) == labels.bool()).double()
+        return (logits.argmax(1) == labels).double()
 
     def predictions(self, temperature: float | None) -> Iterator[dict[str, Any]]:
         """One line of predictions.jsonl per image, with the probability at that temperature."""
@@ -103,6 +111,8 @@ class Tally(Answers):
         occurrence: float32 [n, K].
         attention: float32 [n, K], the mean over attributes.
         centers: float32 [n, K, 2], soft centres of the parts.
+        cell_corners: float32 [n, K, 2], the same counted from the near corners of the cells, as later work does.
+        active: bool [n, K], whether the map of a part exceeds ``active_above`` somewhere.
         wins: float32 [n, K], share of the positions at which a part is the strongest.
         contributions: float32 [n, K], to the logit of the class (or attribute) with the largest.
         decomposition_error: Largest difference of the sum of contributions and constant from their logit, over the two
@@ -110,18 +120,29 @@ class Tally(Answers):
         landmarks: float32 [n, P, 2].
         visibility: bool [n, P].
         corner: Whether the centres are counted from the far corners of the cells of the map.
+        active_above: See there.
+        landmark_parts: int64 [n, P], the strongest part at each landmark.
+        hits: bool [n, K, P], which landmarks the peak of each part meets (see ``hits``).
+        unchanged: bool [n, K], whether it meets the same ones under noise; empty where that is not asked for.
         sizes: (height, width) of every image.
         boxes: The first box of every image [4]; nan where there is none.
         pointing: Whether the peak of the attribution lies in a box; None without boxes.
         overlap: [K, K] inner products of the assignment maps, summed over images.
         landmark_table: How often each part was the strongest at each landmark.
         part_map_table: The same at each pixel of the true parts.
+        pixel_tables: int64 [n, 1 + true parts, K], the same for every image, after the pixels of no true part.
     """
 
     num_parts: int = 0
     occurrence: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     centers: list[Tensor] = field(default_factory=list)
+    cell_corners: list[Tensor] = field(default_factory=list)
+    active: list[Tensor] = field(default_factory=list)
+    active_above: float = ACTIVE_ABOVE
+    landmark_parts: list[Tensor] = field(default_factory=list)
+    hits: list[Tensor] = field(default_factory=list)
+    unchanged: list[Tensor] = field(default_factory=list)
     wins: list[Tensor] = field(default_factory=list)
     contributions: list[Tensor] = field(default_factory=list)
     landmarks: list[Tensor] = field(default_factory=list)
@@ -132,48 +153,66 @@ class Tally(Answers):
     overlap: Tensor | None = None
     landmark_table: np.ndarray | int = 0
     part_map_table: np.ndarray | int = 0
+    pixel_tables: list[np.ndarray] = field(default_factory=list)
     corner: bool = False
     decomposition_error: float = 0.0
 
-    def add(self, batch: Batch, output: ModelOutput, contributions: Tensor | None = None) -> None:
-        """Take note of one batch; contributions [n, K] only where they are to be written."""
-        K, map_height, map_width = output.assign.shape[1:]
+    def locate(self, batch: Batch, output: ModelOutput) -> None:
+        """Take note of the answers to one batch, and of where its parts are."""
+        map_height, map_width = output.assign.shape[2:]
         height, width = batch.images.shape[2:]
-        attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
         self.answer(batch, output.logits)
         self.presences.append(output.presence)
+        middles = part_centers(output.assign)
+        half, size = 0.5 / torch.tensor([map_width, map_height]), torch.tensor([width, height])
+        self.centers.append((middles + half if self.corner else middles) * size)
+        self.cell_corners.append((middles - half) * size)
+        self.active.append(output.assign.amax((2, 3)) > self.active_above)
+        self.sizes += [(height, width)] * len(batch.keys)
+        if batch.landmarks is not None and batch.visibility is not None:
+            self.landmarks.append(batch.landmarks)
+            self.visibility.append(batch.visibility)
+        self.boxes += [boxes[0] if len(boxes) else np.full(4, np.nan, dtype=np.float32) for boxes in _boxes(batch)]
+
+    def hit(self, batch: Batch, assign: Tensor, noisy: Tensor | None) -> None:
+        """Take note of which landmarks of one batch the parts meet, with maps [N, K, h, w] and those under noise."""
+        if batch.landmarks is None or batch.visibility is None:
+            return
+        size = (batch.images.shape[2], batch.images.shape[3])
+        hits = hit_vectors(assign, batch.landmarks, batch.visibility, size)
+        self.hits.append(hits)
+        if noisy is not None:
+            self.unchanged.append((hits == hit_vectors(noisy, batch.landmarks, batch.visibility, size)).all(2))
+
+    def add(self, batch: Batch, output: ModelOutput, contributions: Tensor | None = None) -> None:
+        """Take note of one batch; contributions [n, K] only where they are to be written."""
+        self.locate(batch, output)
+        N, K = output.assign.shape[:2]
+        height, width = batch.images.shape[2:]
+        attention = output.attention if output.attention.ndim == 2 else output.attention.mean(1)
         self.occurrence.append(output.occurrence)
         self.attention.append(attention)
         if contributions is not None:
             self.contributions.append(contributions)
-        centers = part_centers(output.assign)
-        if self.corner:
-            centers = centers + 0.5 / torch.tensor([map_width, map_height])
-        self.centers.append(centers * torch.tensor([width, height]))
         winner = F.one_hot(output.assign.argmax(1), K).float()
         self.wins.append(winner.mean((1, 2)))
         maps = output.assign.transpose(0, 1).flatten(1)
         self.overlap = maps @ maps.T + (0 if self.overlap is None else self.overlap)
-        self.sizes += [(height, width)] * len(batch.keys)
-
         if batch.landmarks is not None and batch.visibility is not None:
-            self.landmarks.append(batch.landmarks)
-            self.visibility.append(batch.visibility)
             visible = batch.visibility.numpy()
-            predicted = parts_at(output.assign, batch.landmarks, (height, width)).numpy()
+            strongest = parts_at(output.assign, batch.landmarks, (height, width))
+            self.landmark_parts.append(strongest)
             truth = np.broadcast_to(np.arange(visible.shape[1]), visible.shape)
-            self.landmark_table += metrics.contingency(predicted[visible], truth[visible], K, visible.shape[1])
-        boxes_of_all = batch.boxes or [np.empty((0, 4), dtype=np.float32)] * len(batch.keys)
-        self.boxes += [boxes[0] if len(boxes) else np.full(4, np.nan, dtype=np.float32) for boxes in boxes_of_all]
+            self.landmark_table += metrics.contingency(strongest.numpy()[visible], truth[visible], K, visible.shape[1])
         attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
-        self.pointing += pointing_game(attribution, boxes_of_all, (height, width))
+        self.pointing += pointing_game(attribution, _boxes(batch), (height, width))
         if batch.part_maps is not None:
             up = F.interpolate(output.assign, (height, width), mode="bilinear", align_corners=False)
-            truth_map, predicted_map = batch.part_maps.numpy(), up.argmax(1).numpy()
-            on_part = truth_map > 0
-            self.part_map_table += metrics.contingency(
-                predicted_map[on_part], truth_map[on_part] - 1, K, len(self.manifest.parts)
-            )
+            rows = 1 + len(self.manifest.parts)
+            truth = batch.part_maps.numpy() + rows * np.arange(N)[:, None, None]
+            tables = metrics.contingency(up.argmax(1).numpy(), truth, K, rows * N).reshape(N, rows, K)
+            self.pixel_tables.append(tables)
+            self.part_map_table += tables[:, 1:].sum(0)
 
     def part_predictions(
         self, landmark_errors: dict[str, np.ndarray], temperature: float | None
@@ -195,6 +234,29 @@ class Tally(Answers):
                 "landmark_error": float(errors.mean()) if len(errors) else None,
                 "pointing": self.pointing[n],
             }
+
+    def per_image(self) -> PerImage:
+        """Accuracy, pointing error and scores on part maps."""
+        samples = PerImage()
+        samples.mean("accuracy", self.correct().numpy())
+        samples.mean("pointing_error", np.array([np.nan if hit is None else not hit for hit in self.pointing]))
+        if self.pixel_tables:
+            samples.tables["part_map_nmi", "part_map_ari"] = np.concatenate(self.pixel_tables)[:, 1:]
+        return samples
+
+    def landmarks_per_image(self, landmark_errors: dict[str, np.ndarray]) -> PerImage:
+        """Landmark error, of errors [P] by key, and scores at landmarks; nothing without landmarks."""
+        samples = PerImage()
+        if landmark_errors:
+            samples.mean("landmark_error", np.stack([landmark_errors[key] for key in self.keys]))
+            samples.tables["nmi", "ari"] = self.landmark_tables()
+        return samples
+
+    def landmark_tables(self) -> np.ndarray:
+        """Which part is the strongest at each visible landmark of each image: bool [N, P, K]."""
+        visible, strongest = torch.cat(self.visibility).numpy(), torch.cat(self.landmark_parts).numpy()
+        K = self.wins[0].shape[1]
+        return (strongest[:, :, None] == np.arange(K)) & visible[:, :, None]
 
     def frames(self, scale: str) -> tuple[np.ndarray, np.ndarray]:
         """What landmark coordinates and errors of an image are fractions of.
@@ -223,6 +285,10 @@ class Tally(Answers):
         return np.concatenate([np.zeros_like(sides), sides], axis=1), lengths
 
 
+def _boxes(batch: Batch) -> list[np.ndarray]:
+    return batch.boxes or [np.empty((0, 4), dtype=np.float32)] * len(batch.keys)
+
+
 def landmark_metrics(
     fit: Tally, seen: Tally, evaluation: EvaluationConfig, classes: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -238,8 +304,8 @@ def landmark_metrics(
         What metrics.json holds of it, None where no image has what errors are fractions of; and the errors [P] of
         every image by its key, nan where not measured.
     """
-    fitted, _ = _landmarks(fit, evaluation.landmark_scale)
-    tested, lengths = _landmarks(seen, evaluation.landmark_scale)
+    fitted, _ = in_frames(fit, fit.centers, evaluation.landmark_scale)
+    tested, lengths = in_frames(seen, seen.centers, evaluation.landmark_scale)
     errors, mean_shape_errors = metrics.landmark_errors(*fitted, *tested, lengths)
     names = seen.manifest.landmarks
     result: dict[str, Any] = {
@@ -262,15 +328,17 @@ def landmark_metrics(
     return result, dict(zip(seen.keys, errors, strict=True))
 
 
-def _landmarks(seen: Tally, scale: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """Part centres, landmarks and visibility of all images; and the lengths of a unit."""
+def in_frames(
+    seen: Tally, points: Sequence[Tensor], scale: str
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Points of all parts but the background slot, landmarks, visibility, in their frames; and lengths of a unit."""
     boxes, lengths = seen.frames(scale)
-    centers, landmarks = (torch.cat(points).numpy() for points in (seen.centers, seen.landmarks))
+    centers, marks = torch.cat(list(points)).numpy(), torch.cat(seen.landmarks).numpy()
     centers = centers[:, : seen.num_parts or None]
     visibility = torch.cat(seen.visibility).numpy()
     if scale in ("box", "interocular_units"):  # the coordinates are fractions of it, too
         visibility = visibility & ~np.isnan(lengths[:, :1])
-    return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(landmarks, boxes), visibility), lengths
+    return (metrics.relative_to_box(centers, boxes), metrics.relative_to_box(marks, boxes), visibility), lengths
 
 
 def _mean(errors: np.ndarray) -> float | None:

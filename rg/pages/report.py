@@ -18,7 +18,7 @@ from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location
 from rg.config import flatten
 from rg.evaluation.calibration import Reliability
-from rg.evaluation.measured import MEASURED, not_measured
+from rg.evaluation.measured import FIELD, MEASURED, not_measured
 from rg.evaluation.parts import mostly_background
 from rg.explain import contributions, overlays
 from rg.explain.colors import HEAT, css, ink_on, palette
@@ -131,6 +131,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         classes=classes,
         tiles=_tiles(metrics, explainer.parts),
         rows=_metric_rows(metrics),
+        field=_field_rows(metrics),
         not_measured=not_measured(metrics),
         cards=cards,
         first=FIRST,
@@ -336,6 +337,14 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             for level, measured in metrics["levels"].items()
         ),
         ("Occurrence prior loss", f"{metrics['prior_loss']:.4f}", "Distance of occurrence from the prior (Eq. 2)."),
+    ]
+
+
+def _field_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of what was measured by the field's protocol; nothing by an earlier version."""
+    figures = metrics.get("field", {})
+    return [
+        (name, percent(figures[key], 2), meaning) for name, key, meaning, _ in FIELD if figures.get(key) is not None
     ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rg.evaluation.measured import MEASURED, not_measured
+from rg.evaluation.measured import FIELD, MEASURED, not_measured
 from rg.evaluation.parts import problems
 from rg.explain.numbers import percent
 from rg.runs.confidence import basis
@@ -19,7 +20,11 @@ def table(result: dict[str, Any]) -> str:
         percentages["accuracy"] += f" ({right} of {result['samples']} images; chance {percent(result['chance'], 2)})"
     if "landmark_error" in percentages and result["landmark_images"] < result["samples"]:
         percentages["landmark_error"] += f" (on the {result['landmark_images']} images that can tell)"
-    rows = [(metric.name, percentages[metric.key]) for metric in MEASURED if metric.key in percentages]
+    rows = [
+        (metric.name, percentages[metric.key] + _interval(result["intervals"], metric.key))
+        for metric in MEASURED
+        if metric.key in percentages
+    ]
     for name, level in result["levels"].items():
         rows.append((f"Accuracy by {name.replace('_', '-')}", percent(level["accuracy"], 2)))
     rows.append(("Calibration error", percent(result["reliability"]["ece"], 2)))
@@ -41,7 +46,30 @@ def table(result: dict[str, Any]) -> str:
         rows.append(("Parts in use", f"{result['parts_in_use']} of {parts}"))
     else:
         rows += _baseline_rows(result)
-    return "\n".join([*lines, *(f"  {name:<32}{value}" for name, value in rows), *part_lines])
+    rows += [*_field_rows(result), ("[from, to]", "95 % confidence over images")]
+    return "\n".join([*lines, *(f"  {name:<32}{value}".rstrip() for name, value in rows), *part_lines])
+
+
+def _interval(intervals: Mapping[str, Any], key: str) -> str:
+    """The interval of a share in percent, after a space; nothing without any."""
+    if key not in intervals:
+        return ""
+    low, high = intervals[key]
+    return f" [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _field_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The field's protocol, of what of it was measured."""
+    key, title = "field", "The field's protocol"
+    if key not in result:
+        key, title = "dff_field", f"{title}, of DFF"
+    figures = result[key] or {}
+    measured = [metric for metric in FIELD if figures.get(metric.key) is not None]
+    rows = [
+        (f"  {metric.name}", percent(figures[metric.key], 2) + _interval(result["intervals"][key], metric.key))
+        for metric in measured
+    ]
+    return [(title, ""), *rows] if rows else []
 
 
 def _selective_rows(result: dict[str, Any]) -> list[tuple[str, str]]:

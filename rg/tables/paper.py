@@ -23,7 +23,8 @@ from rg.tables.grid import escape, render_markdown, render_text
 SPLIT = "test"  # of every data set; of iNaturalist 2017 that is what was published as val
 EMBEDDED = "creatures"
 NO_EFFECT = {  # settings that change no figure, or that a row asks for
-    "seed", "evaluation.view", "evaluation.landmark_classes", "input.decoder", "input.threads", "input.prefetch",
+    "seed", "evaluation.view", "evaluation.landmark_classes", "evaluation.stability",
+    "input.decoder", "input.threads", "input.prefetch",
     "input.hardware_load", "input.largest_width", "input.largest_height", "train.checkpoint_epochs",
     "train.keep_checkpoints", "train.validate_epochs", "train.log_steps",
 }  # fmt: skip

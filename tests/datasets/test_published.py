@@ -114,8 +114,12 @@ def test_the_baselines_fill_their_rows(tmp_path, capsys):
     assert all(0 <= error <= 1 for error in result["pointing_errors"].values())
     assert 0 < result["dff_landmark_error"] < 2
     assert len(result["dff_landmark_errors_alone"]) == 3
+    measured = {name for name, value in result["dff_field"].items() if value is not None}
+    assert measured == {"keypoint_error", "nmi", "ari", "consistency", "stability"}
+    assert {"accuracy", "dff_landmark_error", "dff_nmi", "dff_ari", "dff_field"} == result["intervals"].keys()
     printed = capsys.readouterr().out
     assert "Grad-CAM" in printed
+    assert "The field's protocol, of DFF" in printed
     for verb in (["report", str(run)], ["explain", str(run), str(raw), "--out", str(tmp_path / "explained")]):
         assert main(verb) == 2
         assert "holds a plain network" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
 from rg.config import BackboneConfig, EvaluationConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.evaluation.evaluate import evaluate
-from rg.evaluation.measured import MEASURED, not_measured
+from rg.evaluation.measured import FIELD, MEASURED, not_measured
 from rg.evaluation.parts import shows
 from rg.evaluation.tally import Answers
 from rg.model.region_grouping import RegionGroupingModel
@@ -384,10 +384,17 @@ def test_the_table_says_what_was_measured(run, result):
         "NMI on part maps": "part_map_nmi",
         "ARI on part maps": "part_map_ari",
     }.items():
-        assert re.search(rf"^ +{name} +{100 * result[key]:.2f} %$", text, re.MULTILINE), name
+        ends = result["intervals"].get(key)
+        interval = rf" \[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}\]" if ends else ""
+        assert (ends is None) == (key in ("mean_class_accuracy", "mean_shape_error"))
+        assert re.search(rf"^ +{name} +{100 * result[key]:.2f} %{interval}$", text, re.MULTILINE), name
+    field = text[text.index("The field's protocol") : text.index("[from, to]")].splitlines()[1:-1]
+    values = [100 * result["field"][metric.key] for metric in FIELD]
+    assert [float(re.search(r"([\d.]+) %", line)[1]) for line in field] == pytest.approx(values, abs=0.005)
+    assert [line.endswith("]") for line in field] == [metric.key in result["intervals"]["field"] for metric in FIELD]
     right = sum(line["label"] == line["predicted"] for line in lines(run).values())
     said = rf"{100 * right / 40:.2f} % \({right} of 40 images; chance 25\.00 %\)"
-    assert re.search(rf"^ +Accuracy +{said}$", text, re.MULTILINE)
+    assert re.search(rf"^ +Accuracy +{said} \[[\d., ]+\]$", text, re.MULTILINE)
     assert f"{result['decomposition_error']:.1e} at most" in text
     assert "ot measured" not in text
     background = any(part["background"] for part in result["parts"])
@@ -406,6 +413,14 @@ def test_evaluating_again_writes_the_same(run, result, small_birds):
         evaluate(run, small_birds, batch_size=7, device="cpu", settings=SETTINGS) == result
     )  # test is the split by default
     assert [(run / name).read_bytes() for name in ("metrics.json", "predictions.jsonl")] == written
+
+
+def test_figures_do_not_depend_on_the_size_of_batches(run, result, small_birds, tmp_path):
+    """Noise is that of the image: it is the same in a batch of 7 as in one of 40."""
+    shutil.copytree(run, tmp_path / "run")
+    again = evaluate(tmp_path / "run", small_birds, "test", 40, "cpu", SETTINGS)
+    assert again["field"] == pytest.approx(result["field"], rel=1e-5)
+    assert 0 < result["field"]["stability"] < 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -459,6 +474,8 @@ def test_attributes_without_annotations(tmp_path):
     assert result["decomposition_error"] < 1e-4
     unmeasured = ("landmark_error", "mean_shape_error", "landmark_errors", "pointing_error", "nmi", "part_map_nmi")
     assert all(result[name] is None for name in unmeasured)
+    assert set(result["field"].values()) == {None}
+    assert set(result["intervals"]) == {"accuracy", "field"}
     assert result["chance"] is None
     (line,) = [line for line in table(result).splitlines() if "easured" in line]
     assert line == (
