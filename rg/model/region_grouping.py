@@ -203,8 +203,7 @@ class RegionGroupingModel(nn.Module):
     def initialize_dictionary(self, images: Tensor, seed: int) -> None:
         """Place the centres at the k-means clusters of the features of some images.
 
-        With a background slot, clusters that lie at the border of the map more than the others are surroundings: their
-        mean becomes the centre of the slot, and the rest is clustered again for the parts.
+        The background slot gets the cluster of which the largest share lies at the border of the map.
         Sets the statistics of the feature standardisation on the way. Kaiming-normal centres suit features that come
         out of a ReLU; elsewhere k-means is what makes every part start in use.
 
@@ -233,21 +232,16 @@ class RegionGroupingModel(nn.Module):
             )
         centers, clusters = kmeans2(positions, len(self.dictionary.centers), iter=30, minit="++", rng=seed)
         if self.config.grouping.background:
-            surroundings = _surroundings(clusters.reshape(len(x), *x.shape[2:]))
-            inside = positions[~surroundings]
-            parts, _ = kmeans2(inside, self.num_parts, iter=30, minit="++", rng=seed)
-            centers = np.vstack([parts, positions[surroundings].mean(0)])
+            of_border = _border_shares(clusters.reshape(len(x), *x.shape[2:]), len(centers))
+            last = int(of_border.argmax())
+            centers[[last, -1]] = centers[[-1, last]]
         self.dictionary.centers.copy_(torch.as_tensor(centers))
         self.train(was_training)
 
 
-def _surroundings(clusters: np.ndarray) -> np.ndarray:
-    """Which positions belong to clusters that lie at the border more than the mean; of [N, H, W], bool [NHW].
-
-    At least one does: the one that lies there most.
-    """
+def _border_shares(clusters: np.ndarray, count: int) -> np.ndarray:
+    """Which share of every cluster lies at the border of its map; of clusters [N, H, W], float64 [count]."""
     border = np.ones(clusters.shape, bool)
     border[:, 1:-1, 1:-1] = False
-    labels = clusters.ravel()
-    shares = np.bincount(labels, weights=border.ravel()) / np.maximum(np.bincount(labels), 1)
-    return (shares[labels] > border.mean()) | (labels == shares.argmax())
+    sizes = np.bincount(clusters.ravel(), minlength=count)
+    return np.bincount(clusters[border], minlength=count) / np.maximum(sizes, 1)
