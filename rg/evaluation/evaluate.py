@@ -277,8 +277,9 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
         "part_map_nmi": None,
         "part_map_ari": None,
     }
-    if np.sum(seen.part_map_table) >= 2:
-        result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(np.asarray(seen.part_map_table))
+    part_table = seen.part_map_table if len(seen.manifest.parts) > 1 else 0  # one is the foreground
+    if np.sum(part_table) >= 2:
+        result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(np.asarray(part_table))
     pointing = [hit for hit in seen.pointing if hit is not None]
     if pointing:
         result["pointing_error"] = 1 - sum(pointing) / len(pointing)
@@ -286,7 +287,7 @@ def _measure(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
     loss = config.loss
     names = [part.name for part in parts]
     states = metrics.part_states(torch.cat(seen.wins).numpy(), np.asarray(seen.overlap), names)
-    true_parts = shows(seen.part_map_table, seen.manifest.parts, len(names))
+    true_parts = shows(part_table, seen.manifest.parts, len(names))
     result["occurrence"] = occurrence.mean(0).tolist()
     result["prior_loss"] = occurrence_prior_loss(
         occurrence[:, : seen.num_parts], loss.prior_alpha, loss.prior_beta
