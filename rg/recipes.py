@@ -488,7 +488,7 @@ def _pdiscoformer(config: RunConfig) -> RunConfig:
 
 
 def _parts(config: RunConfig) -> RunConfig:
-    """Ours: a background slot; deeper maps fused in and centred, where the backbone has them; crisp parts."""
+    """Ours: a background slot; deeper maps fused in, where the backbone has them; centred and crisp parts."""
     transformer = config.model.backbone.name.startswith("vit")
     backbone = config.model.backbone if transformer else replace(config.model.backbone, fused_strides=(32,))
     grouping = replace(
@@ -503,7 +503,7 @@ def _parts(config: RunConfig) -> RunConfig:
     return replace(
         config,
         model=replace(config.model, backbone=backbone, grouping=grouping),
-        loss=replace(config.loss, background_weight=0.2),
+        loss=replace(config.loss, background_weight=0.2, total_variation_weight=0.3),
     )
 
 

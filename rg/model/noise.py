@@ -45,7 +45,7 @@ def uniform(seeds: Tensor, count: int, stream: int) -> Tensor:
     """
     place = torch.arange(1, count + 1, device=seeds.device) + (stream << 32)
     z = _mix(seeds)[:, None] + place * GOLDEN
-    return (_shift(_mix(z), 40).float() + 0.5) * 2.0**-24
+    return (_shift(_mix(z), 41).float() + 0.5) * 2.0**-23  # 24 bits and a half would round to 1
 
 
 def _mix(z: Tensor) -> Tensor:

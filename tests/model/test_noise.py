@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import gumbel_r, kstest
 
+from rg.model import noise
 from rg.model.layers import kept_parts, perturb
 from rg.model.motion import move, random_motions
 from rg.model.noise import image_seeds, uniform
@@ -24,7 +25,13 @@ def test_numbers_are_those_of_splitmix64_in_plain_integers():
     for seed, row in zip(seeds.tolist(), numbers.tolist(), strict=True):
         for place, number in enumerate(row, start=1 + (2 << 32)):
             z = (splitmix(seed & MASK) + place * 0x9E3779B97F4A7C15) & MASK
-            assert number == pytest.approx(((splitmix(z) >> 40) + 0.5) / 2**24, rel=1e-6)
+            assert number == ((splitmix(z) >> 41) + 0.5) / 2**23
+
+
+def test_no_number_is_nothing_or_one(monkeypatch):
+    for bits in (0, -1):  # the smallest and the largest hash
+        monkeypatch.setattr(noise, "_mix", lambda z, bits=bits: torch.full_like(z, bits))
+        assert 0 < noise.uniform(torch.zeros(1, dtype=torch.int64), 1, 0).item() < 1
 
 
 def test_numbers_are_uniform_and_independent():
