@@ -80,7 +80,8 @@ def attribution_overlay(explanation: Facts, size: Size | None = None) -> Image.I
         size: Width and height of the picture in pixels; that of the image if None.
     """
     base = photo(explanation, size)
-    even_shares = np.asarray(_resize(explanation.attribution, base.size)) * len(explanation.parts)
+    heard = sum(part.attention > 0 for part in explanation.parts)  # all but a background slot
+    even_shares = np.asarray(_resize(explanation.attribution, base.size)) * heard
     heat = np.clip((even_shares - 1) / (max(float(even_shares.max()), 2.0) - 1), 0, 1)
     return heat_map(base, heat)
 

@@ -227,7 +227,10 @@ def _training(config: RunConfig, record: Mapping[str, Any]) -> dict[str, Any]:
         name: settings[name] for name in ("input.short_side", "input.crop", "input.flip", "input.brightness")
     }
     machine = {"device": record["device"], "ranks": record["ranks"]}
-    return {"recipe": record["recipe"]} | chosen | augmentation | machine
+    weights = {name: value for name, value in settings.items() if name.startswith("loss.") and name.endswith("_weight")}
+    beside = weights.keys() - {"loss.classification_weight", "loss.prior_weight"}
+    terms = {name: weights[name] for name in sorted(beside) if weights[name]}
+    return {"recipe": record["recipe"]} | chosen | terms | augmentation | machine
 
 
 def _measured(run: Path) -> tuple[dict[str, Any], str]:

@@ -127,7 +127,7 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
 def find_sizes(model: Model, crop: int) -> Sizes:
     """Which images the model takes.
 
-    The minimum is what makes a map of 2x2 positions (below that, torch.export takes a size for a constant), or one that
+    The minimum is what makes maps of 2x2 positions (below that, torch.export takes a size for a constant), or one that
     the smoothing window fits into.
 
     Args:
@@ -147,6 +147,8 @@ def find_sizes(model: Model, crop: int) -> Sizes:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _map_side(backbone, middle, middle) >= positions else (middle, high)
+    if backbone.coarsest > backbone.stride:
+        high = max(high, backbone.coarsest + 1)
     return Sizes(True, high, backbone.stride)
 
 

@@ -40,6 +40,7 @@ class Backbone(nn.Module):
     Attributes:
         channels: Channels of the feature map.
         stride: Pixels of the image per position of the map.
+        coarsest: The same of the coarsest map that is fused in, if any; else ``stride``.
 
     Args:
         features: Normalised images -> the feature map, or a list of maps.
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         mean: Of the pixels as fractions.
         std: Of the pixels as fractions.
         main: Which map of a list the others are resized to.
+        coarsest: See above; 0 for that of the map.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Backbone(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         main: int = -1,
+        coarsest: int = 0,
     ) -> None:
         super().__init__()
         self.features = features
@@ -65,6 +68,7 @@ class Backbone(nn.Module):
         self.channels_last = str(getattr(features, "output_fmt", "")).endswith("NHWC")
         self.channels = channels
         self.stride = stride
+        self.coarsest = max(stride, coarsest)
         self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         self.pixel_mean: Tensor
@@ -79,7 +83,8 @@ class Backbone(nn.Module):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         size = maps[self.main].shape[2:]
         resized = [
-            x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False) for x in maps
+            x if level == self.main % len(maps) else F.interpolate(x, size, mode="bilinear", align_corners=False)
+            for level, x in enumerate(maps)
         ]
         return resized[0] if len(resized) == 1 else torch.cat(resized, 1)
 
@@ -172,7 +177,7 @@ def build_network(config: BackboneConfig, pretrained: bool = True) -> Backbone:
     """
     source = config.weights if pretrained else "none"
     if config.name in RESNETS:
-        return _resnet(replace(config, stride=32), source)
+        return _resnet(replace(config, stride=32, fused_strides=()), source)
     return _whole_timm(config.name, source)
 
 
@@ -194,7 +199,7 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
     features.outputs = tuple(RESNET_STAGES[level] for level in levels)
     for name, module in stem + [(name, getattr(network, name)) for name in stages]:
         features.add_module(name, module)
-    return Backbone(features, channels, strides[levels[main]], IMAGENET_MEAN, IMAGENET_STD, main)
+    return Backbone(features, channels, strides[levels[main]], IMAGENET_MEAN, IMAGENET_STD, main, strides[levels[-1]])
 
 
 def _timm(config: BackboneConfig, source: str) -> Backbone:
@@ -207,7 +212,7 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
     if hasattr(features, "_stage_out_idx"):  # timm's EfficientNets run all blocks, whichever map is asked for
         features.blocks = features.blocks[: max(features._stage_out_idx)]
     channels = sum(info.channels()[level] for level in levels)
-    return Backbone(features, channels, info.reduction()[levels[main]], mean, std, main)
+    return Backbone(features, channels, info.reduction()[levels[main]], mean, std, main, info.reduction()[levels[-1]])
 
 
 def _whole_timm(name: str, source: str) -> Backbone:

@@ -94,7 +94,7 @@ def concepts(
                 separation=float(adds.std()),
                 matters=[effect for effect in effects[:CLASSES] if effect.contribution >= NOTABLE],
                 against=[effect for effect in effects[: -CLASSES - 1 : -1] if effect.contribution <= -NOTABLE],
-                advice=ADVICE.get(metrics["state"].split()[0], ""),
+                advice="" if part.slot else ADVICE.get(metrics["state"].split()[0], ""),
             )
         )
     return concepts_of_run

@@ -185,6 +185,17 @@ def test_attribution_that_prefers_nothing_is_flat_and_dark(value):
     assert lightness(flat)[0] < GREY
 
 
+def test_a_background_slot_takes_no_share_of_the_attention():
+    shown = explanation()
+    parts = [
+        dataclasses.replace(part, attention=attention)
+        for part, attention in zip(shown.parts, (0.5, 0.5, 0), strict=True)
+    ]
+    shown, dark = (dataclasses.replace(shown, parts=parts, attribution=np.zeros_like(shown.attribution)) for _ in "ab")
+    shown.attribution[:] = 0.5  # an even share of the two parts that count
+    assert lightness(shown)[0] == pytest.approx(lightness(dark)[0], abs=3)  # of 255
+
+
 @pytest.mark.parametrize(
     "value,text",
     [

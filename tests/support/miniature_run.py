@@ -24,12 +24,13 @@ CONFIG = RunConfig(
 )
 
 
-def build(folder: Path, data: Path) -> Path:
+def build(folder: Path, data: Path, config: RunConfig = CONFIG) -> Path:
     """Write the run folder of a model for the classes of shards; ``evaluate`` and ``report`` take it.
 
     Args:
         folder: To make.
         data: Folder of the shards.
+        config: Of the run.
 
     Returns:
         The folder.
@@ -37,10 +38,11 @@ def build(folder: Path, data: Path) -> Path:
     manifest = Manifest.load(data)
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    save_config(folder, CONFIG, Classes(tuple(manifest.classes)))
-    save_weights(folder, RegionGroupingModel(CONFIG.model, len(manifest.classes)))
+    save_config(folder, config, Classes(tuple(manifest.classes)))
+    save_weights(folder, RegionGroupingModel(config.model, len(manifest.classes)))
     record = {
         "command": "python -m rg train",
+        "recipe": "birds_lite0",
         "data": {"folder": str(data), "dataset": manifest.dataset, "options": manifest.options, "shards": []},
         "ranks": 1,
         "device": "cpu",
