@@ -28,7 +28,7 @@ from pipelines.files import check_folder, write_json
 from pipelines.locks import owned_folder
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.storage import Location, resolve
-from rg.config import BOOKKEEPING, RunConfig, differences, flatten
+from rg.config import BOOKKEEPING, LossConfig, RunConfig, differences, flatten
 from rg.distributed import ranks
 from rg.distributed.agreement import agree
 from rg.distributed.group import Group, GroupError, PeerLostError, connect
@@ -293,7 +293,23 @@ def _check_map(config: RunConfig, model: Model) -> None:
                 f"{name}: {crop} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
                 "window; use a larger crop or model.grouping.smoothing_padding = same"
             )
+        if config.model.kind == "region_grouping" and name == "input.crop":
+            _check_terms(config.loss, crop, (height, width))
     model.train()
+
+
+def _check_terms(loss: LossConfig, crop: int, shape: tuple[int, int]) -> None:
+    """Refuse terms whose windows do not fit into the map [H, W] of a crop."""
+    presence, background = 3 + 2 * loss.presence_margin, 3
+    for name, weight, side in (
+        ("presence", loss.presence_weight, presence),
+        ("background", loss.background_weight, background),
+    ):
+        if weight and min(shape) < side:
+            raise ValueError(
+                f"input.crop: {crop} pixels make a {shape[0]}x{shape[1]} map, and loss.{name}_weight needs one of at "
+                f"least {side}x{side}; use a larger crop or a finer model.backbone.stride"
+            )
 
 
 def _shard_sums(manifest: Manifest) -> list[str]:

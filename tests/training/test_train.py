@@ -288,6 +288,14 @@ TEST_AT_256 = {
             | {"input__test_crop": 48},
             "input.test_crop: 48 pixels make a 3x3 map, smaller than the 5x5 smoothing window",
         ),
+        (
+            {"loss__presence_weight": 1, "loss__presence_margin": 1},
+            "input.crop: 64 pixels make a 4x4 map, and loss.presence_weight needs one of at least 5x5",
+        ),
+        (
+            {"loss__background_weight": 1, "model__grouping__background": True, "input__crop": 32},
+            "input.crop: 32 pixels make a 2x2 map, and loss.background_weight needs one of at least 3x3",
+        ),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_is_written(small_birds, tmp_path, changed, message):
