@@ -74,7 +74,10 @@ def test_pages_are_made_of_it(run, tmp_path):
     for words in (["report", str(run)], ["export", str(run), "--out", str(tmp_path / "model.onnx")]):
         result = forked.run(words)
         assert result.returncode == 0, result.stderr
-    assert "Few parts are left" not in (run / "report.html").read_text()
+    page, card = (run / "report.html").read_text(), (tmp_path / "model.onnx.md").read_text()
+    assert "Few parts are left" not in page
+    assert "into 4 parts" in page
+    assert "| parts K | 4 |" in card
 
 
 def test_a_person_may_name_it_but_not_make_it_a_part(run):
