@@ -135,7 +135,7 @@ class ModelConfig:
 class LossConfig:
     """What is made small: classification loss, occurrence prior (Eq. 2) and terms that shape the parts, each weighted.
 
-    A term of weight 0 is not computed. ``rg.model.terms`` defines those beside the prior.
+    A term of weight 0 is not computed, but for the prior, which is logged. ``rg.model.terms`` defines the others.
 
     Attributes:
         classification_weight: Weight of the cross entropy (or, for multi-label data, the mean binary cross entropy).

@@ -240,7 +240,7 @@ class Tally(Answers):
         samples = PerImage()
         samples.mean("accuracy", self.correct().numpy())
         samples.mean("pointing_error", np.array([np.nan if hit is None else not hit for hit in self.pointing]))
-        if self.pixel_tables:
+        if self.pixel_tables and len(self.manifest.parts) > 1:
             samples.tables["part_map_nmi", "part_map_ari"] = np.concatenate(self.pixel_tables)[:, 1:]
         return samples
 

@@ -148,7 +148,7 @@ def find_sizes(model: Model, crop: int) -> Sizes:
         middle = (low + high) // 2
         low, high = (low, middle) if _map_side(backbone, middle, middle) >= positions else (middle, high)
     if backbone.coarsest > backbone.stride:
-        high = max(high, backbone.coarsest + 1)
+        high = max(high, 2 * backbone.coarsest)  # of networks that round down, too
     return Sizes(True, high, backbone.stride)
 
 

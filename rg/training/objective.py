@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Objective:
         self.noisy = groups and bool(config.model.grouping.gumbel or config.model.head.part_dropout or self.moved)
 
     def _choose(self, sizes: Sequence[int], rank: int) -> list[int]:
-        total, share = sum(sizes), self.config.equivariance_share
+        total, share = sum(sizes), Fraction(str(self.config.equivariance_share))
         chosen = [n for n in range(total) if int((n + 1) * share) > int(n * share)]
         firsts = [sum(sizes[:other]) for other in range(len(sizes))]
         of_rank = [
@@ -67,8 +68,8 @@ class Objective:
         ]
         if not all(of_rank):
             raise ValueError(
-                f"loss.equivariance_share: expected at least one image of every rank, got {share} of {total} images "
-                f"over {len(sizes)} ranks"
+                f"loss.equivariance_share: expected at least one image of every rank, got "
+                f"{self.config.equivariance_share} of {total} images over {len(sizes)} ranks"
             )
         self._moved_weight = (len(of_rank[rank]) / len(chosen)) / (sizes[rank] / total)
         return of_rank[rank]
