@@ -79,7 +79,9 @@ def named_by_people(run: Path, background: Sequence[bool], slot: bool = False) -
 
 def _after_true_parts(run: Path, parts: Sequence[Part]) -> tuple[Part, ...]:
     """Names for the parts of the object without one, as measured of the present weights; numbered where two agree."""
-    metrics = read_json(run / METRICS) if (run / METRICS).is_file() else {}
+    if not (run / METRICS).is_file():
+        return tuple(parts)
+    metrics = read_json(run / METRICS)
     if not has_weights(run, metrics.get("weights", "")):  # or a file of another program
         return tuple(parts)
     measured = metrics["parts"]

@@ -74,10 +74,10 @@ def _in_step(step: int, happen: Callable[[], None]) -> None:
 
     micro_step = Loop._micro_step
 
-    def faulty(self: Loop, batch: object) -> object:
+    def faulty(self: Loop, batch: object, micro: int) -> object:
         if self.step == step:
             happen()
-        return micro_step(self, batch)  # type: ignore[arg-type]
+        return micro_step(self, batch, micro)  # type: ignore[arg-type]
 
     Loop._micro_step = faulty  # type: ignore[method-assign, assignment]
 

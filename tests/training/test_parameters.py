@@ -18,7 +18,7 @@ VIT = "vit_tiny_patch16_224"
 def build(name: str, train: str = "all", stride: int = 16) -> RegionGroupingModel:
     """A small model on a backbone with random weights, of which some learn."""
     torch.manual_seed(0)
-    backbone = BackboneConfig(name, "none", stride, train)  # type: ignore[arg-type]
+    backbone = BackboneConfig(name, "none", stride, train=train)  # type: ignore[arg-type]
     model = RegionGroupingModel(ModelConfig(backbone, GroupingConfig(num_parts=3, smoothing_padding="same"), HEAD), 4)
     choose_learning(model, backbone)
     return model
