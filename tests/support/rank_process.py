@@ -104,16 +104,16 @@ def _die_in_save(step: int) -> None:
 
 def _lose_number(step: int) -> None:
     """One loss is not a number."""
-    from rg.training import loop
+    from rg.training import objective
 
-    loss, armed = loop.classification_loss, [False]
+    loss, armed = objective.classification_loss, [False]
     _in_step(step, lambda: armed.__setitem__(0, True))
 
     def faulty(*args: object) -> object:
         scale, armed[0] = float("nan") if armed[0] else 1.0, False
         return scale * loss(*args)  # type: ignore[arg-type]
 
-    loop.classification_loss = faulty  # type: ignore[assignment]
+    objective.classification_loss = faulty  # type: ignore[assignment]
 
 
 def _fill_disk(step: int) -> None:
