@@ -16,6 +16,7 @@ MODES = [
     "synchronised, 2 micro batches, clipped",
     "synchronised, activation checkpointing",
     "synchronised, ZeRO 1",
+    "synchronised, every term",
 ]
 
 
