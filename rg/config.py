@@ -119,7 +119,8 @@ class ModelConfig:
         grouping: The part dictionary.
         head: Region transform, attention and classifier.
         kind: region_grouping, or plain: the whole network of the backbone with a linear classifier, to compare with. Of
-            grouping it takes the number of parts for deep feature factorisation, and nothing of head.
+            grouping it takes the number of parts for deep feature factorisation; nothing of head, of the strides of the
+            backbone, and of the loss the classification alone.
         init: none, or where all weights come from that fit: a run folder, one of its checkpoints, or a file. The
             backbone has to be the same; layers for other classes or parts start anew.
     """

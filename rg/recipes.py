@@ -8,6 +8,7 @@ and some epochs of warm-up. The prior compares the parts of the whole global bat
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -299,141 +300,6 @@ def partimagenet_dinov2() -> RunConfig:
     return _for_data(cub200_dinov2(), parts=25, epochs=28)
 
 
-def birds_lite0_pdisconet() -> RunConfig:
-    """birds_lite0 with the terms of PDiscoNet."""
-    return _pdisconet(birds_lite0())
-
-
-def birds_lite0_pdiscoformer() -> RunConfig:
-    """birds_lite0 with the terms of PDiscoFormer."""
-    return _pdiscoformer(birds_lite0())
-
-
-def birds_lite0_parts() -> RunConfig:
-    """birds_lite0 with background, deeper maps and crisp parts: ours."""
-    return _parts(birds_lite0())
-
-
-def photos_lite0_pdisconet() -> RunConfig:
-    """photos_lite0 with the terms of PDiscoNet."""
-    return _pdisconet(photos_lite0())
-
-
-def photos_lite0_pdiscoformer() -> RunConfig:
-    """photos_lite0 with the terms of PDiscoFormer."""
-    return _pdiscoformer(photos_lite0())
-
-
-def photos_lite0_parts() -> RunConfig:
-    """photos_lite0 with background, deeper maps and crisp parts: ours."""
-    return _parts(photos_lite0())
-
-
-def mini_inat_pdisconet() -> RunConfig:
-    """mini_inat with the terms of PDiscoNet."""
-    return _pdisconet(mini_inat())
-
-
-def mini_inat_pdiscoformer() -> RunConfig:
-    """mini_inat with the terms of PDiscoFormer."""
-    return _pdiscoformer(mini_inat())
-
-
-def mini_inat_parts() -> RunConfig:
-    """mini_inat with background, deeper maps and crisp parts: ours."""
-    return _parts(mini_inat())
-
-
-def cub200_resnet101_pdisconet() -> RunConfig:
-    """cub200_resnet101 with the terms of PDiscoNet."""
-    return _pdisconet(cub200_resnet101())
-
-
-def cub200_resnet101_pdiscoformer() -> RunConfig:
-    """cub200_resnet101 with the terms of PDiscoFormer."""
-    return _pdiscoformer(cub200_resnet101())
-
-
-def cub200_resnet101_parts() -> RunConfig:
-    """cub200_resnet101 with background, deeper maps and crisp parts: ours."""
-    return _parts(cub200_resnet101())
-
-
-def nabirds_resnet101_pdisconet() -> RunConfig:
-    """nabirds_resnet101 with the terms of PDiscoNet."""
-    return _pdisconet(nabirds_resnet101())
-
-
-def nabirds_resnet101_pdiscoformer() -> RunConfig:
-    """nabirds_resnet101 with the terms of PDiscoFormer."""
-    return _pdiscoformer(nabirds_resnet101())
-
-
-def nabirds_resnet101_parts() -> RunConfig:
-    """nabirds_resnet101 with background, deeper maps and crisp parts: ours."""
-    return _parts(nabirds_resnet101())
-
-
-def partimagenet_resnet101_pdisconet() -> RunConfig:
-    """partimagenet_resnet101 with the terms of PDiscoNet."""
-    return _pdisconet(partimagenet_resnet101())
-
-
-def partimagenet_resnet101_pdiscoformer() -> RunConfig:
-    """partimagenet_resnet101 with the terms of PDiscoFormer."""
-    return _pdiscoformer(partimagenet_resnet101())
-
-
-def partimagenet_resnet101_parts() -> RunConfig:
-    """partimagenet_resnet101 with background, deeper maps and crisp parts: ours."""
-    return _parts(partimagenet_resnet101())
-
-
-def cub200_dinov2_pdisconet() -> RunConfig:
-    """cub200_dinov2 with the terms of PDiscoNet."""
-    return _pdisconet(cub200_dinov2())
-
-
-def cub200_dinov2_pdiscoformer() -> RunConfig:
-    """cub200_dinov2 with the terms of PDiscoFormer."""
-    return _pdiscoformer(cub200_dinov2())
-
-
-def cub200_dinov2_parts() -> RunConfig:
-    """cub200_dinov2 with background, deeper maps and crisp parts: ours."""
-    return _parts(cub200_dinov2())
-
-
-def nabirds_dinov2_pdisconet() -> RunConfig:
-    """nabirds_dinov2 with the terms of PDiscoNet."""
-    return _pdisconet(nabirds_dinov2())
-
-
-def nabirds_dinov2_pdiscoformer() -> RunConfig:
-    """nabirds_dinov2 with the terms of PDiscoFormer."""
-    return _pdiscoformer(nabirds_dinov2())
-
-
-def nabirds_dinov2_parts() -> RunConfig:
-    """nabirds_dinov2 with background, deeper maps and crisp parts: ours."""
-    return _parts(nabirds_dinov2())
-
-
-def partimagenet_dinov2_pdisconet() -> RunConfig:
-    """partimagenet_dinov2 with the terms of PDiscoNet."""
-    return _pdisconet(partimagenet_dinov2())
-
-
-def partimagenet_dinov2_pdiscoformer() -> RunConfig:
-    """partimagenet_dinov2 with the terms of PDiscoFormer."""
-    return _pdiscoformer(partimagenet_dinov2())
-
-
-def partimagenet_dinov2_parts() -> RunConfig:
-    """partimagenet_dinov2 with background, deeper maps and crisp parts: ours."""
-    return _parts(partimagenet_dinov2())
-
-
 def _for_data(config: RunConfig, parts: int, epochs: int) -> RunConfig:
     grouping = replace(config.model.grouping, num_parts=parts)
     return replace(
@@ -487,10 +353,9 @@ def _pdiscoformer(config: RunConfig) -> RunConfig:
     )
 
 
-def _parts(config: RunConfig) -> RunConfig:
+def _parts(config: RunConfig, fused_strides: tuple[int, ...]) -> RunConfig:
     """Ours: a background slot; deeper maps fused in, where the backbone has them; centred and crisp parts."""
-    transformer = config.model.backbone.name.startswith("vit")
-    backbone = config.model.backbone if transformer else replace(config.model.backbone, fused_strides=(32,))
+    backbone = replace(config.model.backbone, fused_strides=fused_strides)
     grouping = replace(
         config.model.grouping,
         background=True,
@@ -519,19 +384,45 @@ def _plain(config: RunConfig) -> RunConfig:
     return replace(config, model=replace(config.model, kind="plain"))
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
+Recipe = Callable[[], RunConfig]
+
+
+def _with_rivals(base: Recipe, fused_strides: tuple[int, ...] = (32,)) -> list[Recipe]:
+    """A recipe of region grouping as published, and other ways to find parts with its backbone, head and schedule.
+
+    Args:
+        base: The recipe.
+        fused_strides: Further maps of the backbone that ours groups along.
+    """
+    ways: dict[str, tuple[str, Callable[[RunConfig], RunConfig]]] = {
+        "pdisconet": ("the terms of PDiscoNet", _pdisconet),
+        "pdiscoformer": ("the terms of PDiscoFormer", _pdiscoformer),
+        "parts": ("parts as we find them", functools.partial(_parts, fused_strides=fused_strides)),
+    }
+
+    def recipe(name: str, text: str, change: Callable[[RunConfig], RunConfig]) -> Recipe:
+        def make() -> RunConfig:
+            return change(base())
+
+        make.__name__, make.__doc__ = f"{base.__name__}_{name}", f"{base.__name__} with {text}."
+        return make
+
+    return [base, *(recipe(name, text, change) for name, (text, change) in ways.items())]
+
+
+RECIPES: dict[str, Recipe] = {
     function.__name__: function
     for function in (
-        birds_lite0,
+        *_with_rivals(birds_lite0),
         birds_lite0_no_prior,
         birds_lite0_plain,
-        photos_lite0,
+        *_with_rivals(photos_lite0),
         photos_resnet50,
-        mini_inat,
+        *_with_rivals(mini_inat),
         mini_inat_no_prior,
         mini_inat_no_attention,
         mini_inat_plain,
-        cub200_resnet101,
+        *_with_rivals(cub200_resnet101),
         cub200_resnet101_authors,
         cub200_resnet101_no_prior,
         cub200_resnet101_no_attention,
@@ -548,38 +439,11 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         inat2017_resnet101_no_prior,
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
-        nabirds_resnet101,
-        partimagenet_resnet101,
-        cub200_dinov2,
-        nabirds_dinov2,
-        partimagenet_dinov2,
-        birds_lite0_pdisconet,
-        birds_lite0_pdiscoformer,
-        birds_lite0_parts,
-        photos_lite0_pdisconet,
-        photos_lite0_pdiscoformer,
-        photos_lite0_parts,
-        mini_inat_pdisconet,
-        mini_inat_pdiscoformer,
-        mini_inat_parts,
-        cub200_resnet101_pdisconet,
-        cub200_resnet101_pdiscoformer,
-        cub200_resnet101_parts,
-        nabirds_resnet101_pdisconet,
-        nabirds_resnet101_pdiscoformer,
-        nabirds_resnet101_parts,
-        partimagenet_resnet101_pdisconet,
-        partimagenet_resnet101_pdiscoformer,
-        partimagenet_resnet101_parts,
-        cub200_dinov2_pdisconet,
-        cub200_dinov2_pdiscoformer,
-        cub200_dinov2_parts,
-        nabirds_dinov2_pdisconet,
-        nabirds_dinov2_pdiscoformer,
-        nabirds_dinov2_parts,
-        partimagenet_dinov2_pdisconet,
-        partimagenet_dinov2_pdiscoformer,
-        partimagenet_dinov2_parts,
+        *_with_rivals(nabirds_resnet101),
+        *_with_rivals(partimagenet_resnet101),
+        *_with_rivals(cub200_dinov2, fused_strides=()),
+        *_with_rivals(nabirds_dinov2, fused_strides=()),
+        *_with_rivals(partimagenet_dinov2, fused_strides=()),
     )
 }
 

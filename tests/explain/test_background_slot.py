@@ -60,7 +60,7 @@ def test_explanations_give_it_no_say(run):
 
 def test_fused_maps_are_exported_for_images_of_any_size():
     torch.manual_seed(0)
-    model = RegionGroupingModel(recipes.birds_lite0_parts().model, 5, pretrained=False).eval()
+    model = RegionGroupingModel(recipes.get("birds_lite0_parts").model, 5, pretrained=False).eval()
     sizes = find_sizes(model, 144)
     assert (sizes.any_size, sizes.side) == (True, 64)  # two positions of the deepest map
     program = trace(model, sizes).module()
