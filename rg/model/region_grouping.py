@@ -65,7 +65,8 @@ class RegionGroupingModel(nn.Module):
         pretrained: Load the backbone's weights; False when a checkpoint follows.
 
     Attributes:
-        attention_share: [K] running mean attention of every part over the training images.
+        attention_share: [K] running mean attention of every part over the training images; exactly 0 of a background
+            slot, and of nothing else.
 
     Raises:
         ValueError: the backbone cannot be built, or more than 12 parts with attributes.
@@ -100,8 +101,8 @@ class RegionGroupingModel(nn.Module):
         self.num_parts = config.grouping.num_parts
         self.num_classes = num_classes
         self.multi_label = multi_label
-        K = config.grouping.slots
-        self.register_buffer("attention_share", torch.full((K,), 1 / K))
+        even = torch.full((self.num_parts,), 1 / self.num_parts)
+        self.register_buffer("attention_share", self._with_background(even))
         self.attention_share: Tensor
 
     @property

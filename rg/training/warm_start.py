@@ -6,18 +6,23 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pipelines.files import sha256
 from rg.model.build import Model
 from rg.model.weights import fit, load_weights
 from rg.runs.folder import WEIGHTS
 
 SHOWN = 5  # names in a line of the log
+SHARE = "attention_share"
 
 logger = logging.getLogger(__name__)
 
 
 def start_from(model: Model, source: Path) -> dict[str, Any]:
     """Fill a model with those tensors of another one that fit; layers of other classes or parts stay as they are.
+
+    So does the dictionary, if one of the two has a background slot and the other has not.
 
     Args:
         model: To fill.
@@ -36,6 +41,9 @@ def start_from(model: Model, source: Path) -> dict[str, Any]:
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"model.init: {path} {error}") from None
     left = [name for name, value in expected.items() if name not in state or state[name].shape != value.shape]
+    if SHARE in expected and SHARE in state and _has_slot(state[SHARE]) != _has_slot(expected[SHARE]):
+        # Of as many entries, the last one is a part here and the background there.
+        left = [name for name in expected if name in left or name == SHARE or name.startswith("dictionary.")]
     misfits = [name for name in left if name.startswith("backbone.")]
     if misfits:
         raise ValueError(
@@ -48,3 +56,7 @@ def start_from(model: Model, source: Path) -> dict[str, Any]:
     if left:
         logger.info("model.init: new are %s", names)
     return {"file": str(path.resolve()), "sha256": sha256(path), "taken": len(expected) - len(left), "left": left}
+
+
+def _has_slot(attention_share: Tensor) -> bool:
+    return bool(attention_share[-1] == 0)

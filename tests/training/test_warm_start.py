@@ -63,3 +63,23 @@ def test_another_backbone_is_refused(run):
         start_from(model, run)
     with pytest.raises(ValueError, match=r"^model\.init: there is no file"):
         start_from(model, run / "nowhere")
+
+
+def test_a_part_does_not_become_the_background(run):
+    """Four parts, and three with a background slot, have dictionaries of the same shape."""
+    grouping = dataclasses.replace(CONFIG.grouping, num_parts=3, background=True)
+    model = build_model(dataclasses.replace(CONFIG, grouping=grouping), 3)
+    before = model.dictionary.centers.clone()
+    left = start_from(model, run)["left"]
+    assert set(left) == {"attention_share", "dictionary.centers", "dictionary.raw_sigma", "dictionary.border"}
+    assert torch.equal(model.dictionary.centers, before)
+
+
+def test_a_background_slot_stays_one(tmp_path):
+    grouping = dataclasses.replace(CONFIG.grouping, background=True)
+    config = dataclasses.replace(CONFIG, grouping=grouping)
+    trained = build_model(config, 3).train()
+    trained(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+    assert trained.attention_share[-1] == 0
+    save_weights(tmp_path, trained)
+    assert start_from(build_model(config, 3), tmp_path)["left"] == []
