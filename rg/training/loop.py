@@ -48,6 +48,7 @@ class Loop:
         config: The run.
         out: Run folder.
         engine: Takes the steps.
+        objective: What they make small.
         loader: Of training images.
         val_loader: Of validation images, or None.
         steps_per_epoch: Optimiser steps.
@@ -63,6 +64,7 @@ class Loop:
         config: RunConfig,
         out: Path,
         engine: Engine,
+        objective: Objective,
         loader: Loader,
         val_loader: Loader | None,
         steps_per_epoch: int,
@@ -77,7 +79,7 @@ class Loop:
         self.received: list[int] = []
         self.group, self.ranks = engine.group, engine.group.ranks
         self.is_main = self.ranks.rank == 0
-        self.objective = Objective(config, engine.sizes, self.ranks.rank)
+        self.objective = objective
         self.mixes = bool(config.input.mixup or config.input.cutmix)
         self.meter = Meter(self.objective.names)
         self.skipped = self.skipped_in_a_row = 0

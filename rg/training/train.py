@@ -44,6 +44,7 @@ from rg.training.checkpoints import Checkpoint, Checkpoints, find
 from rg.training.deepspeed_file import read_settings
 from rg.training.engine import Engine, check_compiler, micro_batches
 from rg.training.loop import Loop
+from rg.training.objective import Objective
 from rg.training.parameters import choose_learning, parameter_groups
 from rg.training.warm_start import start_from
 
@@ -140,7 +141,7 @@ def _set_up(
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes.of(manifest)
     deepspeed_settings = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
-    group.together(lambda: micro_batches(config, ranks.world_size))
+    objective = group.together(lambda: Objective(config, micro_batches(config, ranks.world_size), ranks.rank))
     group.together(lambda: check_compiler(config, ranks.device))
     agree(group, _facts(config, manifest, deepspeed_settings, resume))
     # By one rank for all; a folder to resume that is not there is told of below.
@@ -172,7 +173,7 @@ def _set_up(
         _write_record(out, config, classes, record, checkpoint if goes_on else None)
         if checkpoint:
             save_weights(out, engine.evaluated)  # those of the checkpoint, in case the run died before writing them
-    loop = Loop(config, out, engine, loader, val_loader, steps, checkpoints, heartbeat)
+    loop = Loop(config, out, engine, objective, loader, val_loader, steps, checkpoints, heartbeat)
     if checkpoint:
         loop.resume(checkpoint)
     return loop

@@ -289,6 +289,10 @@ TEST_AT_256 = {
             "input.test_crop: 48 pixels make a 3x3 map, smaller than the 5x5 smoothing window",
         ),
         (
+            {"loss__equivariance_weight": 1, "loss__equivariance_share": 0.1},
+            "loss.equivariance_share: expected at least one image of every rank, got 0.1 of 8 images",
+        ),
+        (
             {"loss__presence_weight": 1, "loss__presence_margin": 1},
             "input.crop: 64 pixels make a 4x4 map, and loss.presence_weight needs one of at least 5x5",
         ),
