@@ -77,6 +77,8 @@ def test_pages_are_made_of_it(run, tmp_path):
     page, card = (run / "report.html").read_text(), (tmp_path / "model.onnx.md").read_text()
     assert "Few parts are left" not in page
     assert "into 4 parts" in page
+    assert "no part: no class rests on it" in page
+    assert "gather at the border" not in page
     assert "| parts K | 4 |" in card
 
 
