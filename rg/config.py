@@ -25,6 +25,8 @@ class BackboneConfig:
             concatenated with it. Deeper maps tell parts apart, finer ones place them.
         train: What of it learns: all, none (it also stays in evaluation mode, batch norm and drop-out included), or
             tokens: class and register tokens, positions and the scales and shifts of norms, of a ViT.
+        frozen_statistics: Its batch norms normalise by the running statistics that they begin with, the pretrained ones
+            for example. Small photographs of one kind of thing say little of their own. It asks for a small rate.
     """
 
     name: str = "resnet101"
@@ -32,6 +34,7 @@ class BackboneConfig:
     stride: int = 16
     fused_strides: tuple[int, ...] = ()
     train: Literal["all", "none", "tokens"] = "all"
+    frozen_statistics: bool = False
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "model.backbone.stride", "at least 1", self.stride)
@@ -52,7 +55,8 @@ class GroupingConfig:
         centered: Positions are told apart by how their features differ from the mean of their image, so that parts do
             not follow the colours of a species.
         sigma: Bandwidth of every part at the start, below 0.7; it is learned. A small one makes crisp parts.
-        init: Dictionary from Kaiming-normal noise as the authors do (random), or k-means on first features (kmeans).
+        init: Dictionary from Kaiming-normal noise as the authors do (random), k-means on first features (kmeans), or
+            k-means on first images as they are tested, which rather looks at what stands out from its image (salient).
         standardize: Standardise the features before grouping; needed where they do not come out of a ReLU.
         smoothing_radius: The smoothing window is 2 * radius + 1 positions wide.
         smoothing_std: Standard deviation of the smoothing Gaussian in positions.
@@ -64,7 +68,7 @@ class GroupingConfig:
     gumbel: bool = False
     centered: bool = False
     sigma: float = 0.5
-    init: Literal["random", "kmeans"] = "random"
+    init: Literal["random", "kmeans", "salient"] = "random"
     standardize: bool = False
     smoothing_radius: int = 2
     smoothing_std: float = 0.4

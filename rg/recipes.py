@@ -8,7 +8,6 @@ and some epochs of warm-up. The prior compares the parts of the whole global bat
 from __future__ import annotations
 
 import difflib
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -353,23 +352,35 @@ def _pdiscoformer(config: RunConfig) -> RunConfig:
     )
 
 
-def _parts(config: RunConfig, fused_strides: tuple[int, ...]) -> RunConfig:
-    """Ours: a background slot; deeper maps fused in, where the backbone has them; centred and crisp parts."""
-    backbone = replace(config.model.backbone, fused_strides=fused_strides)
+def _parts(config: RunConfig) -> RunConfig:
+    """Ours: a background slot; parts that are centred, crisp and start at what stands out; short outlines."""
     grouping = replace(
         config.model.grouping,
         background=True,
         centered=True,
         sigma=0.3,
-        init="kmeans",
+        init="salient",
         standardize=True,
         smoothing_padding="same",
     )
     return replace(
         config,
-        model=replace(config.model, backbone=backbone, grouping=grouping),
+        model=replace(config.model, grouping=grouping),
         loss=replace(config.loss, background_weight=0.2, total_variation_weight=0.3),
     )
+
+
+def _parts_of_cnn(config: RunConfig) -> RunConfig:
+    """Ours, along the deepest maps, too, and with the statistics of pretraining."""
+    ours = _parts(config)
+    backbone = replace(ours.model.backbone, fused_strides=(32,), frozen_statistics=True)
+    return replace(ours, model=replace(ours.model, backbone=backbone))
+
+
+def _parts_of_lite0(config: RunConfig) -> RunConfig:
+    """Ours; with the statistics of pretraining, Lite0 diverges at the rate of the other recipes."""
+    ours = _parts_of_cnn(config)
+    return replace(ours, optimizer=replace(ours.optimizer, lr=0.001, new_layer_lr_scale=20.0))
 
 
 def _without_prior(config: RunConfig) -> RunConfig:
@@ -387,17 +398,17 @@ def _plain(config: RunConfig) -> RunConfig:
 Recipe = Callable[[], RunConfig]
 
 
-def _with_rivals(base: Recipe, fused_strides: tuple[int, ...] = (32,)) -> list[Recipe]:
-    """A recipe of region grouping as published, and other ways to find parts with its backbone, head and schedule.
+def _with_rivals(base: Recipe, ours: Callable[[RunConfig], RunConfig]) -> list[Recipe]:
+    """A recipe of region grouping as published, and other ways to find parts with its backbone, head and epochs.
 
     Args:
         base: The recipe.
-        fused_strides: Further maps of the backbone that ours groups along.
+        ours: Our way for its backbone.
     """
     ways: dict[str, tuple[str, Callable[[RunConfig], RunConfig]]] = {
         "pdisconet": ("the terms of PDiscoNet", _pdisconet),
         "pdiscoformer": ("the terms of PDiscoFormer", _pdiscoformer),
-        "parts": ("parts as we find them", functools.partial(_parts, fused_strides=fused_strides)),
+        "parts": ("parts as we find them", ours),
     }
 
     def recipe(name: str, text: str, change: Callable[[RunConfig], RunConfig]) -> Recipe:
@@ -413,16 +424,16 @@ def _with_rivals(base: Recipe, fused_strides: tuple[int, ...] = (32,)) -> list[R
 RECIPES: dict[str, Recipe] = {
     function.__name__: function
     for function in (
-        *_with_rivals(birds_lite0),
+        *_with_rivals(birds_lite0, _parts_of_lite0),
         birds_lite0_no_prior,
         birds_lite0_plain,
-        *_with_rivals(photos_lite0),
+        *_with_rivals(photos_lite0, _parts_of_lite0),
         photos_resnet50,
-        *_with_rivals(mini_inat),
+        *_with_rivals(mini_inat, _parts_of_lite0),
         mini_inat_no_prior,
         mini_inat_no_attention,
         mini_inat_plain,
-        *_with_rivals(cub200_resnet101),
+        *_with_rivals(cub200_resnet101, _parts_of_cnn),
         cub200_resnet101_authors,
         cub200_resnet101_no_prior,
         cub200_resnet101_no_attention,
@@ -439,11 +450,11 @@ RECIPES: dict[str, Recipe] = {
         inat2017_resnet101_no_prior,
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
-        *_with_rivals(nabirds_resnet101),
-        *_with_rivals(partimagenet_resnet101),
-        *_with_rivals(cub200_dinov2, fused_strides=()),
-        *_with_rivals(nabirds_dinov2, fused_strides=()),
-        *_with_rivals(partimagenet_dinov2, fused_strides=()),
+        *_with_rivals(nabirds_resnet101, _parts_of_cnn),
+        *_with_rivals(partimagenet_resnet101, _parts_of_cnn),
+        *_with_rivals(cub200_dinov2, _parts),
+        *_with_rivals(nabirds_dinov2, _parts),
+        *_with_rivals(partimagenet_dinov2, _parts),
     )
 }
 

@@ -38,13 +38,13 @@ class Backbone(nn.Module):
     """Images -> feature map, with the pixel normalisation inside.
 
     Attributes:
-        channels: Channels of the feature map.
+        widths: Channels of the maps that make up the feature map, the finest first.
         stride: Pixels of the image per position of the map.
         coarsest: The same of the coarsest map that is fused in, if any; else ``stride``.
 
     Args:
         features: Normalised images -> the feature map, or a list of maps.
-        channels: See above.
+        widths: See above.
         stride: See above.
         mean: Of the pixels as fractions.
         std: Of the pixels as fractions.
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
     def __init__(
         self,
         features: nn.Module,
-        channels: int,
+        widths: Sequence[int],
         stride: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -66,13 +66,18 @@ class Backbone(nn.Module):
         self.features = features
         self.main = main
         self.channels_last = str(getattr(features, "output_fmt", "")).endswith("NHWC")
-        self.channels = channels
+        self.widths = tuple(widths)
         self.stride = stride
         self.coarsest = max(stride, coarsest)
         self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
+
+    @property
+    def channels(self) -> int:
+        """Channels of the feature map."""
+        return sum(self.widths)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W], uint8 or float in 0..255 -> features [N, C, H / stride, W / stride]."""
@@ -193,13 +198,13 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
         network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), config.name))
     elif source != "none":
         _load(network, _fit(load_weights(Path(source)), network, source), source, ("fc.",))
-    channels = sum(getattr(network, RESNET_STAGES[level])[-1].conv3.out_channels for level in levels)
+    widths = [getattr(network, RESNET_STAGES[level])[-1].conv3.out_channels for level in levels]
     stem = [(name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool")]
     features = Stages()
     features.outputs = tuple(RESNET_STAGES[level] for level in levels)
     for name, module in stem + [(name, getattr(network, name)) for name in stages]:
         features.add_module(name, module)
-    return Backbone(features, channels, strides[levels[main]], IMAGENET_MEAN, IMAGENET_STD, main, strides[levels[-1]])
+    return Backbone(features, widths, strides[levels[main]], IMAGENET_MEAN, IMAGENET_STD, main, strides[levels[-1]])
 
 
 def _timm(config: BackboneConfig, source: str) -> Backbone:
@@ -211,8 +216,8 @@ def _timm(config: BackboneConfig, source: str) -> Backbone:
     features, mean, std = _create(name, source, features_only=True, out_indices=indices, **size)
     if hasattr(features, "_stage_out_idx"):  # timm's EfficientNets run all blocks, whichever map is asked for
         features.blocks = features.blocks[: max(features._stage_out_idx)]
-    channels = sum(info.channels()[level] for level in levels)
-    return Backbone(features, channels, info.reduction()[levels[main]], mean, std, main, info.reduction()[levels[-1]])
+    widths = [info.channels()[level] for level in levels]
+    return Backbone(features, widths, info.reduction()[levels[main]], mean, std, main, info.reduction()[levels[-1]])
 
 
 def _whole_timm(name: str, source: str) -> Backbone:
@@ -221,14 +226,14 @@ def _whole_timm(name: str, source: str) -> Backbone:
     name = timm_name(name)
     try:
         network, mean, std = _create(name, source, num_classes=0, global_pool="")
-        backbone = Backbone(network, 0, network.feature_info[-1]["reduction"], mean, std).eval()
+        backbone = Backbone(network, (0,), network.feature_info[-1]["reduction"], mean, std).eval()
     except (AssertionError, AttributeError, TypeError) as error:  # networks that end in tokens lack the options
         raise ValueError(f"model.backbone.name: {name} ends without a feature map ({error})") from None
     with torch.no_grad():
         shape = backbone(torch.zeros(1, *timm.get_pretrained_cfg(name).input_size)).shape
     if len(shape) != 4:
         raise ValueError(f"model.backbone.name: {name} ends without a feature map (its output is {list(shape)})")
-    backbone.channels = shape[1]
+    backbone.widths = (shape[1],)
     return backbone.train()
 
 

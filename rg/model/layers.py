@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -28,18 +29,22 @@ GUMBEL_STREAM, DROPOUT_STREAM = 2, 3
 class FeatureStandardization(nn.Module):
     """Batch-normalised features whose expected squared length is 4, whatever the number of channels.
 
-    The assignment of Eq. 1 compares squared distances with a bandwidth in (0, 0.71). Features that do not come out of a
+    Maps that are fused have the same share of it each, or those with many channels would drown out the others. The
+    assignment of Eq. 1 compares squared distances with a bandwidth in (0, 0.71). Features that do not come out of a
     ReLU (a linear bottleneck, a ViT) can be of any scale, and then all positions fall into one part.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.scale = 2 / math.sqrt(channels)
+        self.norm = nn.BatchNorm2d(sum(widths), affine=False)
+        scale = torch.cat([torch.full((width,), 2 / math.sqrt(width * len(widths))) for width in widths])
+        self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
+        self.scale: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
-        return self.scale * self.norm(x)
+        normalized = self.norm(x)
+        return self.scale.to(normalized.dtype) * normalized
 
 
 class PartDictionary(nn.Module):

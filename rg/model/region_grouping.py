@@ -85,7 +85,7 @@ class RegionGroupingModel(nn.Module):
         self.backbone = build_backbone(config.backbone, pretrained)
         channels = self.backbone.channels
         standardize = config.grouping.standardize
-        self.standardization = FeatureStandardization(channels) if standardize else nn.Identity()
+        self.standardization = FeatureStandardization(self.backbone.widths) if standardize else nn.Identity()
         self.dictionary = PartDictionary(config.grouping, channels)
         self.region_transform = RegionTransform(config.head, channels)
         self.attention: nn.Module | None = None
@@ -204,7 +204,8 @@ class RegionGroupingModel(nn.Module):
     def initialize_dictionary(self, images: Tensor, seed: int) -> None:
         """Place the centres at the k-means clusters of the features of some images.
 
-        The background slot gets the cluster of which the largest share lies at the border of the map.
+        The background slot gets the cluster of which the largest share lies at the border of the map. With salient as
+        ``init``, the parts get clusters of the positions of all others, where those that stand out count more.
         Sets the statistics of the feature standardisation on the way. Kaiming-normal centres suit features that come
         out of a ReLU; elsewhere k-means is what makes every part start in use.
 
@@ -226,18 +227,37 @@ class RegionGroupingModel(nn.Module):
             norm.running_var.copy_(x.var((0, 2, 3)))
         features = self.dictionary.told_apart(self.standardization(x))
         positions = features.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy()
-        if len(positions) < len(self.dictionary.centers):
-            raise ValueError(
-                f"model.grouping.num_parts: {len(self.dictionary.centers)} parts but only {len(positions)} positions "
-                "to cluster; use more or larger images, or fewer parts"
-            )
-        centers, clusters = kmeans2(positions, len(self.dictionary.centers), iter=30, minit="++", rng=seed)
+        centers, clusters = _k_means(positions, len(self.dictionary.centers), seed)
         if self.config.grouping.background:
             of_border = _border_shares(clusters.reshape(len(x), *x.shape[2:]), len(centers))
             last = int(of_border.argmax())
             centers[[last, -1]] = centers[[-1, last]]
+            positions = positions[clusters != last]
+        if self.config.grouping.init == "salient":
+            centers[: self.num_parts], _ = _k_means(_salient(positions, seed), self.num_parts, seed)
         self.dictionary.centers.copy_(torch.as_tensor(centers))
         self.train(was_training)
+
+
+def _k_means(positions: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres [count, C] of clusters of positions [M, C], and the cluster of every position [M]."""
+    if len(positions) < count:
+        raise ValueError(
+            f"model.grouping.num_parts: {count} parts but only {len(positions)} positions to cluster; use more or "
+            "larger images, or fewer parts"
+        )
+    centers, clusters = kmeans2(positions, count, iter=30, minit="++", rng=seed)
+    return centers, clusters
+
+
+def _salient(positions: np.ndarray, seed: int) -> np.ndarray:
+    """As many positions [M, C], drawn with replacement in proportion to the fourth power of their distance from 0.
+
+    Centred features are differences from the mean of the image. Most positions are near it; parts that stand out, such
+    as a head, are small, and k-means gives a large plain body more clusters than them.
+    """
+    weights = (positions**2).sum(1) ** 2
+    return positions[np.random.default_rng(seed).choice(len(positions), len(positions), p=weights / weights.sum())]
 
 
 def _border_shares(clusters: np.ndarray, count: int) -> np.ndarray:

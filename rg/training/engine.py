@@ -183,6 +183,8 @@ class Engine:
         self.model.train()
         if self._config.train.batch_norm == "frozen":
             batch_norm.freeze(self.model)
+        if self._config.model.backbone.frozen_statistics:
+            batch_norm.freeze(self.model.backbone)
         if self._config.model.backbone.train == "none":
             self.model.backbone.eval()
 

@@ -211,7 +211,7 @@ def _build(
     elif config.model.init != "none":
         origin = {"init": start_from(model, Path(config.model.init))}
     has_centers = checkpoint or (origin and "dictionary.centers" not in origin["init"]["left"])
-    if not has_centers and isinstance(model, RegionGroupingModel) and config.model.grouping.init == "kmeans":
+    if not has_centers and isinstance(model, RegionGroupingModel) and config.model.grouping.init != "random":
         model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
     if config.train.activation_checkpointing and not checkpoint_blocks(model.backbone):
         name = config.model.backbone.name
@@ -349,7 +349,10 @@ def _write_record(
 def _first_images(config: RunConfig, data: Location, manifest: Manifest) -> Tensor:
     """The same first training images on every rank, uint8 [N, 3, C, C] on the CPU."""
     count = min(DICTIONARY_IMAGES, manifest.split("train").samples)
-    geometry = Geometry(config.input.short_side, config.input.crop, config.input.view)
+    if config.model.grouping.init == "salient":
+        geometry = inputs.evaluation_geometry(config.input)
+    else:
+        geometry = Geometry(config.input.short_side, config.input.crop, config.input.view)
     decoding = inputs.decoding(config.input, torch.device("cpu"))
     return next(iter(Loader(data, "train", geometry, count, decoding=decoding))).images
 

@@ -13,7 +13,13 @@ from sklearn.cluster import KMeans
 from rg import recipes
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
 from rg.model import layers
-from rg.model.layers import GroupedLinear, MultiLabelAttention, MultiLabelClassifier, PartDictionary
+from rg.model.layers import (
+    FeatureStandardization,
+    GroupedLinear,
+    MultiLabelAttention,
+    MultiLabelClassifier,
+    PartDictionary,
+)
 from rg.model.region_grouping import RegionGroupingModel
 
 SMALL = ModelConfig(
@@ -176,6 +182,40 @@ def test_dictionary_starts_at_clusters_of_the_features():
     positions = x.permute(0, 2, 3, 1).flatten(0, 2).detach()
     inertia = torch.cdist(positions, model.dictionary.centers).min(1).values.square().sum().item()
     assert inertia < 1.1 * KMeans(4, n_init=10, random_state=0).fit(positions.numpy()).inertia_
+
+
+def test_fused_maps_have_the_same_share_of_the_squared_length():
+    standardization = FeatureStandardization([20, 60]).double().train()
+    x = standardization(5 + 3 * torch.randn(16, 80, 8, 8, dtype=torch.float64))
+    # Of 4 in all: batch norm makes the mean square of every channel 1 but for its epsilon of 1e-5.
+    for half in x.split([20, 60], 1):
+        assert half.square().sum(1).mean().item() == pytest.approx(2, rel=1e-5)
+
+
+def test_a_salient_start_finds_the_small_parts_that_stand_out():
+    """A large body, whose shades k-means divides, and three small marks of bright colours; pixels are the features."""
+    scenes = torch.full((8, 3, 128, 128), 60, dtype=torch.uint8)
+    scenes += torch.arange(0, 128, dtype=torch.uint8).view(1, 1, 1, 128)
+    marks = ((0, 16, 16), (1, 16, 96), (2, 96, 16))
+    for channel, y, x in marks:
+        scenes[:, channel, y : y + 16, x : x + 16] = 255
+    grouping = GroupingConfig(num_parts=4, centered=True)
+
+    def found(init):
+        """In how many parts the marks are."""
+        grouping_there = dataclasses.replace(grouping, init=init)
+        model = build(dataclasses.replace(SMALL, grouping=grouping_there))
+        model.backbone, model.dictionary = Shrunk(), PartDictionary(grouping_there, 3)
+        model.initialize_dictionary(scenes, seed=0)
+        strongest = model.dictionary.group(model.features(scenes))[0][0].argmax(0)
+        return len({int(strongest[y // 16, x // 16]) for _, y, x in marks})
+
+    assert (found("salient"), found("kmeans")) == (3, 2)
+
+
+class Shrunk(torch.nn.Module):
+    def forward(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels / 255, 16)
 
 
 def test_kmeans_needs_as_many_positions_as_parts():

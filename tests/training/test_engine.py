@@ -87,6 +87,22 @@ def test_a_frozen_backbone_stays_as_it_is(alone, stage):
     assert all(map(torch.any, momentum.values()))
 
 
+def test_frozen_statistics_are_those_of_the_backbone_alone(alone):
+    settings = config()
+    backbone = dataclasses.replace(settings.model.backbone, frozen_statistics=True)
+    model, train = (
+        dataclasses.replace(settings.model, backbone=backbone),
+        dataclasses.replace(TRAIN, batch_norm="local"),
+    )
+    settings = dataclasses.replace(settings, model=model, train=train)
+    before = build(settings).state_dict()
+    ((weights, _),) = alone(take_steps, settings, 0, 0, 2)
+    statistics = {name for name in before if name.endswith(("running_mean", "running_var"))}
+    same = {name for name in statistics if torch.equal(weights[name], before[name])}
+    assert same == {name for name in statistics if name.startswith("backbone.")}
+    assert not torch.equal(weights["backbone.features.conv1.weight"], before["backbone.features.conv1.weight"])
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_steps_are_those_of_the_optimiser_by_hand(alone, kind):
     settings = config(kind=kind, weight_decay=0.1, rates={"classifier.*": 0.5})
