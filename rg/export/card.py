@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rg.config import BackboneConfig, LossConfig, RunConfig, flatten
+from rg.config import BOOKKEEPING, BackboneConfig, LossConfig, RunConfig, flatten
 from rg.evaluation.measured import MEASURED
 from rg.explain.numbers import percent
 from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS, timm_name
@@ -23,6 +23,11 @@ from rg.runs.folder import METRICS, Classes, has_weights, load_config, read_json
 
 PAGE = "card.md"
 NOT_MEASURED = "not measured"
+ALWAYS_TOLD = {f"train.{name}" for name in ("epochs", "global_batch", "precision", "batch_norm")}
+ALWAYS_TOLD |= {f"input.{name}" for name in ("short_side", "crop", "flip", "brightness")} | {"seed"}
+TOLD_IF_CHANGED = ("model.backbone.", "model.head.", "loss.", "input.", "train.")
+TOLD_ELSEWHERE = {f"model.backbone.{name}" for name in ("name", "weights", "stride")}
+TOLD_ELSEWHERE |= {f"loss.prior_{name}" for name in ("weight", "alpha", "beta")}
 DRAWN = ("birds", "creatures")  # data sets of pipelines that are no photographs
 MEANINGS = {
     "logits": "[N, classes]",
@@ -220,17 +225,16 @@ def _training(config: RunConfig, record: Mapping[str, Any]) -> dict[str, Any]:
         return {"training": "not recorded: the run was imported"}
     if not record:
         return {"training": "not recorded: run.json is gone"}
-    kept = ("train.epochs", "train.global_batch", "train.precision", "train.batch_norm", "seed")
-    settings = flatten(dataclasses.asdict(config))
-    chosen = {name: value for name, value in settings.items() if name in kept or name.startswith("optimizer.")}
-    augmentation = {
-        name: settings[name] for name in ("input.short_side", "input.crop", "input.flip", "input.brightness")
+    defaults, settings = (flatten(dataclasses.asdict(each)) for each in (RunConfig(), config))
+    chosen = {
+        name: value
+        for name, value in settings.items()
+        if name in ALWAYS_TOLD
+        or name.startswith("optimizer.")
+        or (name.startswith(TOLD_IF_CHANGED) and name not in TOLD_ELSEWHERE | BOOKKEEPING and value != defaults[name])
     }
     machine = {"device": record["device"], "ranks": record["ranks"]}
-    weights = {name: value for name, value in settings.items() if name.startswith("loss.") and name.endswith("_weight")}
-    beside = weights.keys() - {"loss.classification_weight", "loss.prior_weight"}
-    terms = {name: weights[name] for name in sorted(beside) if weights[name]}
-    return {"recipe": record["recipe"]} | chosen | terms | augmentation | machine
+    return {"recipe": record["recipe"]} | chosen | machine
 
 
 def _measured(run: Path) -> tuple[dict[str, Any], str]:

@@ -106,6 +106,22 @@ def test_what_the_run_says_stands_there(tmp_path):
     assert "/home" not in page
 
 
+def test_what_training_did_beside_the_ordinary_is_told(tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        input=dataclasses.replace(CONFIG.input, mixup=0.2),
+        loss=dataclasses.replace(CONFIG.loss, entropy_weight=0.5),
+        train=dataclasses.replace(CONFIG.train, ema=0.99, log_steps=5, keep_checkpoints=9),
+    )
+    cells = rows(card(make_run(tmp_path, config)))
+    assert [cells[name] for name in ("input.mixup", "loss.entropy\\_weight", "train.ema")] == [
+        ["0.2"],
+        ["0.5"],
+        ["0.99"],
+    ]
+    assert not cells.keys() & {"input.cutmix", "loss.prior\\_weight", "train.balance", "train.keep\\_checkpoints"}
+
+
 def test_nothing_is_said_of_what_was_not_measured(tmp_path):
     page = card(make_run(tmp_path), confidence=None)
     assert "The run has not been evaluated." in page
