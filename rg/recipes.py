@@ -380,7 +380,7 @@ def _parts_of_cnn(config: RunConfig) -> RunConfig:
 def _parts_of_lite0(config: RunConfig) -> RunConfig:
     """Ours; with the statistics of pretraining, Lite0 diverges at the rate of the other recipes."""
     ours = _parts_of_cnn(config)
-    return replace(ours, optimizer=replace(ours.optimizer, lr=0.001, new_layer_lr_scale=20.0))
+    return replace(ours, optimizer=replace(ours.optimizer, lr=5e-4, new_layer_lr_scale=40.0))
 
 
 def _without_prior(config: RunConfig) -> RunConfig:
