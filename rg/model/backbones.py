@@ -237,6 +237,13 @@ def _whole_timm(name: str, source: str) -> Backbone:
     return backbone.train()
 
 
+def trained_side(name: str) -> int:
+    """Side in pixels of the images that the published weights of a network were trained on."""
+    import timm
+
+    return 224 if name in RESNETS else int(timm.get_pretrained_cfg(timm_name(name)).input_size[-1])
+
+
 def timm_name(name: str) -> str:
     """The name by which timm registers a model, with a tag of weights or without.
 

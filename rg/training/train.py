@@ -33,6 +33,7 @@ from rg.distributed import ranks
 from rg.distributed.agreement import agree
 from rg.distributed.group import Group, GroupError, PeerLostError, connect
 from rg.distributed.heartbeat import Heartbeat
+from rg.model.backbones import trained_side
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
@@ -282,12 +283,13 @@ def _check_map(config: RunConfig, model: Model) -> None:
                 height, width = model.backbone(torch.zeros(1, 3, crop, crop)).shape[2:]
         except (AssertionError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            backbone = config.model.backbone.name
             stride = model.backbone.stride
             below, above = crop // stride * stride, -(-crop // stride) * stride
-            remedy = f"; take a multiple of {stride}, such as {below or above} or {above}" if crop % stride else ""
-            raise ValueError(
-                f"{name}: {config.model.backbone.name} takes no {crop}x{crop} images ({reason}){remedy}"
-            ) from None
+            remedy = f"{trained_side(backbone)}, which it was trained on"
+            if crop % stride:
+                remedy = f"a multiple of {stride}, such as {below or above} or {above}"
+            raise ValueError(f"{name}: {backbone} takes no {crop}x{crop} images ({reason}); take {remedy}") from None
         windowed = config.model.kind == "region_grouping" and grouping.smoothing_padding == "valid"
         if windowed and min(height, width) < window:
             raise ValueError(

@@ -273,7 +273,7 @@ TEST_AT_256 = {
         ({"train__global_batch": 2, "train__accumulation": 2}, "leave 1 for each of 1 ranks x 2 micro batches"),
         (
             {"model__backbone__name": "mixer_s16_224", "model__backbone__weights": "none"},
-            "input.crop: mixer_s16_224 takes no 64x64",
+            "); take 224, which it was trained on",
         ),
         (
             TEST_AT_256 | {"model__backbone__name": "mixer_s16_224", "model__backbone__weights": "none"},
