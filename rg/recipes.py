@@ -371,15 +371,22 @@ def _parts(config: RunConfig) -> RunConfig:
 
 
 def _parts_of_cnn(config: RunConfig) -> RunConfig:
-    """Ours, along the deepest maps, too, and with the statistics of pretraining."""
+    """Ours, along the deepest maps, too."""
     ours = _parts(config)
-    backbone = replace(ours.model.backbone, fused_strides=(32,), frozen_statistics=True)
+    backbone = replace(ours.model.backbone, fused_strides=(32,))
     return replace(ours, model=replace(ours.model, backbone=backbone))
 
 
-def _parts_of_lite0(config: RunConfig) -> RunConfig:
-    """Ours; with the statistics of pretraining, Lite0 diverges at the rate of the other recipes."""
+def _parts_on_photographs(config: RunConfig) -> RunConfig:
+    """Ours for a CNN, with the statistics of pretraining: photographs are what it saw, drawings are not."""
     ours = _parts_of_cnn(config)
+    backbone = replace(ours.model.backbone, frozen_statistics=True)
+    return replace(ours, model=replace(ours.model, backbone=backbone))
+
+
+def _parts_on_photographs_by_lite0(config: RunConfig) -> RunConfig:
+    """Ours; with the statistics of pretraining, Lite0 diverges at the rate of the other recipes."""
+    ours = _parts_on_photographs(config)
     return replace(ours, optimizer=replace(ours.optimizer, lr=5e-4, new_layer_lr_scale=40.0))
 
 
@@ -424,16 +431,16 @@ def _with_rivals(base: Recipe, ours: Callable[[RunConfig], RunConfig]) -> list[R
 RECIPES: dict[str, Recipe] = {
     function.__name__: function
     for function in (
-        *_with_rivals(birds_lite0, _parts_of_lite0),
+        *_with_rivals(birds_lite0, _parts_of_cnn),
         birds_lite0_no_prior,
         birds_lite0_plain,
-        *_with_rivals(photos_lite0, _parts_of_lite0),
+        *_with_rivals(photos_lite0, _parts_on_photographs_by_lite0),
         photos_resnet50,
-        *_with_rivals(mini_inat, _parts_of_lite0),
+        *_with_rivals(mini_inat, _parts_of_cnn),
         mini_inat_no_prior,
         mini_inat_no_attention,
         mini_inat_plain,
-        *_with_rivals(cub200_resnet101, _parts_of_cnn),
+        *_with_rivals(cub200_resnet101, _parts_on_photographs),
         cub200_resnet101_authors,
         cub200_resnet101_no_prior,
         cub200_resnet101_no_attention,
@@ -450,8 +457,8 @@ RECIPES: dict[str, Recipe] = {
         inat2017_resnet101_no_prior,
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
-        *_with_rivals(nabirds_resnet101, _parts_of_cnn),
-        *_with_rivals(partimagenet_resnet101, _parts_of_cnn),
+        *_with_rivals(nabirds_resnet101, _parts_on_photographs),
+        *_with_rivals(partimagenet_resnet101, _parts_on_photographs),
         *_with_rivals(cub200_dinov2, _parts),
         *_with_rivals(nabirds_dinov2, _parts),
         *_with_rivals(partimagenet_dinov2, _parts),
