@@ -353,7 +353,10 @@ def _pdiscoformer(config: RunConfig) -> RunConfig:
 
 
 def _parts(config: RunConfig) -> RunConfig:
-    """Ours: a background slot; parts that are centred, crisp and start at what stands out; short outlines."""
+    """Ours: a background slot; parts that are centred, crisp and start at what stands out; short outlines.
+
+    The prior asks for every part in every image. One that lets parts be absent, or a weak one, leaves all to the slot.
+    """
     grouping = replace(
         config.model.grouping,
         background=True,
@@ -366,7 +369,14 @@ def _parts(config: RunConfig) -> RunConfig:
     return replace(
         config,
         model=replace(config.model, grouping=grouping),
-        loss=replace(config.loss, background_weight=0.2, total_variation_weight=0.3),
+        loss=replace(
+            config.loss,
+            prior_weight=0.5,
+            prior_alpha=1.0,
+            prior_beta=1e-3,
+            background_weight=0.2,
+            total_variation_weight=0.3,
+        ),
     )
 
 
