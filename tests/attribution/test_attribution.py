@@ -48,7 +48,7 @@ def small(first, second, classes=3):
     torch.manual_seed(0)
     model = PlainModel(BackboneConfig(name="resnet18", weights="none"), classes)
     features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), first, nn.Conv2d(8, 6, 3, padding=1), second)
-    model.backbone = Backbone(features, 6, 1, (0.5,) * 3, (0.5,) * 3)
+    model.backbone = Backbone(features, [6], 1, (0.5,) * 3, (0.5,) * 3)
     model.classifier = nn.Linear(6, classes)
     with torch.no_grad():
         for parameter in model.backbone.parameters():

@@ -58,7 +58,7 @@ from tests.support import forked
         (["evaluate", "x", "--data", "y", "--batch-size", "z"], ["--batch-size: expected int, got 'z'; see"]),
         (
             ["train", "birds_lite0", "--data", "x", "--out", "y", "--model.grouping.init", "luck"],
-            ["--model.grouping.init: expected one of 'random', 'kmeans', got 'luck'; see"],
+            ["--model.grouping.init: expected one of 'random', 'kmeans', 'salient', got 'luck'; see"],
         ),
         (["evaluate", "x"], ["required: --data; see"]),
         (["explain", "x"], ["required: images, --out; see"]),
