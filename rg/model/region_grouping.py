@@ -256,7 +256,7 @@ def _salient(positions: np.ndarray, seed: int) -> np.ndarray:
     Centred features are differences from the mean of the image. Most positions are near it; parts that stand out, such
     as a head, are small, and k-means gives a large plain body more clusters than them.
     """
-    weights = (positions**2).sum(1) ** 2
+    weights = np.einsum("mc,mc->m", positions, positions) ** 2 + np.finfo(np.float64).tiny  # all 0 without any contrast
     return positions[np.random.default_rng(seed).choice(len(positions), len(positions), p=weights / weights.sum())]
 
 

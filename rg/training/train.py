@@ -286,10 +286,10 @@ def _check_map(config: RunConfig, model: Model) -> None:
             backbone = config.model.backbone.name
             stride = model.backbone.stride
             below, above = crop // stride * stride, -(-crop // stride) * stride
-            remedy = f"{trained_side(backbone)}, which it was trained on"
+            remedy = f"; take {side}, which it was trained on" if (side := trained_side(backbone)) != crop else ""
             if crop % stride:
-                remedy = f"a multiple of {stride}, such as {below or above} or {above}"
-            raise ValueError(f"{name}: {backbone} takes no {crop}x{crop} images ({reason}); take {remedy}") from None
+                remedy = f"; take a multiple of {stride}, such as {below or above} or {above}"
+            raise ValueError(f"{name}: {backbone} takes no {crop}x{crop} images ({reason}){remedy}") from None
         windowed = config.model.kind == "region_grouping" and grouping.smoothing_padding == "valid"
         if windowed and min(height, width) < window:
             raise ValueError(

@@ -213,6 +213,15 @@ def test_a_salient_start_finds_the_small_parts_that_stand_out():
     assert (found("salient"), found("kmeans")) == (3, 2)
 
 
+@pytest.mark.filterwarnings("ignore:One of the clusters is empty", "ignore:invalid value encountered in divide")
+def test_a_salient_start_where_nothing_stands_out():
+    grouping = GroupingConfig(num_parts=4, centered=True, init="salient")
+    model = build(dataclasses.replace(SMALL, grouping=grouping))
+    model.backbone, model.dictionary = Shrunk(), PartDictionary(grouping, 3)
+    model.initialize_dictionary(torch.full((2, 3, 64, 64), 128, dtype=torch.uint8), seed=0)
+    torch.testing.assert_close(model.dictionary.centers.detach(), torch.zeros(4, 3))
+
+
 class Shrunk(torch.nn.Module):
     def forward(self, pixels):
         return torch.nn.functional.avg_pool2d(pixels / 255, 16)
