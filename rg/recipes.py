@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from rg.config import (
     BackboneConfig,
@@ -309,8 +310,12 @@ def _for_data(config: RunConfig, parts: int, epochs: int) -> RunConfig:
     )
 
 
-def _pdisconet(config: RunConfig) -> RunConfig:
-    """The terms and weights of PDiscoNet (ICCV 2023) in place of the prior; head and schedule stay as they are."""
+def _pdisconet(config: RunConfig, side: int) -> RunConfig:
+    """The terms and weights of PDiscoNet (ICCV 2023) in place of the prior; head and schedule stay as they are.
+
+    The weights are for 28 x 28 positions. Presence asks for parts of 3 x 3 positions, and concentration must cost them
+    the same on other maps: squared distances, and the share of a part, both grow with the square of the side.
+    """
     return replace(
         config,
         model=replace(
@@ -322,16 +327,20 @@ def _pdisconet(config: RunConfig) -> RunConfig:
             config.loss,
             prior_weight=0.0,
             presence_weight=1.0,
-            presence_margin=2,
-            concentration_weight=1000.0,
+            presence_margin=round(2 * side / 28),
+            concentration_weight=float(round(1000 * (side / 28) ** 4)),
             equivariance_weight=1.0,
             orthogonality_weight=1.0,
         ),
     )
 
 
-def _pdiscoformer(config: RunConfig) -> RunConfig:
-    """The terms and weights of PDiscoFormer (ECCV 2024) in place of the prior; head and schedule stay as they are."""
+def _pdiscoformer(config: RunConfig, side: int) -> RunConfig:
+    """The terms and weights of PDiscoFormer (ECCV 2024) in place of the prior; head and schedule stay as they are.
+
+    The weights are for 37 x 37 positions. The outline of a part of 3 x 3 positions is a share of all neighbours that
+    grows with the square of the side.
+    """
     return replace(
         config,
         model=replace(
@@ -344,7 +353,7 @@ def _pdiscoformer(config: RunConfig) -> RunConfig:
             prior_weight=0.0,
             presence_weight=1.0,
             background_weight=2.0,
-            total_variation_weight=1.0,
+            total_variation_weight=round((side / 37) ** 2, 2),
             equivariance_weight=1.0,
             orthogonality_weight=1.0,
             entropy_weight=1.0,
@@ -415,16 +424,17 @@ def _plain(config: RunConfig) -> RunConfig:
 Recipe = Callable[[], RunConfig]
 
 
-def _with_rivals(base: Recipe, ours: Callable[[RunConfig], RunConfig]) -> list[Recipe]:
+def _with_rivals(base: Recipe, ours: Callable[[RunConfig], RunConfig], side: int) -> list[Recipe]:
     """A recipe of region grouping as published, and other ways to find parts with its backbone, head and epochs.
 
     Args:
         base: The recipe.
         ours: Our way for its backbone.
+        side: Positions of a row of its maps in training.
     """
     ways: dict[str, tuple[str, Callable[[RunConfig], RunConfig]]] = {
-        "pdisconet": ("the terms of PDiscoNet", _pdisconet),
-        "pdiscoformer": ("the terms of PDiscoFormer", _pdiscoformer),
+        "pdisconet": ("the terms of PDiscoNet", partial(_pdisconet, side=side)),
+        "pdiscoformer": ("the terms of PDiscoFormer", partial(_pdiscoformer, side=side)),
         "parts": ("parts as we find them", ours),
     }
 
@@ -441,16 +451,16 @@ def _with_rivals(base: Recipe, ours: Callable[[RunConfig], RunConfig]) -> list[R
 RECIPES: dict[str, Recipe] = {
     function.__name__: function
     for function in (
-        *_with_rivals(birds_lite0, _parts_of_cnn),
+        *_with_rivals(birds_lite0, _parts_of_cnn, side=8),
         birds_lite0_no_prior,
         birds_lite0_plain,
-        *_with_rivals(photos_lite0, _parts_on_photographs_by_lite0),
+        *_with_rivals(photos_lite0, _parts_on_photographs_by_lite0, side=14),
         photos_resnet50,
-        *_with_rivals(mini_inat, _parts_of_cnn),
+        *_with_rivals(mini_inat, _parts_of_cnn, side=8),
         mini_inat_no_prior,
         mini_inat_no_attention,
         mini_inat_plain,
-        *_with_rivals(cub200_resnet101, _parts_on_photographs),
+        *_with_rivals(cub200_resnet101, _parts_on_photographs, side=28),
         cub200_resnet101_authors,
         cub200_resnet101_no_prior,
         cub200_resnet101_no_attention,
@@ -467,11 +477,11 @@ RECIPES: dict[str, Recipe] = {
         inat2017_resnet101_no_prior,
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
-        *_with_rivals(nabirds_resnet101, _parts_on_photographs),
-        *_with_rivals(partimagenet_resnet101, _parts_on_photographs),
-        *_with_rivals(cub200_dinov2, _parts),
-        *_with_rivals(nabirds_dinov2, _parts),
-        *_with_rivals(partimagenet_dinov2, _parts),
+        *_with_rivals(nabirds_resnet101, _parts_on_photographs, side=28),
+        *_with_rivals(partimagenet_resnet101, _parts_on_photographs, side=28),
+        *_with_rivals(cub200_dinov2, _parts, side=37),
+        *_with_rivals(nabirds_dinov2, _parts, side=37),
+        *_with_rivals(partimagenet_dinov2, _parts, side=37),
     )
 }
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from rg import recipes
 from rg.config import (
@@ -14,6 +15,7 @@ from rg.config import (
     differences,
     flatten,
 )
+from rg.model import terms
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -29,6 +31,23 @@ def test_every_recipe_says_what_it_is():
 def test_the_recipe_without_prior_differs_in_the_prior_alone():
     changed = differences(recipes.birds_lite0(), recipes.birds_lite0_no_prior())
     assert list(changed) == ["loss.prior_weight"]
+
+
+@pytest.mark.parametrize("name,side", [("birds_lite0", 8), ("photos_lite0", 14), ("cub200_resnet101", 28)])
+def test_terms_of_other_methods_cost_a_small_part_the_same_on_every_map(name, side):
+    """Of 3 x 3 positions, which presence asks for: as on the maps that the weights were published for."""
+
+    def part(side):
+        maps = torch.zeros(1, 1, side, side)
+        maps[..., 2:5, 2:5] = 1
+        return maps
+
+    ours = recipes.get(f"{name}_pdisconet").loss.concentration_weight * terms.concentration_loss(part(side))
+    # The term measures from the first position to the last, 7 steps of 8 positions and 27 of 28: (28 / 27 x 7 / 8)^2,
+    # and the weight is rounded from 6.7 to 7.
+    assert 0.78 < 1000 * terms.concentration_loss(part(28)) / ours < 1.02
+    ours = recipes.get(f"{name}_pdiscoformer").loss.total_variation_weight * terms.total_variation_loss(part(side))
+    assert ours == pytest.approx(terms.total_variation_loss(part(37)).item(), rel=0.1)  # rounded to two digits
 
 
 def test_unknown_recipe_names_the_near_ones():
