@@ -11,7 +11,7 @@ import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rg.config import BackboneConfig
 from rg.model.evaluating import evaluating
@@ -32,6 +33,20 @@ RESNETS = ("resnet50", "resnet101")
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 CLASSIFIERS = ("fc.", "classifier.", "head.")  # of networks, which need not fit
 PATIENCE = 10  # seconds, with a server that does not answer
+
+
+@contextlib.contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms normalise by the batch at hand and remember nothing of it; what was before holds again after."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracked) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracked
 
 
 class Backbone(nn.Module):

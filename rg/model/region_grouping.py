@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from rg.config import ModelConfig
-from rg.model.backbones import build_backbone
+from rg.model.backbones import batch_statistics, build_backbone
 from rg.model.layers import (
     MAX_SHAPLEY_PARTS,
     RUNNING_MOMENTUM,
@@ -201,7 +202,7 @@ class RegionGroupingModel(nn.Module):
         return backbone, [parameter for parameter in self.parameters() if id(parameter) not in known]
 
     @torch.no_grad()
-    def initialize_dictionary(self, images: Tensor, seed: int) -> None:
+    def initialize_dictionary(self, images: Tensor, seed: int, of_batches: bool = False) -> None:
         """Place the centres at the k-means clusters of the features of some images.
 
         The background slot gets the cluster of which the largest share lies at the border of the map. With salient as
@@ -212,13 +213,15 @@ class RegionGroupingModel(nn.Module):
         Args:
             images: [N, 3, H, W], uint8 or float in 0..255.
             seed: Seed of k-means++.
+            of_batches: Batch norms of the backbone normalise by the statistics of batches, as they will in training.
 
         Raises:
             ValueError: fewer positions than parts.
         """
         was_training = self.training
         self.eval()
-        x = torch.cat([self.backbone(chunk) for chunk in images.split(32)])
+        with batch_statistics(self.backbone) if of_batches else contextlib.nullcontext():
+            x = torch.cat([self.backbone(chunk) for chunk in images.split(32)])
         if isinstance(self.standardization, FeatureStandardization):
             norm = self.standardization.norm
             assert norm.running_mean is not None

@@ -213,11 +213,21 @@ def _build(
         origin = {"init": start_from(model, Path(config.model.init))}
     has_centers = checkpoint or (origin and "dictionary.centers" not in origin["init"]["left"])
     if not has_centers and isinstance(model, RegionGroupingModel) and config.model.grouping.init != "random":
-        model.initialize_dictionary(_first_images(config, data, manifest), config.seed)
+        images = _first_images(config, data, manifest)
+        model.initialize_dictionary(images, config.seed, of_batches=_starts_with_statistics_of_batches(config))
     if config.train.activation_checkpointing and not checkpoint_blocks(model.backbone):
         name = config.model.backbone.name
         raise ValueError(f"train.activation_checkpointing: expected a backbone that is made of blocks, got {name}")
     return model, origin
+
+
+def _starts_with_statistics_of_batches(config: RunConfig) -> bool:
+    """Whether the dictionary starts on features as training will normalise them.
+
+    Only for a salient start, whose parts stay where they begin.
+    """
+    frozen = config.model.backbone.frozen_statistics or config.train.batch_norm == "frozen"
+    return config.model.grouping.init == "salient" and not frozen and config.model.backbone.train == "all"
 
 
 def _facts(config: RunConfig, manifest: Manifest, deepspeed_settings: dict[str, Any], resume: Resume) -> dict[str, Any]:

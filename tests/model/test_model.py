@@ -184,6 +184,20 @@ def test_dictionary_starts_at_clusters_of_the_features():
     assert inertia < 1.1 * KMeans(4, n_init=10, random_state=0).fit(positions.numpy()).inertia_
 
 
+def test_a_start_of_batches_sees_features_as_training_does():
+    model = build(dataclasses.replace(SMALL, grouping=GroupingConfig(num_parts=4, standardize=True))).eval()
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    model.initialize_dictionary(images(8), seed=0, of_batches=True)
+    assert [module.training for module in model.modules()] == modes
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    tested = model.backbone(images(8)).mean((0, 2, 3))
+    trained = model.backbone.train()(images(8)).mean((0, 2, 3))
+    torch.testing.assert_close(model.standardization.norm.running_mean, trained)
+    assert not torch.allclose(trained, tested, rtol=0.01)
+
+
 def test_fused_maps_have_the_same_share_of_the_squared_length():
     standardization = FeatureStandardization([20, 60]).double().train()
     x = standardization(5 + 3 * torch.randn(16, 80, 8, 8, dtype=torch.float64))
