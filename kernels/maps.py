@@ -34,3 +34,8 @@ def is_flat(*tensors: Tensor | None) -> bool:
         for tensor in tensors
         if tensor is not None
     )
+
+
+def capability(x: Tensor) -> tuple[int, int]:
+    """Compute capability of the device of a tensor; (0, 0) elsewhere, in Triton's interpreter."""
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
