@@ -11,7 +11,6 @@ import functools
 from typing import Literal
 
 import torch
-import triton
 from torch import Tensor
 
 Way = Literal["tile", "image"]
@@ -55,7 +54,7 @@ def fits_image(
             memory are there on Hopper (9) and data-centre Blackwell (10).
         forward: Forward, or backward, which keeps twice as much in registers.
     """
-    block = triton.next_power_of_2(channels) * max(8, triton.next_power_of_2(parts))
+    block = 2 ** (channels - 1).bit_length() * max(8, 2 ** (parts - 1).bit_length())
     return (
         dtype == torch.bfloat16
         and channels_last

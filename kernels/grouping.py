@@ -715,7 +715,7 @@ _grouping_backward.register_autograd(refuse_second_derivatives)
 _vlad_pooling_backward.register_autograd(refuse_second_derivatives)
 
 
-class _Eager(torch.autograd.Function):
+class _Grouping(torch.autograd.Function):
     """All three operators as eager calls take them, without what registration costs the host."""
 
     @staticmethod
@@ -723,8 +723,7 @@ class _Eager(torch.autograd.Function):
         ctx: Any, x: Tensor, centers: Tensor, sigma: Tensor, given: Tensor | None, pool: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
         assign, lse, regions, mass, norm = _forward(x, centers, sigma, given, pool)
-        ctx.save_for_backward(x, centers, sigma, assign, regions)
-        ctx.kept = lse, mass, norm
+        ctx.save_for_backward(x, centers, sigma, assign, lse, regions, mass, norm)
         ctx.set_materialize_grads(False)
         if regions is None:
             return assign
@@ -734,8 +733,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if not any(grad is not None for grad in grads):
             return None, None, None, None, None
-        x, centers, sigma, assign, regions = ctx.saved_tensors
-        lse, mass, norm = ctx.kept
+        x, centers, sigma, assign, lse, regions, mass, norm = ctx.saved_tensors
         grad_assign = grads[0] if lse is not None else None
         grad_regions = grads[-1] if regions is not None else None
         if torch.is_grad_enabled():  # create_graph=True: registered operators refuse second derivatives
@@ -756,7 +754,7 @@ class _Eager(torch.autograd.Function):
 def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """kernels.region_grouping in Triton, arguments already checked."""
     if is_eager(x, centers, sigma):
-        return _Eager.apply(x, centers, sigma, None, True)
+        return _Grouping.apply(x, centers, sigma, None, True)
     assign, _, regions, _, _ = _region_grouping(x, centers, sigma)
     return assign, regions
 
@@ -764,12 +762,12 @@ def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, 
 def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.part_assignment in Triton, arguments already checked."""
     if is_eager(x, centers, sigma):
-        return _Eager.apply(x, centers, sigma, None, False)
+        return _Grouping.apply(x, centers, sigma, None, False)
     return _part_assignment(x, centers, sigma)[0]
 
 
 def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.vlad_pooling in Triton, arguments already checked."""
     if is_eager(x, assign, centers, sigma):
-        return _Eager.apply(x, centers, sigma, assign, True)
+        return _Grouping.apply(x, centers, sigma, assign, True)
     return _vlad_pooling(x, assign, centers, sigma)[0]

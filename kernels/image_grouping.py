@@ -576,8 +576,8 @@ class _ImageGrouping(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        assign, regions, ctx.kept = _forward(x, centers, sigma)
-        ctx.save_for_backward(x, centers, sigma, assign, regions)
+        assign, regions, kept = _forward(x, centers, sigma)
+        ctx.save_for_backward(x, centers, sigma, assign, regions, kept)
         ctx.set_materialize_grads(False)
         return assign, regions
 
@@ -586,10 +586,10 @@ class _ImageGrouping(torch.autograd.Function):
         if grad_assign is None and grad_regions is None:
             return None, None, None
         if torch.is_grad_enabled():  # create_graph=True: the registered operator refuses second derivatives
-            return _image_grouping_backward(*ctx.saved_tensors, ctx.kept, grad_assign, grad_regions)
+            return _image_grouping_backward(*ctx.saved_tensors, grad_assign, grad_regions)
         need_x = ctx.needs_input_grad[0]
-        x, centers, sigma, assign, regions = ctx.saved_tensors
-        return _backward(x, centers, sigma, assign, regions, ctx.kept, grad_assign, grad_regions, need_x)
+        x, centers, sigma, assign, regions, kept = ctx.saved_tensors
+        return _backward(x, centers, sigma, assign, regions, kept, grad_assign, grad_regions, need_x)
 
 
 def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -220,12 +220,13 @@ _part_occurrence.register_autograd(_differentiate, setup_context=_keep)
 _part_occurrence_backward.register_autograd(refuse_second_derivatives)
 
 
-class _Eager(torch.autograd.Function):
+class _Occurrence(torch.autograd.Function):
     """The operator as eager calls take it, without what registration costs the host."""
 
     @staticmethod
     def forward(ctx: Any, assign: Tensor, radius: int, std: float, padding: str) -> Tensor:
-        occurrence, ctx.winner = _forward(assign, radius, std, padding)
+        occurrence, winner = _forward(assign, radius, std, padding)
+        ctx.save_for_backward(winner)
         ctx.settings = *assign.shape[2:], assign.stride(1) < assign.stride(3), assign.dtype, radius, std
         return occurrence
 
@@ -233,11 +234,11 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         # create_graph=True: the registered operator refuses second derivatives
         backward = _part_occurrence_backward if torch.is_grad_enabled() else _backward
-        return backward(grad, ctx.winner, *ctx.settings), None, None, None
+        return backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 def part_occurrence(assign: Tensor, radius: int = 2, std: float = 0.4, padding: str = "valid") -> Tensor:
     """kernels.part_occurrence in Triton, arguments already checked."""
     if is_eager(assign):
-        return _Eager.apply(assign, radius, std, padding)
+        return _Occurrence.apply(assign, radius, std, padding)
     return _part_occurrence(assign, radius, std, padding)[0]

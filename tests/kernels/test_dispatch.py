@@ -6,7 +6,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import dispatch
 
-pytest.importorskip("triton")
 PLAIN = {
     "channels": 1024,
     "parts": 8,
