@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -27,9 +29,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime import driver
 
+import kernels
+from benchmarks.kernel_resources import KERNELS
 from benchmarks.tools import ledger
 from benchmarks.tools.kernel_cases import Case
-from kernels import grouping, image_grouping
+from kernels import dispatch, grouping, image_grouping, operators
 
 RESULTS = ledger.RESULTS / "host.csv"
 CASE = Case(132, 1024, 4, 4, 8, "bf16", "channels_last")
@@ -55,11 +59,24 @@ class _Driver:
         return torch.device("cpu")
 
 
+def _hopper(_x: Tensor) -> tuple[int, int]:
+    return 9, 0
+
+
+def _triton(_x: Tensor, _fused: ModuleType) -> ModuleType:
+    return grouping
+
+
+def _never(*_: Tensor) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Launched:
     """What the driver would have been handed."""
 
     kernel: str
+    compilation: str
     grid: tuple[int, int, int]
     arguments: tuple[Any, ...]
 
@@ -68,26 +85,39 @@ class Launched:
 def nothing_launched() -> Iterator[list[Launched]]:
     """Kernels are compiled, and their launches only listed."""
     launched: list[Launched] = []
+    loaded: list[CompiledKernel] = []
 
     def load(kernel: CompiledKernel) -> None:
         kernel.module = kernel.function = 0
+        loaded.append(kernel)
 
     def run(kernel: CompiledKernel) -> Callable[..., None]:
         load(kernel)
         # Grid, stream, function, two kinds of metadata and two hooks come before the arguments.
-        return lambda *handed: launched.append(Launched(kernel.name, handed[:3], handed[9:]))
+        return lambda *handed: launched.append(Launched(kernel.name, kernel.hash, handed[:3], handed[9:]))
 
-    before = driver._active
+    before, preferred = driver._active, dispatch.preferred()
     driver.set_active(_Driver())
+    plans = (image_grouping._plan_forward, image_grouping._plan_backward)
     try:
         with contextlib.ExitStack() as patches:
-            for module in (grouping, image_grouping):
-                patches.enter_context(mock.patch.object(module, "capability", return_value=(9, 0)))
+            for plan in plans:
+                plan.cache_clear()
+            for kernel in KERNELS:  # what is compiled here is nothing that a real device may launch
+                patches.enter_context(mock.patch.object(kernel, "device_caches", defaultdict(kernel.create_binder)))
+            for module in (operators, grouping, image_grouping):
+                patches.enter_context(mock.patch.object(module, "capability", _hopper))
+            patches.enter_context(mock.patch.object(operators, "_provider", _triton))
             patches.enter_context(mock.patch.object(CompiledKernel, "_init_handles", load))
             patches.enter_context(mock.patch.object(CompiledKernel, "run", property(run)))
             yield launched
     finally:
         driver._active = before
+        kernels.prefer(preferred)
+        for kernel in loaded:
+            kernel.module = None
+        for plan in plans:
+            plan.cache_clear()
 
 
 def measure(call: Callable[[], object], rounds: int, launched: list[Launched]) -> float:
@@ -102,13 +132,12 @@ def measure(call: Callable[[], object], rounds: int, launched: list[Launched]) -
     return best
 
 
-def calls(module: ModuleType, eager: bool) -> dict[str, Callable[[], object]]:
-    """Forward and backward of the operator of a module, compiled and called once."""
+def calls() -> dict[str, Callable[[], object]]:
+    """Forward and backward of the public operator, compiled and called once."""
     inputs = [tensor.requires_grad_() for tensor in CASE.draw("cpu")]
 
     def forward() -> tuple[Tensor, Tensor]:
-        with contextlib.nullcontext() if eager else mock.patch.object(module, "is_eager", return_value=False):
-            return module.region_grouping(*inputs)
+        return kernels.region_grouping(*inputs, check_values=False)
 
     outputs = forward()
     grads = [torch.ones_like(output) for output in outputs]
@@ -118,6 +147,15 @@ def calls(module: ModuleType, eager: bool) -> dict[str, Callable[[], object]]:
 
     backward()
     return {"forward": forward, "backward": backward}
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Calls take the registered operators, as under a compiler."""
+    with contextlib.ExitStack() as patches:
+        for module in (grouping, image_grouping):
+            patches.enter_context(mock.patch.object(module, "is_eager", _never))
+        yield
 
 
 def main() -> int:
@@ -134,22 +172,19 @@ def main() -> int:
     print(f"{CASE.name}, Triton {triton.__version__}, torch {torch.__version__}: us of the host a call")
     print(f"{'kernels':<8}{'call':<12}{'direction':<10}{'us':>7}  launches")
     with nothing_launched() as launched:
-        for name, module in (("tile", grouping), ("image", image_grouping)):
-            for way in ("registered", "eager"):
-                for direction, call in calls(module, way == "eager").items():
+        for way, call in itertools.product(dispatch.WAYS, ("registered", "eager")):
+            kernels.prefer(way)
+            with registered() if call == "registered" else contextlib.nullcontext():
+                for direction, function in calls().items():
                     launched.clear()
-                    call()
-                    count, taken = len(launched), measure(call, arguments.rounds, launched)
-                    print(f"{name:<8}{way:<12}{direction:<10}{taken:>7.1f}  {count}", flush=True)
+                    function()
+                    count, taken = len(launched), measure(function, arguments.rounds, launched)
+                    print(f"{way:<8}{call:<12}{direction:<10}{taken:>7.1f}  {count}", flush=True)
                     if arguments.record:
-                        row = {
-                            "case": CASE.name,
-                            "provider": f"{name}, {way}",
-                            "mode": direction,
-                            "metric": "host time",
-                        }
+                        row = {"case": CASE.name, "provider": f"{way}, {call}", "mode": direction}
                         values = dict.fromkeys(("p20", "p50", "p80"), f"{taken:.4g}")
-                        ledger.append(RESULTS, row | {"unit": "us", "n": arguments.rounds} | values)
+                        measured = {"metric": "host time", "unit": "us", "n": arguments.rounds}
+                        ledger.append(RESULTS, row | measured | values)
         node = torch.zeros(1, requires_grad=True) * 1
         one = torch.ones_like(node)
         engine = measure(lambda: torch.autograd.grad(node, node, one, retain_graph=True), arguments.rounds, launched)

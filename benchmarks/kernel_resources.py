@@ -88,6 +88,8 @@ class Resources:
     matrix: int
     wide_loads: int
     narrow_loads: int
+    descriptor_loads: int
+    descriptor_stores: int
 
 
 def launches(
@@ -124,14 +126,14 @@ def launches(
             for need_x in (True, False):
                 image_grouping._backward(x, centers, sigma, assign, regions, kept, assign, regions, need_x)
         assign, lse, regions, mass, norm = _some(grouping._forward(x, centers, sigma, None, pool=True))
-        grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign)
+        grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign)
         if every:
-            grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
-            grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign, need_x=False)
+            grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
+            grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign, need_x=False)
             grouping._forward(x, centers, sigma, None, pool=False)
-            grouping._backward(x, centers, sigma, assign, lse, None, assign)
+            grouping.backward(x, centers, sigma, assign, lse, None, assign)
             grouping._forward(x, centers, sigma, assign, pool=True)
-            grouping._backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
+            grouping.backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
         occurrences, winner = occurrence._forward(assign, 2, 0.4, "valid")
         occurrence._backward(occurrences, winner, case.H, case.W, case.layout == "channels_last", assign.dtype, 2, 0.4)
     finally:
@@ -194,6 +196,8 @@ def compile(compilation: Compilation, architecture: int) -> Resources:
         matrix=len(matrix),
         wide_loads=len(wide),
         narrow_loads=len(loads) - len(wide),
+        descriptor_loads=sum(code.startswith("UTMALDG") for code in opcodes),
+        descriptor_stores=sum(code.startswith("UTMASTG") for code in opcodes),
     )
 
 
@@ -207,8 +211,10 @@ def failures(compilation: Compilation, resources: Resources, architecture: int) 
     if compilation.name in ("image_grouping_forward", "image_grouping_backward"):
         if not resources.matrix:
             missed.append("no matrix instructions")
-        if not resources.wide_loads:
+        if not resources.descriptor_loads:
             missed.append("no loads through a descriptor")
+        if dict(compilation.signature).get("d_grad_x", "constexpr") != "constexpr" and not resources.descriptor_stores:
+            missed.append("no stores through a descriptor")
     if compilation.name in ("grouping_forward", "grouping_backward"):
         signature = dict(compilation.signature)
         if not resources.matrix and signature["p_x"] != "*fp64":
@@ -234,6 +240,7 @@ def shipped(architecture: int) -> dict[Compilation, str]:
     others = [replace(plain, dtype=dtype) for dtype in ("fp16", "fp64")]
     others += [replace(plain, K=64, dtype=dtype) for dtype in ("bf16", "fp32", "fp16")]
     others += [replace(plain, K=24, dtype=dtype) for dtype in ("bf16", "fp32")]
+    others += [replace(plain, C=C, K=K) for C, K in ((64, 64), (256, 64), (512, 16))]
     others += [replace(plain, layout="cut_out"), replace(plain, N=1), Case(2, 70, 7, 7, 3, "bf16", "contiguous")]
     work = [(case, torch.float64 if case.dtype == "fp64" else torch.float32) for case in (*CASES, *others)]
     work += [(replace(plain, dtype=dtype), torch.bfloat16) for dtype in ("bf16", "fp32")]

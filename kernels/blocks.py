@@ -100,5 +100,4 @@ def choose_image_blocks(images: int, positions: int, channels: int, parts: int, 
     spans = min(max(1, 132 // images), triton.cdiv(positions, block_p))
     span = triton.cdiv(triton.cdiv(positions, spans), block_p) * block_p
     spans = triton.cdiv(positions, span)
-    warps = 8
-    return ImageBlocks(block_p, block_c, block_k, min(warps, block_c // 16), warps, 3, spans, span)
+    return ImageBlocks(block_p, block_c, block_k, min(8, block_c // 16), 8, 3, spans, span)

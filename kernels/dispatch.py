@@ -59,6 +59,7 @@ def fits_image(
         dtype == torch.bfloat16
         and channels_last
         and capability[0] in (0, 9, 10)
+        and torch.version.hip is None
         and channels % 8 == 0
         and channels >= 64
         and block <= (16384 if forward else 8192)
@@ -72,14 +73,16 @@ def takes_image(x: Tensor, centers: Tensor, capability: tuple[int, int], forward
 
 
 def is_eager(*tensors: Tensor) -> bool:
-    """Whether kernels may be launched at once, with nobody looking at the operators of a call.
+    """Whether kernels may be launched at once, because nobody looks at the operators of a call.
 
-    Compilers, dispatch modes, transforms of functions and subclasses of tensors do; they get a registered operator,
-    which costs more time of the host.
+    A compiler looks, a tracer, a dispatch mode, a transform of functions, a batch of gradients and a subclass of
+    tensors. They get a registered operator, which costs the host more.
     """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
         and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        and all(torch._C._has_storage(tensor) for tensor in tensors)  # what batches gradients has none
     )

@@ -44,18 +44,10 @@ from torch import Tensor
 from kernels.blocks import Blocks, choose_blocks
 from kernels.dispatch import is_eager
 from kernels.maps import capability, empty_map, is_flat, map_strides, strides_by_name
-from kernels.products import dot_features, dot_values, features_dot
-from kernels.reference import MASS_FLOOR, compute_dtype
+from kernels.products import MASS_FLOOR, NORM_FLOOR, at_least, dot_features, dot_values, features_dot
+from kernels.reference import compute_dtype
 
 INTERPRETED = triton.knobs.runtime.interpret
-_MASS_FLOOR = tl.constexpr(MASS_FLOOR)
-_NORM_FLOOR = tl.constexpr(1e-12)
-
-
-@triton.jit
-def _at_least(value, floor):
-    """The larger one; nan stays nan."""
-    return tl.where(value < floor, floor, value)
 
 
 @triton.jit
@@ -156,7 +148,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["K", "T"])
-def _normalize_kernel(
+def normalize_kernel(
     p_sums,  # [N, T, K, C]
     p_masses,  # [N, T, K]
     p_centers,  # [K, C]
@@ -186,9 +178,9 @@ def _normalize_kernel(
         b_sum += tl.load(p_sums + i_ntk * C + o_c, mask=m_c, other=0)
     sigma = tl.load(p_sigma + i_k * sigma_k).to(COMPUTE)
     b_centers = tl.load(p_centers + i_k * centers_k + o_c * centers_c, mask=m_c, other=0).to(COMPUTE)
-    b_residual = (b_sum / _at_least(mass, _MASS_FLOOR) - b_centers) / sigma
+    b_residual = (b_sum / at_least(mass, MASS_FLOOR) - b_centers) / sigma
     norm = tl.sqrt(tl.sum(b_residual * b_residual, 0))
-    tl.store(p_regions + i_nk * C + o_c, b_residual / _at_least(norm, _NORM_FLOOR), mask=m_c)
+    tl.store(p_regions + i_nk * C + o_c, b_residual / at_least(norm, NORM_FLOOR), mask=m_c)
     tl.store(p_mass + i_nk, mass)
     tl.store(p_norm + i_nk, norm)
 
@@ -225,11 +217,11 @@ def _direction_kernel(
     b_region = tl.load(p_regions + i_nk * C + o_c, mask=m_c, other=0)
     o_grad = i_n * grad_n + i_k * grad_k + o_c * grad_c
     b_grad = tl.load(p_grad_regions + o_grad, mask=m_c, other=0).to(COMPUTE)
-    along = tl.where(norm > _NORM_FLOOR, tl.sum(b_region * b_grad, 0), 0)
-    divisor = _at_least(norm, _NORM_FLOOR) * sigma * _at_least(mass, _MASS_FLOOR)
+    along = tl.where(norm > NORM_FLOOR, tl.sum(b_region * b_grad, 0), 0)
+    divisor = at_least(norm, NORM_FLOOR) * sigma * at_least(mass, MASS_FLOOR)
     b_direction = (b_grad - b_region * along) / divisor
-    b_mean = b_region * _at_least(norm, _NORM_FLOOR) * sigma + b_centers
-    offset = tl.where(mass > _MASS_FLOOR, tl.sum(b_direction * b_mean, 0), 0)
+    b_mean = b_region * at_least(norm, NORM_FLOOR) * sigma + b_centers
+    offset = tl.where(mass > MASS_FLOOR, tl.sum(b_direction * b_mean, 0), 0)
     tl.store(p_directions + i_nk * C + o_c, b_direction, mask=m_c)
     tl.store(p_offsets + i_nk, offset)
 
@@ -393,7 +385,7 @@ def _parameters_kernel(
             o_n = first + tl.arange(0, BLOCK_N)
             m_n = o_n < N
             o_nk = o_n.to(tl.int64) * K + i_k
-            b_mass = _at_least(tl.load(p_mass + o_nk, mask=m_n, other=0), _MASS_FLOOR)
+            b_mass = at_least(tl.load(p_mass + o_nk, mask=m_n, other=0), MASS_FLOOR)
             o_directions = o_nk[:, None] * C + o_c[None, :]
             b_directions = tl.load(p_directions + o_directions, mask=m_n[:, None] & m_c[None, :], other=0)
             b_grad -= tl.sum(b_directions * b_mass[:, None], 0)
@@ -472,7 +464,7 @@ def _forward(
             POOL=pool,
         )
         if pool:
-            _normalize_kernel[(N * K,)](
+            normalize_kernel[(N * K,)](
                 p_sums=sums,
                 p_masses=masses,
                 p_regions=regions,
@@ -486,7 +478,7 @@ def _forward(
     return assign, lse, regions, mass, norm
 
 
-def _backward(
+def backward(
     x: Tensor,
     centers: Tensor,
     sigma: Tensor,
@@ -606,7 +598,7 @@ def _grouping_backward(
     grad_regions: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
-    grad_x, _, grad_centers, grad_sigma = _backward(x, centers, sigma, assign, lse, pooled, grad_assign)  # type: ignore[arg-type]
+    grad_x, _, grad_centers, grad_sigma = backward(x, centers, sigma, assign, lse, pooled, grad_assign)  # type: ignore[arg-type]
     return grad_x, grad_centers, grad_sigma  # type: ignore[return-value]
 
 
@@ -621,7 +613,7 @@ def _vlad_pooling_backward(
     norm: Tensor,
     grad_regions: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None)  # type: ignore[return-value]
+    return backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None)  # type: ignore[return-value]
 
 
 @_region_grouping.register_fake
@@ -736,18 +728,19 @@ class _Grouping(torch.autograd.Function):
         x, centers, sigma, assign, lse, regions, mass, norm = ctx.saved_tensors
         grad_assign = grads[0] if lse is not None else None
         grad_regions = grads[-1] if regions is not None else None
-        if torch.is_grad_enabled():  # create_graph=True: registered operators refuse second derivatives
+        tensors = [x, centers, sigma, *(grad for grad in grads if grad is not None)]
+        if torch.is_grad_enabled() or not is_eager(*tensors):  # registered operators refuse second derivatives
             if lse is None:
-                backward = _vlad_pooling_backward(x, assign, centers, sigma, regions, mass, norm, grad_regions)
-                grad_x, grad_given, grad_centers, grad_sigma = backward
+                found = _vlad_pooling_backward(x, assign, centers, sigma, regions, mass, norm, grad_regions)
+                grad_x, grad_given, grad_centers, grad_sigma = found
                 return grad_x, grad_centers, grad_sigma, grad_given, None
             known = (None, None, None) if grad_regions is None else (regions, mass, norm)
-            backward = _grouping_backward(x, centers, sigma, assign, lse, *known, grad_assign, grad_regions)
-            return *backward, None, None
+            found = _grouping_backward(x, centers, sigma, assign, lse, *known, grad_assign, grad_regions)
+            return *found, None, None
         pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
         need_x = ctx.needs_input_grad[0]
-        backward = _backward(x, centers, sigma, assign, lse, pooled, grad_assign, need_x)
-        grad_x, grad_given, grad_centers, grad_sigma = backward
+        found = backward(x, centers, sigma, assign, lse, pooled, grad_assign, need_x)
+        grad_x, grad_given, grad_centers, grad_sigma = found
         return grad_x, grad_centers, grad_sigma, grad_given, None
 
 

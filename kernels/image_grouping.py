@@ -35,19 +35,10 @@ from kernels.blocks import ImageBlocks, choose_image_blocks
 from kernels.dispatch import is_eager, takes_image
 from kernels.launches import Launch
 from kernels.maps import capability, empty_map, is_flat, map_strides
-from kernels.products import add_product, halves
-from kernels.reference import MASS_FLOOR
+from kernels.products import MASS_FLOOR, NORM_FLOOR, add_product, at_least, halves
 
-_MASS_FLOOR = tl.constexpr(MASS_FLOOR)
-_NORM_FLOOR = tl.constexpr(1e-12)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _at_least(value, floor):
-    """The larger one; nan stays nan."""
-    return tl.where(value < floor, floor, value)
 
 
 @triton.jit
@@ -148,10 +139,10 @@ def _forward_kernel(
     b_mass = tl.sum(b_masses, 0)
     if WHOLE:
         b_centers = tl.load(p_centers + o_centers, mask=m_centers, other=0).to(tl.float32)
-        b_mean = b_sums * (1 / _at_least(b_mass, _MASS_FLOOR))[None, None, :]
+        b_mean = b_sums * (1 / at_least(b_mass, MASS_FLOOR))[None, None, :]
         b_residual = (b_mean - b_centers) * (1 / b_sigma)[None, None, :]
         b_norm = tl.sqrt(tl.sum(tl.sum(b_residual * b_residual, 1), 0))
-        b_regions = b_residual * (1 / _at_least(b_norm, _NORM_FLOOR))[None, None, :]
+        b_regions = b_residual * (1 / at_least(b_norm, NORM_FLOOR))[None, None, :]
         tl.store(p_regions + (i_n * K + o_k)[None, None, :] * C + o_c, b_regions, mask=m_centers)
         p_mass = p_kept + N.to(tl.int64) * P * 2
         tl.store(p_mass + i_n * K + o_k, b_mass, mask=m_k)
@@ -216,17 +207,17 @@ def _backward_kernel(
     if p_grad_regions is not None:
         p_mass = p_kept + N.to(tl.int64) * P * 2
         b_mass = tl.load(p_mass + i_n * K + o_k, mask=m_k, other=1)
-        b_norm = _at_least(tl.load(p_mass + (N + i_n) * K + o_k, mask=m_k, other=1), _NORM_FLOOR)
+        b_norm = at_least(tl.load(p_mass + (N + i_n) * K + o_k, mask=m_k, other=1), NORM_FLOOR)
         b_regions = tl.load(p_regions + (i_n * K + o_k)[None, None, :] * C + o_c, mask=m_kc, other=0)
         o_regions = i_n * regions_n + o_k[None, None, :] * regions_k + o_c * regions_c
         b_grad = tl.load(p_grad_regions + o_regions, mask=m_kc, other=0).to(tl.float32)
         b_along = tl.sum(tl.sum(b_regions * b_grad, 1), 0)
-        b_along = tl.where(b_norm > _NORM_FLOOR, b_along, 0)
-        b_floored = _at_least(b_mass, _MASS_FLOOR)
+        b_along = tl.where(b_norm > NORM_FLOOR, b_along, 0)
+        b_floored = at_least(b_mass, MASS_FLOOR)
         b_divisor = b_norm * b_sigma * b_floored
         b_directions = (b_grad - b_regions * b_along[None, None, :]) * (1 / b_divisor)[None, None, :]
         b_mean = b_regions * (b_norm * b_sigma)[None, None, :] + b_centers
-        b_offsets = tl.where(b_mass > _MASS_FLOOR, tl.sum(tl.sum(b_directions * b_mean, 1), 0), 0)
+        b_offsets = tl.where(b_mass > MASS_FLOOR, tl.sum(tl.sum(b_directions * b_mean, 1), 0), 0)
         b_sums -= tl.where(i_t == 0, b_directions * b_floored[None, None, :], 0)
     b_high, b_low = halves(b_directions)
     # Rows 0 to K - 1 are the directions, K to 2 K - 1 the centres.
@@ -345,7 +336,7 @@ def _descriptor(x: Tensor, blocks: ImageBlocks) -> TensorDescriptor:
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """What a descriptor may describe: it wants addresses that are multiples of 16 bytes."""
+    """The tensor, or a copy, at an address that is a multiple of 16 bytes: descriptors and plans want it so."""
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
@@ -376,16 +367,21 @@ def _plan_forward(
     blocks = choose_image_blocks(N, P, C, K, forward=True)
     dictionary = _dictionary_strides(centers, sigma)
     sizes = {
-        **{"N": N, "C": C, "P": P, "K": K},
+        "N": N,
+        "C": C,
+        "P": P,
+        "K": K,
         **_cut(blocks),
         **dictionary,
-        **{"assign_n": P * K, "assign_k": 1, "assign_w": K},
+        "assign_n": P * K,
+        "assign_k": 1,
+        "assign_w": K,
         "WHOLE": blocks.spans == 1,
         **_constants(blocks),
     }
     first = Launch(_forward_kernel, (N * blocks.spans, 1, 1), sizes, blocks.warps)
     sizes = {"C": C, "K": K, "T": blocks.spans, **dictionary, "COMPUTE": tl.float32, "BLOCK_C": blocks.channels}
-    return blocks, first, Launch(grouping._normalize_kernel, (N * K, 1, 1), sizes, warps=4)
+    return blocks, first, Launch(grouping.normalize_kernel, (N * K, 1, 1), sizes, warps=4)
 
 
 @functools.lru_cache(maxsize=64)
@@ -408,10 +404,15 @@ def _plan_backward(
     assign_strides = (0, 0, 0) if grad_assign is None else grad_assign[1]
     region_strides = (0, 0, 0) if grad_regions is None else grad_regions[1]
     sizes = {
-        **{"N": N, "C": C, "P": P, "K": K},
+        "N": N,
+        "C": C,
+        "P": P,
+        "K": K,
         **_cut(blocks),
         **dictionary,
-        **{"assign_n": P * K, "assign_k": 1, "assign_w": K},
+        "assign_n": P * K,
+        "assign_k": 1,
+        "assign_w": K,
         **dict(zip(("grad_n", "grad_k", "grad_w"), assign_strides, strict=True)),
         **dict(zip(("regions_n", "regions_k", "regions_c"), region_strides, strict=True)),
         **_constants(blocks),
@@ -485,12 +486,13 @@ def _backward(
     """Gradients of x (None unless it is needed), centers and sigma."""
     N, C, H, W = x.shape
     K, P = centers.shape[0], H * W
-    if not takes_image(x, centers, capability(x), forward=False):
+    last = assign.is_contiguous(memory_format=torch.channels_last)  # hooks may have stored it otherwise
+    if not (last and takes_image(x, centers, capability(x), forward=False)):
         largest, total = kept[: 2 * N * P].view(N, P, 2).unbind(2)
         lse = (largest + total.log2()) * math.log(2)
         mass, norm = _masses_and_norms(kept, N, K)
         pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
-        grad_x, _, grad_centers, grad_sigma = grouping._backward(
+        grad_x, _, grad_centers, grad_sigma = grouping.backward(
             x, centers, sigma, assign, lse, pooled, grad_assign, need_x
         )
         return grad_x, grad_centers, grad_sigma
@@ -498,7 +500,7 @@ def _backward(
     if N == 0:
         return grad_x, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
     grad_centers, grad_sigma = centers.new_empty(centers.shape), sigma.new_empty(sigma.shape)
-    x = _aligned(x)
+    x, assign, regions, kept = map(_aligned, (x, assign, regions.contiguous(), kept.contiguous()))
     if grad_assign is not None and not is_flat(grad_assign):
         grad_assign = grad_assign.contiguous(memory_format=torch.channels_last)
     assign_kind = None if grad_assign is None else _kind_of_map(grad_assign)
@@ -585,10 +587,11 @@ class _ImageGrouping(torch.autograd.Function):
     def backward(ctx: Any, grad_assign: Tensor | None, grad_regions: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_assign is None and grad_regions is None:
             return None, None, None
-        if torch.is_grad_enabled():  # create_graph=True: the registered operator refuses second derivatives
-            return _image_grouping_backward(*ctx.saved_tensors, grad_assign, grad_regions)
-        need_x = ctx.needs_input_grad[0]
         x, centers, sigma, assign, regions, kept = ctx.saved_tensors
+        tensors = [x, centers, sigma, *(grad for grad in (grad_assign, grad_regions) if grad is not None)]
+        if torch.is_grad_enabled() or not is_eager(*tensors):  # the registered operator refuses second derivatives
+            return _image_grouping_backward(x, centers, sigma, assign, regions, kept, grad_assign, grad_regions)
+        need_x = ctx.needs_input_grad[0]
         return _backward(x, centers, sigma, assign, regions, kept, grad_assign, grad_regions, need_x)
 
 

@@ -232,8 +232,9 @@ class _Occurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        # create_graph=True: the registered operator refuses second derivatives
-        backward = _part_occurrence_backward if torch.is_grad_enabled() else _backward
+        # The registered operator refuses second derivatives.
+        registered = torch.is_grad_enabled() or not is_eager(grad)
+        backward = _part_occurrence_backward if registered else _backward
         return backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 

@@ -1,11 +1,21 @@
-"""Matrix products inside a kernel: of features as they are stored, and of values in the compute dtype."""
+"""Arithmetic of the kernels: floors, and products of features as they are stored and of values in the compute dtype."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from kernels import reference
+
+MASS_FLOOR = tl.constexpr(reference.MASS_FLOOR)
+NORM_FLOOR = tl.constexpr(1e-12)
 _NATIVE_BF16 = tl.constexpr(not triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def at_least(value, floor):
+    """The larger one; nan stays nan."""
+    return tl.where(value < floor, floor, value)
 
 
 @triton.jit

@@ -26,7 +26,7 @@ def inputs():
     [
         (
             grouping,
-            ["_forward_kernel", "_normalize_kernel"],
+            ["_forward_kernel", "normalize_kernel"],
             ["_direction_kernel", "_backward_kernel", "_parameters_kernel"],
         ),
         (image_grouping, ["_forward_kernel"], ["_backward_kernel", "_parameters_kernel"]),
@@ -60,6 +60,46 @@ def test_a_second_launch_hands_over_what_the_first_did(inputs):
                 assert (theirs.shape, theirs.dtype) == (ours.shape, ours.dtype)
             elif isinstance(theirs, int | bool):
                 assert theirs == ours
+
+
+def test_a_plan_is_for_what_triton_compiles_for():
+    """Calls that Triton would compile anew for are never launched with what others were compiled to."""
+    x, centers, sigma = (tensor.detach() for tensor in CASE.draw("cpu"))
+    shifted = torch.empty(len(sigma) + 1)[1:].copy_(sigma)
+    dictionaries = {
+        "plain": (centers, sigma),
+        "transposed": (centers.t().contiguous().t(), sigma),
+        "bfloat16": (centers.bfloat16(), sigma.bfloat16()),
+        "sigma somewhere": (centers, shifted),
+        "strided sigma": (centers, torch.stack([sigma, sigma], 1)[:, 0]),
+    }
+    upstreams = {
+        "both": lambda a, r: (torch.ones_like(a), torch.ones_like(r)),
+        "expanded": lambda a, r: (torch.ones_like(a), torch.ones(()).expand_as(r)),
+        "contiguous": lambda a, r: (torch.ones(a.shape), torch.ones_like(r)),
+        "assign alone": lambda a, _: (torch.ones_like(a), None),
+        "regions alone": lambda _, r: (None, torch.ones_like(r)),
+    }
+
+    calls = [(name, "both", True) for name in dictionaries] + [("plain", grads, True) for grads in upstreams]
+    calls.append(("plain", "both", False))
+
+    def launches(fresh):
+        found = []
+        with bench_host.nothing_launched() as launched:
+            for name, grads, learns in calls:
+                if fresh:
+                    image_grouping._plan_forward.cache_clear()
+                    image_grouping._plan_backward.cache_clear()
+                parameters = [tensor.detach().requires_grad_() for tensor in dictionaries[name]]
+                launched.clear()
+                outputs = image_grouping.region_grouping(x.clone().requires_grad_(learns), *parameters)
+                given = zip(outputs, upstreams[grads](*outputs), strict=True)
+                torch.autograd.backward(*zip(*[pair for pair in given if pair[1] is not None], strict=True))
+                found.append([launch.compilation for launch in launched])
+        return found
+
+    assert launches(fresh=False) == launches(fresh=True)
 
 
 def test_no_gradient_of_the_features_no_descriptor_of_it(inputs):

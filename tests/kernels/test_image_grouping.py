@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 triton = pytest.importorskip("triton")
 from kernels import dispatch, grouping, image_grouping, operators, reference  # noqa: E402
@@ -27,17 +28,18 @@ def draw_last(case):
 
 
 @pytest.fixture
-def one_span(monkeypatch):
-    """Whole images, however few there are."""
+def spans(request, monkeypatch):
+    """So many spans of an image, however few images there are."""
 
-    def whole(N, P, C, K, forward):
+    def cut(N, P, C, K, forward):
         blocks = choose_image_blocks(N, P, C, K, forward)
-        return dataclasses.replace(blocks, spans=1, span=triton.cdiv(P, blocks.positions) * blocks.positions)
+        span = triton.cdiv(triton.cdiv(P, request.param), blocks.positions) * blocks.positions
+        return dataclasses.replace(blocks, spans=request.param, span=span)
 
-    monkeypatch.setattr(image_grouping, "choose_image_blocks", whole)
+    monkeypatch.setattr(image_grouping, "choose_image_blocks", cut)
     image_grouping._plan_forward.cache_clear()
     image_grouping._plan_backward.cache_clear()
-    yield
+    yield request.param
     image_grouping._plan_forward.cache_clear()
     image_grouping._plan_backward.cache_clear()
 
@@ -48,10 +50,24 @@ def test_like_the_reference(case):
     compare(region_grouping, {"x": x, "centers": centers, "sigma": sigma}, image_grouping)
 
 
-@pytest.mark.parametrize("case", CASES[:1] + CASES[4:], ids=str)
-def test_whole_images_like_the_reference(case, one_span):  # noqa: ARG001
+@pytest.mark.parametrize("case", [*CASES[:1], *CASES[4:], (1, 64, 7, 19, 3)], ids=str)
+@pytest.mark.parametrize("spans", [1, 2], indirect=True)
+def test_several_steps_like_the_reference(case, spans):  # noqa: ARG001
     x, centers, sigma = draw_last(case)
     compare(region_grouping, {"x": x, "centers": centers, "sigma": sigma}, image_grouping)
+
+
+def test_more_images_than_the_sums_of_parameters_take_at_once():
+    x, centers, sigma = draw_last((130, 64, 1, 1, 2))
+    compare(region_grouping, {"x": x, "centers": centers, "sigma": sigma}, image_grouping)
+
+
+def test_a_column_of_tokens():
+    """Channels and columns have the same stride, and yet the features lie in channels_last."""
+    x, centers, sigma = draw_last((2, 64, 9, 1, 3))
+    tokens = x.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unsqueeze(-1)
+    assert tokens.stride(1) == tokens.stride(3) == 1
+    compare(region_grouping, {"x": tokens, "centers": centers, "sigma": sigma}, image_grouping)
 
 
 def test_backward_that_does_not_fit_takes_tiles():
@@ -129,6 +145,58 @@ def test_eager_calls_are_the_registered_operator(provider, monkeypatch):
         assert torch.equal(value, eager[name]), name
 
 
+@pytest.mark.parametrize("provider", [grouping, image_grouping], ids=["tile", "image"])
+def test_a_batch_of_gradients(provider):
+    x, centers, sigma = draw_last(CASES[1])
+    centers.requires_grad_()
+    regions = provider.region_grouping(x, centers, sigma)[1]
+    grads = torch.stack([upstream(regions, seed) for seed in range(3)])
+    (found,) = torch.autograd.grad(regions, centers, grads, is_grads_batched=True, retain_graph=True)
+    for one, grad in zip(found, grads, strict=True):
+        assert torch.equal(one, torch.autograd.grad(regions, centers, grad, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("provider", [grouping, image_grouping], ids=["tile", "image"])
+def test_a_mode_around_backward_sees_the_operator(provider):
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    x, centers, sigma = draw_last(CASES[1])
+    loss = provider.region_grouping(x, centers.requires_grad_(), sigma)[1].sum()
+    with Mode():
+        loss.backward()
+    assert any("grouping_backward" in name for name in seen)
+
+
+@pytest.mark.parametrize(
+    "store", [lambda t: t.contiguous(), lambda t: t.clone(), lambda t: t], ids=["nchw", "copy", "same"]
+)
+def test_hooks_may_store_what_is_kept_as_they_like(store):
+    x, centers, sigma = (tensor.requires_grad_() for tensor in draw_last(CASES[0]))
+
+    def gradients(pack):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = image_grouping.region_grouping(x, centers, sigma)
+        return torch.autograd.grad(outputs, (x, centers, sigma), [upstream(output, 1) for output in outputs])
+
+    for found, expected in zip(gradients(store), gradients(lambda tensor: tensor), strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-2 if found.dtype == torch.bfloat16 else 2e-3, atol=1e-3)
+
+
+def test_compiled_after_preferring_images(monkeypatch):
+    monkeypatch.setattr(dispatch, "_preferred", "image")
+    x, centers, sigma = draw_last(CASES[1])
+    compiled = torch.compile(operators.region_grouping, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(
+        compiled(x, centers, sigma), image_grouping.region_grouping(x, centers, sigma), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_the_operators_are_registered_as_torch_wants_it():
     inputs = [tensor.requires_grad_() for tensor in draw_last(CASES[1])]
     torch.library.opcheck(image_grouping._image_grouping, inputs)
@@ -178,11 +246,15 @@ def test_same_input_same_bits_whatever_lies_in_fresh_memory(monkeypatch):
     first = results(region_grouping, image_grouping, inputs)
     empty = torch.empty
 
-    def poisoned(*args, **kwargs):
-        fresh = empty(*args, **kwargs)
+    def poison(fresh):
         return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
 
+    def poisoned(*args, **kwargs):
+        return poison(empty(*args, **kwargs))
+
+    new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: poison(new_empty(*args, **kwargs)))
     second = results(region_grouping, image_grouping, inputs)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
