@@ -91,7 +91,7 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
         "autocast": autocast,
         "compile": compiled,
     }
-    if _fits(case):
+    if _fits(case, "forward"):
         functions["image"] = image_grouping.region_grouping
     for provider, function in functions.items():
         x, centers, sigma = (tensor.requires_grad_() for tensor in case.draw("cuda"))
@@ -101,14 +101,16 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
         prepared[provider, "backward"] = functools.partial(
             torch.autograd.grad, outputs, (x, centers, sigma), grads, retain_graph=True
         )
+    if not _fits(case, "backward"):
+        prepared.pop(("image", "backward"), None)  # which would be that of tiles
     for _, call in itertools.product(range(3), prepared.values()):
         call()
     return prepared
 
 
-def _fits(case: Case) -> bool:
-    last = case.layout == "channels_last"
-    return fits_image(case.C, case.K, DTYPES[case.dtype], last, torch.cuda.get_device_capability(), forward=True)
+def _fits(case: Case, direction: str) -> bool:
+    last, forward = case.layout == "channels_last", direction == "forward"
+    return fits_image(case.C, case.K, DTYPES[case.dtype], last, torch.cuda.get_device_capability(), forward)
 
 
 def peak_memory(call: Call) -> int:
@@ -172,7 +174,7 @@ def measure(case: Case, rounds: int, record: bool) -> None:
                 if mode == MODES[0]:
                     _record(case, provider, direction, "peak memory", "MB", (peak / 1e6,) * 3, 1)
     exact = {"fused": operators.region_grouping, "eager": reference.region_grouping, "autocast": autocast}
-    if _fits(case):
+    if _fits(case, "forward"):
         exact["image"] = image_grouping.region_grouping
     for provider, function in exact.items():
         largest = errors(function, case, "cuda")
