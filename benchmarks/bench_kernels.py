@@ -1,5 +1,6 @@
 """How long the operators take on a GPU, next to eager PyTorch, torch.compile and a copy of the same bytes.
 
+python -m benchmarks.bench_kernels --dispatch            the kernels of every case and device
 python -m benchmarks.bench_kernels --dry-run             bytes, operations and floor of every case, on any machine
 python -m benchmarks.bench_kernels [--record]            the table, on a GPU; --record appends to results/kernels.csv
 python -m benchmarks.bench_kernels --table               the recorded rows as a Markdown table
@@ -7,7 +8,8 @@ python -m benchmarks.bench_kernels --table               the recorded rows as a 
 Providers take turns in every round, so that clocks and temperature favour no one. Cold means that 256 MB are written
 between two calls, more than any L2 cache; warm means that the same call came just before. ``graph`` calls are replayed
 from a CUDA graph, so that what is timed is the device and not Python; ``stream`` calls are launched from Python as in
-training. Eager is the reference in float32, autocast the same formulas under bfloat16 autocast.
+training. ``image`` is what ``kernels.prefer("image")`` asks for, where it fits; fused is what everyone gets. Eager is
+the reference in float32, autocast the same formulas under bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -25,15 +27,18 @@ import torch
 from benchmarks.kernel_accuracy import autocast, errors
 from benchmarks.tools import ledger
 from benchmarks.tools.kernel_cases import CASES, DTYPES, LAYOUTS, Case
-from kernels import operators, reference
+from kernels import image_grouping, operators, reference
+from kernels.blocks import choose_blocks, choose_image_blocks
+from kernels.dispatch import fits_image
 
 DIRECTIONS = ("forward", "backward")
 MODES = ("graph cold", "graph warm", "stream cold")
-PROVIDERS = ("fused", "eager", "autocast", "compile", "copy")
+PROVIDERS = ("fused", "image", "eager", "autocast", "compile", "copy")
 RESULTS = ledger.RESULTS / "kernels.csv"
 FLUSHED = 256 * 2**20
 # Where the dry run has no device to measure: the copy bandwidth of an H100 SXM, in GB/s.
 ASSUMED_BANDWIDTH = 3000.0
+CAPABILITIES = ((8, 0), (9, 0), (10, 0), (12, 0))
 
 Call = Callable[[], object]
 
@@ -48,6 +53,25 @@ def dry_run(cases: list[Case]) -> None:
             f"{case.name:<44}{direction:<10}{size / 1e6:>8.1f}{work / 1e9:>8.2f}{work / size:>11.1f}"
             f"{size / ASSUMED_BANDWIDTH / 1e3:>10.1f}"
         )
+
+
+def dispatch(cases: list[Case]) -> None:
+    """Prints which kernels every case takes and how they are cut, after ``kernels.prefer("image")``."""
+    print("kernels: tile POSITIONSxCHANNELSxPARTS, or image POSITIONSxCHANNELSxPARTS in SPANS programs an image")
+    columns = "".join(f"{f'sm_{major}{minor}':<24}" for major, minor in CAPABILITIES)
+    print(f"{'case':<44}{'direction':<10}{columns}")
+    for case, direction in itertools.product(cases, DIRECTIONS):
+        taken = "".join(f"{_kernels(case, direction, capability):<24}" for capability in CAPABILITIES)
+        print(f"{case.name:<44}{direction:<10}{taken}".rstrip())
+
+
+def _kernels(case: Case, direction: str, capability: tuple[int, int]) -> str:
+    dtype, positions, forward = DTYPES[case.dtype], case.H * case.W, direction == "forward"
+    if fits_image(case.C, case.K, dtype, case.layout == "channels_last", capability, forward):
+        image = choose_image_blocks(case.N, positions, case.C, case.K, forward)
+        return f"image {image.positions}x{image.channels}x{image.parts} in {image.spans}"
+    tile = choose_blocks(case.N, positions, case.C, case.K, dtype, capability, flat=True)
+    return f"tile {tile.positions}x{tile.channels}x{tile.parts}"
 
 
 def calls(case: Case) -> dict[tuple[str, str], Call]:
@@ -67,6 +91,8 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
         "autocast": autocast,
         "compile": compiled,
     }
+    if _fits(case, "forward"):
+        functions["image"] = image_grouping.region_grouping
     for provider, function in functions.items():
         x, centers, sigma = (tensor.requires_grad_() for tensor in case.draw("cuda"))
         outputs = function(x, centers, sigma)
@@ -75,9 +101,16 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
         prepared[provider, "backward"] = functools.partial(
             torch.autograd.grad, outputs, (x, centers, sigma), grads, retain_graph=True
         )
+    if not _fits(case, "backward"):
+        prepared.pop(("image", "backward"), None)  # which would be that of tiles
     for _, call in itertools.product(range(3), prepared.values()):
         call()
     return prepared
+
+
+def _fits(case: Case, direction: str) -> bool:
+    last, forward = case.layout == "channels_last", direction == "forward"
+    return fits_image(case.C, case.K, DTYPES[case.dtype], last, torch.cuda.get_device_capability(), forward)
 
 
 def peak_memory(call: Call) -> int:
@@ -127,6 +160,8 @@ def measure(case: Case, rounds: int, record: bool) -> None:
     for mode in MODES:
         taken = times(streams if mode.startswith("stream") else graphs, rounds, mode.endswith("cold"))
         for direction, provider in itertools.product(DIRECTIONS, PROVIDERS):
+            if (provider, direction) not in taken:
+                continue
             p20, p50, p80 = np.percentile(taken[provider, direction], (20, 50, 80))
             copy, fused = (float(np.median(taken[other, direction])) for other in ("copy", "fused"))
             peak = memory[provider, direction]
@@ -139,6 +174,8 @@ def measure(case: Case, rounds: int, record: bool) -> None:
                 if mode == MODES[0]:
                     _record(case, provider, direction, "peak memory", "MB", (peak / 1e6,) * 3, 1)
     exact = {"fused": operators.region_grouping, "eager": reference.region_grouping, "autocast": autocast}
+    if _fits(case, "forward"):
+        exact["image"] = image_grouping.region_grouping
     for provider, function in exact.items():
         largest = errors(function, case, "cuda")
         print(f"  error of {provider:<9}" + ", ".join(f"{name} {error:.1e}" for name, error in largest.items()))
@@ -162,17 +199,19 @@ def table() -> str:
     with RESULTS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "time"]
     newest = {(row["case"], row["mode"], row["provider"]): row for row in rows}
-    head = "| case | direction | fused ms | of a copy | eager | autocast | torch.compile | device, commit |"
-    lines = [head, "|---" * 8 + "|"]
+    head = "| case | direction | fused ms | of a copy | image | eager | autocast | torch.compile | device, commit |"
+    lines = [head, "|---" * 9 + "|"]
     for case, direction in itertools.product(CASES, DIRECTIONS):
         mode = f"{direction} graph cold"
         measured = {provider: newest.get((case.name, mode, provider)) for provider in PROVIDERS}
-        if None in measured.values():
+        if any(measured[provider] is None for provider in PROVIDERS if provider != "image"):
             continue
         ms = {provider: float(row["p50"]) for provider, row in measured.items() if row}
         fused = newest[case.name, mode, "fused"]
+        image = f"{ms['image'] / ms['copy']:.2f}x of a copy" if "image" in ms else ""
         lines.append(
             f"| {case.name} | {direction} | {ms['fused']:.3f} | {ms['fused'] / ms['copy']:.2f}x | "
+            f"{image} | "
             f"{ms['eager'] / ms['fused']:.1f}x slower | {ms['autocast'] / ms['fused']:.1f}x slower | "
             f"{ms['compile'] / ms['fused']:.1f}x slower | "
             f"{fused['device']}, {fused['commit']} |"
@@ -183,6 +222,7 @@ def table() -> str:
 def main() -> int:
     """Runs what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dispatch", action="store_true", help="print the kernels of every case and device only")
     parser.add_argument("--dry-run", action="store_true", help="print bytes, operations and floors only")
     parser.add_argument("--table", action="store_true", help="print the recorded rows as a Markdown table")
     parser.add_argument("--record", action="store_true", help="append the results to results/kernels.csv")
@@ -200,7 +240,9 @@ def main() -> int:
         parser.error(f"--channels: expected 1024 or 2048, got {arguments.channels}")
     if arguments.rounds < 1:
         parser.error(f"--rounds: expected 1 or more, got {arguments.rounds}")
-    if arguments.dry_run:
+    if arguments.dispatch:
+        dispatch(cases)
+    elif arguments.dry_run:
         dry_run(cases)
     elif arguments.table:
         try:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.tools.kernel_cases import Case
-from kernels import grouping, reference
+from kernels import grouping, image_grouping, reference
 
 Operator = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -68,6 +68,7 @@ def main() -> None:
         "fused, fp32 features": errors(grouping.region_grouping, fp32, device),
         "reference, bf16 features": errors(reference.region_grouping, bf16, device),
         "fused, bf16 features": errors(grouping.region_grouping, bf16, device),
+        "fused, an image at a time": errors(image_grouping.region_grouping, bf16, device),
         "eager under bf16 autocast": errors(autocast, bf16, device),
     }
     print(f"{'':<28}" + "".join(f"{name:>22}" for name in rows["fused, bf16 features"]))

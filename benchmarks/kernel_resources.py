@@ -30,15 +30,17 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from benchmarks.tools.kernel_cases import CASES, LAYOUTS, Case
-from kernels import grouping, occurrence
+from kernels import grouping, image_grouping, occurrence
+from kernels.dispatch import fits_image
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 STACK_LIMIT = 64
 KERNELS = [
     kernel
-    for module in (grouping, occurrence)
+    for module in (grouping, image_grouping, occurrence)
     for name, kernel in vars(module).items()
     if isinstance(kernel, JITFunction) and name.endswith("_kernel")
 ]
@@ -86,6 +88,8 @@ class Resources:
     matrix: int
     wide_loads: int
     narrow_loads: int
+    descriptor_loads: int
+    descriptor_stores: int
 
 
 def launches(
@@ -110,21 +114,28 @@ def launches(
     centers = torch.empty((case.K, case.C), dtype=parameters, device="meta")
     sigma = torch.empty((case.K,), dtype=parameters, device="meta")
     patches = [mock.patch.object(kernel, "run", recorder(kernel)) for kernel in KERNELS]
-    patches.append(mock.patch.object(grouping, "_capability", return_value=capability))
+    patches += [
+        mock.patch.object(module, "capability", return_value=capability) for module in (grouping, image_grouping)
+    ]
     for patch in patches:
         patch.start()
     try:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        if fits_image(case.C, case.K, dtype, last, capability, forward=True):
+            assign, regions, kept = image_grouping._forward(x, centers, sigma)
+            for need_x in (True, False):
+                image_grouping._backward(x, centers, sigma, assign, regions, kept, assign, regions, need_x)
         assign, lse, regions, mass, norm = _some(grouping._forward(x, centers, sigma, None, pool=True))
-        grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign)
+        grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign)
         if every:
-            grouping._backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
+            grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
+            grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign, need_x=False)
             grouping._forward(x, centers, sigma, None, pool=False)
-            grouping._backward(x, centers, sigma, assign, lse, None, assign)
+            grouping.backward(x, centers, sigma, assign, lse, None, assign)
             grouping._forward(x, centers, sigma, assign, pool=True)
-            grouping._backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
+            grouping.backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
         occurrences, winner = occurrence._forward(assign, 2, 0.4, "valid")
-        last = case.layout == "channels_last"
-        occurrence._backward(occurrences, winner, case.H, case.W, last, assign.dtype, 2, 0.4)
+        occurrence._backward(occurrences, winner, case.H, case.W, case.layout == "channels_last", assign.dtype, 2, 0.4)
     finally:
         for patch in patches:
             patch.stop()
@@ -146,9 +157,12 @@ def describe(kernel: JITFunction, arguments: dict[str, Any]) -> Compilation:
             continue
         if isinstance(value, Tensor):
             signature.append((name, POINTERS[value.dtype]))
+        elif isinstance(value, TensorDescriptor):
+            dtype = POINTERS[value.base.dtype].removeprefix("*")
+            signature.append((name, f"tensordesc<{dtype}{list(value.block_shape)}>"))
         else:
             signature.append((name, "i32" if abs(value) < 2**31 else "i64"))
-        if isinstance(value, Tensor) or (specialized and value % 16 == 0):
+        if isinstance(value, Tensor) or (isinstance(value, int) and specialized and value % 16 == 0):
             divisible.append(index)
     options = tuple((name, arguments[name]) for name in ("num_warps", "num_stages") if name in arguments)
     return Compilation(KERNELS.index(kernel), tuple(signature), tuple(constants), tuple(divisible), options)
@@ -182,6 +196,8 @@ def compile(compilation: Compilation, architecture: int) -> Resources:
         matrix=len(matrix),
         wide_loads=len(wide),
         narrow_loads=len(loads) - len(wide),
+        descriptor_loads=sum(code.startswith("UTMALDG") for code in opcodes),
+        descriptor_stores=sum(code.startswith("UTMASTG") for code in opcodes),
     )
 
 
@@ -192,6 +208,13 @@ def failures(compilation: Compilation, resources: Resources, architecture: int) 
         missed.append(f"shared memory {resources.shared} > {SHARED_LIMIT[architecture]}")
     if resources.stack > STACK_LIMIT:
         missed.append(f"stack {resources.stack} > {STACK_LIMIT}")
+    if compilation.name in ("image_grouping_forward", "image_grouping_backward"):
+        if not resources.matrix:
+            missed.append("no matrix instructions")
+        if not resources.descriptor_loads:
+            missed.append("no loads through a descriptor")
+        if dict(compilation.signature).get("d_grad_x", "constexpr") != "constexpr" and not resources.descriptor_stores:
+            missed.append("no stores through a descriptor")
     if compilation.name in ("grouping_forward", "grouping_backward"):
         signature = dict(compilation.signature)
         if not resources.matrix and signature["p_x"] != "*fp64":
@@ -217,6 +240,7 @@ def shipped(architecture: int) -> dict[Compilation, str]:
     others = [replace(plain, dtype=dtype) for dtype in ("fp16", "fp64")]
     others += [replace(plain, K=64, dtype=dtype) for dtype in ("bf16", "fp32", "fp16")]
     others += [replace(plain, K=24, dtype=dtype) for dtype in ("bf16", "fp32")]
+    others += [replace(plain, C=C, K=K) for C, K in ((64, 64), (256, 64), (512, 16))]
     others += [replace(plain, layout="cut_out"), replace(plain, N=1), Case(2, 70, 7, 7, 3, "bf16", "contiguous")]
     work = [(case, torch.float64 if case.dtype == "fp64" else torch.float32) for case in (*CASES, *others)]
     work += [(replace(plain, dtype=dtype), torch.bfloat16) for dtype in ("bf16", "fp32")]
@@ -240,7 +264,7 @@ def main() -> int:
     work = [(item, case, sm) for sm in arguments.architectures for item, case in shipped(sm).items()]
     print(f"Triton {triton.__version__}: {len(work)} compilations")
     columns = f"{'blocks':<16}{'regs':>5}{'stack':>6}{'shared':>8}{'mma':>5}{'wide':>5}{'narrow':>7}  case"
-    print(f"{'sm':>4} {'kernel':<22}{columns}")
+    print(f"{'sm':>4} {'kernel':<26}{columns}")
     missed = 0
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
@@ -250,7 +274,7 @@ def main() -> int:
             if wrong:
                 missed += 1
             print(
-                f"{sm:>4} {item.name:<22}{item.blocks:<16}{used.registers:>5}{used.stack:>6}{used.shared:>8}"
+                f"{sm:>4} {item.name:<26}{item.blocks:<16}{used.registers:>5}{used.stack:>6}{used.shared:>8}"
                 f"{used.matrix:>5}{used.wide_loads:>5}{used.narrow_loads:>7}  {case}"
                 + "".join(f"  MISSED: {reason}" for reason in wrong),
                 flush=True,

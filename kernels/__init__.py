@@ -1,10 +1,12 @@
 """Operators of region grouping: part assignment, VLAD pooling, part occurrence.
 
 ``kernels.operators`` documents them and decides who computes; ``kernels.reference`` defines them in plain PyTorch;
-``kernels.grouping`` and ``kernels.occurrence`` are the fused Triton kernels. This package knows tensors only: it
+``kernels.grouping``, ``kernels.image_grouping`` and ``kernels.occurrence`` are the fused Triton kernels, and
+``kernels.dispatch`` chooses among them. This package knows tensors only: it
 imports torch and triton.
 """
 
+from kernels.dispatch import prefer
 from kernels.operators import part_assignment, part_occurrence, region_grouping, vlad_pooling
 
-__all__ = ["part_assignment", "part_occurrence", "region_grouping", "vlad_pooling"]
+__all__ = ["part_assignment", "part_occurrence", "prefer", "region_grouping", "vlad_pooling"]

@@ -61,3 +61,43 @@ def choose_blocks(
     # A100 has 163 KB of shared memory for a program, Hopper and data-centre Blackwell 227 KB, all others 99 KB.
     small = not wide and capability != (8, 0)
     return Blocks(block_p, step, block_k, warps, stages=2 if small else 3)
+
+
+@dataclass(frozen=True)
+class ImageBlocks:
+    """How a kernel is cut that takes an image at a time: positions per step, all channels, and slices of them."""
+
+    positions: int
+    channels: int
+    parts: int
+    slices: int
+    warps: int
+    stages: int
+    spans: int
+    span: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of a program."""
+        return self.span // self.positions
+
+
+@functools.lru_cache(maxsize=256)
+def choose_image_blocks(images: int, positions: int, channels: int, parts: int, forward: bool) -> ImageBlocks:
+    """As many spans of an image as leave a program for every multiprocessor, and as many positions as fit.
+
+    A step with all its channels lies in shared memory three times, in the next steps too, and in registers as slices.
+
+    Args:
+        images: N.
+        positions: H * W.
+        channels: C.
+        parts: K.
+        forward: Forward, or backward, which needs twice the registers.
+    """
+    block_c, block_k = triton.next_power_of_2(channels), max(8, triton.next_power_of_2(parts))
+    block_p = 32 if forward and block_c * block_k <= 8192 else 16
+    spans = min(max(1, 132 // images), triton.cdiv(positions, block_p))
+    span = triton.cdiv(triton.cdiv(positions, spans), block_p) * block_p
+    spans = triton.cdiv(positions, span)
+    return ImageBlocks(block_p, block_c, block_k, min(8, block_c // 16), 8, 3, spans, span)

@@ -42,19 +42,12 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.blocks import Blocks, choose_blocks
-from kernels.maps import empty_map, is_flat, map_strides, strides_by_name
-from kernels.products import dot_features, dot_values, features_dot
-from kernels.reference import MASS_FLOOR, compute_dtype
+from kernels.dispatch import is_eager
+from kernels.maps import capability, empty_map, is_flat, map_strides, strides_by_name
+from kernels.products import MASS_FLOOR, NORM_FLOOR, at_least, dot_features, dot_values, features_dot
+from kernels.reference import compute_dtype
 
 INTERPRETED = triton.knobs.runtime.interpret
-_MASS_FLOOR = tl.constexpr(MASS_FLOOR)
-_NORM_FLOOR = tl.constexpr(1e-12)
-
-
-@triton.jit
-def _at_least(value, floor):
-    """The larger one; nan stays nan."""
-    return tl.where(value < floor, floor, value)
 
 
 @triton.jit
@@ -155,7 +148,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["K", "T"])
-def _normalize_kernel(
+def normalize_kernel(
     p_sums,  # [N, T, K, C]
     p_masses,  # [N, T, K]
     p_centers,  # [K, C]
@@ -185,9 +178,9 @@ def _normalize_kernel(
         b_sum += tl.load(p_sums + i_ntk * C + o_c, mask=m_c, other=0)
     sigma = tl.load(p_sigma + i_k * sigma_k).to(COMPUTE)
     b_centers = tl.load(p_centers + i_k * centers_k + o_c * centers_c, mask=m_c, other=0).to(COMPUTE)
-    b_residual = (b_sum / _at_least(mass, _MASS_FLOOR) - b_centers) / sigma
+    b_residual = (b_sum / at_least(mass, MASS_FLOOR) - b_centers) / sigma
     norm = tl.sqrt(tl.sum(b_residual * b_residual, 0))
-    tl.store(p_regions + i_nk * C + o_c, b_residual / _at_least(norm, _NORM_FLOOR), mask=m_c)
+    tl.store(p_regions + i_nk * C + o_c, b_residual / at_least(norm, NORM_FLOOR), mask=m_c)
     tl.store(p_mass + i_nk, mass)
     tl.store(p_norm + i_nk, norm)
 
@@ -224,11 +217,11 @@ def _direction_kernel(
     b_region = tl.load(p_regions + i_nk * C + o_c, mask=m_c, other=0)
     o_grad = i_n * grad_n + i_k * grad_k + o_c * grad_c
     b_grad = tl.load(p_grad_regions + o_grad, mask=m_c, other=0).to(COMPUTE)
-    along = tl.where(norm > _NORM_FLOOR, tl.sum(b_region * b_grad, 0), 0)
-    divisor = _at_least(norm, _NORM_FLOOR) * sigma * _at_least(mass, _MASS_FLOOR)
+    along = tl.where(norm > NORM_FLOOR, tl.sum(b_region * b_grad, 0), 0)
+    divisor = at_least(norm, NORM_FLOOR) * sigma * at_least(mass, MASS_FLOOR)
     b_direction = (b_grad - b_region * along) / divisor
-    b_mean = b_region * _at_least(norm, _NORM_FLOOR) * sigma + b_centers
-    offset = tl.where(mass > _MASS_FLOOR, tl.sum(b_direction * b_mean, 0), 0)
+    b_mean = b_region * at_least(norm, NORM_FLOOR) * sigma + b_centers
+    offset = tl.where(mass > MASS_FLOOR, tl.sum(b_direction * b_mean, 0), 0)
     tl.store(p_directions + i_nk * C + o_c, b_direction, mask=m_c)
     tl.store(p_offsets + i_nk, offset)
 
@@ -243,7 +236,7 @@ def _backward_kernel(
     p_directions,  # w [N, K, C], if POOL
     p_offsets,  # b [N, K], if POOL
     p_grad,  # g^q [N, K, H, W] or None, if ASSIGN
-    p_grad_x,  # [N, C, H, W], written
+    p_grad_x,  # [N, C, H, W], written; None if nobody asks
     p_grad_assign,  # a [N, K, H, W], written if not ASSIGN
     p_center_sums,  # sum_p h x [N, T, K, C], written if ASSIGN
     p_weight_sums,  # sum_p h [N, T, K], written if ASSIGN
@@ -290,7 +283,8 @@ def _backward_kernel(
     m_pk = m_p[:, None] & m_k[None, :]
     SPLIT: tl.constexpr = p_x.dtype.element_ty == tl.bfloat16
     p_x += i_n * x_n + _map_offsets(o_p, W, x_h, x_w, FLAT)[:, None]
-    p_grad_x += i_n * grad_x_n + _map_offsets(o_p, W, grad_x_h, grad_x_w, FLAT)[:, None]
+    if p_grad_x is not None:
+        p_grad_x += i_n * grad_x_n + _map_offsets(o_p, W, grad_x_h, grad_x_w, FLAT)[:, None]
     o_assign = i_n * assign_n + _map_offsets(o_p, W, assign_h, assign_w, FLAT)[:, None] + o_k[None, :] * assign_k
     b_assign = tl.load(p_assign + o_assign, mask=m_pk, other=0).to(COMPUTE)
 
@@ -329,17 +323,18 @@ def _backward_kernel(
         b_grad_x = tl.zeros([BLOCK_P, BLOCK_C], COMPUTE)
         if ASSIGN:
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
-            o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
-            b_centers = tl.load(p_centers + o_centers, mask=m_kc, other=0).to(COMPUTE)
-            b_grad_x += dot_values(b_pull, b_centers, SPLIT)
-            b_grad_x -= b_pull_total[:, None] * b_x.to(COMPUTE)
+            if p_grad_x is not None:
+                o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
+                b_centers = tl.load(p_centers + o_centers, mask=m_kc, other=0).to(COMPUTE)
+                b_grad_x += dot_values(b_pull, b_centers, SPLIT)
+                b_grad_x -= b_pull_total[:, None] * b_x.to(COMPUTE)
             b_sums = features_dot(b_pull_transposed, b_x)
             tl.store(p_center_sums + (i_nt * K + o_k)[:, None] * C + o_c[None, :], b_sums, mask=m_kc)
-        if POOL:
-            b_directions = tl.load(p_directions + (i_n * K + o_k)[:, None] * C + o_c[None, :], mask=m_kc, other=0)
-            b_grad_x += dot_values(b_assign, b_directions, SPLIT)
-        o_grad_x = o_c[None, :] * grad_x_c
-        tl.store(p_grad_x + o_grad_x, b_grad_x, mask=m_p[:, None] & m_c[None, :])
+        if p_grad_x is not None:
+            if POOL:
+                b_directions = tl.load(p_directions + (i_n * K + o_k)[:, None] * C + o_c[None, :], mask=m_kc, other=0)
+                b_grad_x += dot_values(b_assign, b_directions, SPLIT)
+            tl.store(p_grad_x + o_c[None, :] * grad_x_c, b_grad_x, mask=m_p[:, None] & m_c[None, :])
 
 
 @triton.jit(do_not_specialize=["N", "K", "T"])
@@ -390,7 +385,7 @@ def _parameters_kernel(
             o_n = first + tl.arange(0, BLOCK_N)
             m_n = o_n < N
             o_nk = o_n.to(tl.int64) * K + i_k
-            b_mass = _at_least(tl.load(p_mass + o_nk, mask=m_n, other=0), _MASS_FLOOR)
+            b_mass = at_least(tl.load(p_mass + o_nk, mask=m_n, other=0), MASS_FLOOR)
             o_directions = o_nk[:, None] * C + o_c[None, :]
             b_directions = tl.load(p_directions + o_directions, mask=m_n[:, None] & m_c[None, :], other=0)
             b_grad -= tl.sum(b_directions * b_mass[:, None], 0)
@@ -398,10 +393,6 @@ def _parameters_kernel(
     if i_c == 0:
         sigma = tl.load(p_sigma + i_k * sigma_k).to(COMPUTE)
         tl.store(p_grad_sigma + i_k, -2 * sigma * logit)
-
-
-def _capability(x: Tensor) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
 
 
 def _dictionary_arguments(x: Tensor, centers: Tensor, sigma: Tensor) -> dict[str, Any]:
@@ -442,7 +433,7 @@ def _tile_arguments(x: Tensor, assign: Tensor, grad: Tensor | None, blocks: Bloc
 def _plan(x: Tensor, parts: int) -> tuple[Blocks, int]:
     """The blocks, and how many tiles an image has."""
     N, C, H, W = x.shape
-    blocks = choose_blocks(N, H * W, C, parts, x.dtype, _capability(x), is_flat(x))
+    blocks = choose_blocks(N, H * W, C, parts, x.dtype, capability(x), is_flat(x))
     return blocks, triton.cdiv(H * W, blocks.positions)
 
 
@@ -473,7 +464,7 @@ def _forward(
             POOL=pool,
         )
         if pool:
-            _normalize_kernel[(N * K,)](
+            normalize_kernel[(N * K,)](
                 p_sums=sums,
                 p_masses=masses,
                 p_regions=regions,
@@ -487,7 +478,7 @@ def _forward(
     return assign, lse, regions, mass, norm
 
 
-def _backward(
+def backward(
     x: Tensor,
     centers: Tensor,
     sigma: Tensor,
@@ -495,18 +486,21 @@ def _backward(
     lse: Tensor | None,
     pooled: tuple[Tensor, Tensor, Tensor, Tensor] | None,
     grad: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    need_x: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
     """Gradients of x, assign (if it was given: lse is None), centers and sigma.
 
     Args:
         pooled: regions, mass, norm and the gradient of regions, if that is asked for.
         grad: The gradient of assign, if lse is given.
+        need_x: Whether anybody asks for that of x; a backbone that does not learn does not.
     """
     N, C = x.shape[:2]
     K = centers.shape[0]
     given, pool = lse is None, pooled is not None
     new = functools.partial(torch.empty, dtype=compute_dtype(x), device=x.device)
-    grad_x, grad_assign = empty_map(x, C, x.dtype), empty_map(assign, K, assign.dtype) if given else None
+    grad_x = empty_map(x, C, x.dtype) if need_x else None
+    grad_assign = empty_map(assign, K, assign.dtype) if given else None
     if N == 0:
         return grad_x, grad_assign, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
     grad_centers = torch.empty((K, C), dtype=centers.dtype, device=x.device)
@@ -604,8 +598,8 @@ def _grouping_backward(
     grad_regions: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
-    grad_x, _, grad_centers, grad_sigma = _backward(x, centers, sigma, assign, lse, pooled, grad_assign)  # type: ignore[arg-type]
-    return grad_x, grad_centers, grad_sigma
+    grad_x, _, grad_centers, grad_sigma = backward(x, centers, sigma, assign, lse, pooled, grad_assign)  # type: ignore[arg-type]
+    return grad_x, grad_centers, grad_sigma  # type: ignore[return-value]
 
 
 @torch.library.custom_op("region_grouping::vlad_pooling_backward", mutates_args=())
@@ -619,7 +613,7 @@ def _vlad_pooling_backward(
     norm: Tensor,
     grad_regions: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None)  # type: ignore[return-value]
+    return backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None)  # type: ignore[return-value]
 
 
 @_region_grouping.register_fake
@@ -713,17 +707,60 @@ _grouping_backward.register_autograd(refuse_second_derivatives)
 _vlad_pooling_backward.register_autograd(refuse_second_derivatives)
 
 
+class _Grouping(torch.autograd.Function):
+    """All three operators as eager calls take them, without what registration costs the host."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, centers: Tensor, sigma: Tensor, given: Tensor | None, pool: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        assign, lse, regions, mass, norm = _forward(x, centers, sigma, given, pool)
+        ctx.save_for_backward(x, centers, sigma, assign, lse, regions, mass, norm)
+        ctx.set_materialize_grads(False)
+        if regions is None:
+            return assign
+        return regions if given is not None else (assign, regions)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not any(grad is not None for grad in grads):
+            return None, None, None, None, None
+        x, centers, sigma, assign, lse, regions, mass, norm = ctx.saved_tensors
+        grad_assign = grads[0] if lse is not None else None
+        grad_regions = grads[-1] if regions is not None else None
+        tensors = [x, centers, sigma, *(grad for grad in grads if grad is not None)]
+        if torch.is_grad_enabled() or not is_eager(*tensors):  # registered operators refuse second derivatives
+            if lse is None:
+                found = _vlad_pooling_backward(x, assign, centers, sigma, regions, mass, norm, grad_regions)
+                grad_x, grad_given, grad_centers, grad_sigma = found
+                return grad_x, grad_centers, grad_sigma, grad_given, None
+            known = (None, None, None) if grad_regions is None else (regions, mass, norm)
+            found = _grouping_backward(x, centers, sigma, assign, lse, *known, grad_assign, grad_regions)
+            return *found, None, None
+        pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
+        need_x = ctx.needs_input_grad[0]
+        found = backward(x, centers, sigma, assign, lse, pooled, grad_assign, need_x)
+        grad_x, grad_given, grad_centers, grad_sigma = found
+        return grad_x, grad_centers, grad_sigma, grad_given, None
+
+
 def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """kernels.region_grouping in Triton, arguments already checked."""
+    if is_eager(x, centers, sigma):
+        return _Grouping.apply(x, centers, sigma, None, True)
     assign, _, regions, _, _ = _region_grouping(x, centers, sigma)
     return assign, regions
 
 
 def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.part_assignment in Triton, arguments already checked."""
+    if is_eager(x, centers, sigma):
+        return _Grouping.apply(x, centers, sigma, None, False)
     return _part_assignment(x, centers, sigma)[0]
 
 
 def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.vlad_pooling in Triton, arguments already checked."""
+    if is_eager(x, assign, centers, sigma):
+        return _Grouping.apply(x, centers, sigma, assign, True)
     return _vlad_pooling(x, assign, centers, sigma)[0]

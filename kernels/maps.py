@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 
 def empty_map(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """[N, channels, H, W] in the layout of another map: channels_last if its channels lie closer than its columns."""
-    layout = torch.channels_last if like.stride(1) < like.stride(3) else torch.contiguous_format
+    _, c, _, w = map_strides(like)
+    layout = torch.channels_last if c < w else torch.contiguous_format
     return torch.empty(
         (like.shape[0], channels, *like.shape[2:]), dtype=dtype, device=like.device, memory_format=layout
     )
@@ -34,3 +37,13 @@ def is_flat(*tensors: Tensor | None) -> bool:
         for tensor in tensors
         if tensor is not None
     )
+
+
+def capability(x: Tensor) -> tuple[int, int]:
+    """Compute capability of the device of a tensor; (0, 0) elsewhere, in Triton's interpreter."""
+    return _capability(x.device) if x.is_cuda else (0, 0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.dispatch import is_eager
 from kernels.grouping import refuse_second_derivatives
 from kernels.maps import strides_by_name
 from kernels.reference import compute_dtype
@@ -219,6 +220,26 @@ _part_occurrence.register_autograd(_differentiate, setup_context=_keep)
 _part_occurrence_backward.register_autograd(refuse_second_derivatives)
 
 
+class _Occurrence(torch.autograd.Function):
+    """The operator as eager calls take it, without what registration costs the host."""
+
+    @staticmethod
+    def forward(ctx: Any, assign: Tensor, radius: int, std: float, padding: str) -> Tensor:
+        occurrence, winner = _forward(assign, radius, std, padding)
+        ctx.save_for_backward(winner)
+        ctx.settings = *assign.shape[2:], assign.stride(1) < assign.stride(3), assign.dtype, radius, std
+        return occurrence
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        # The registered operator refuses second derivatives.
+        registered = torch.is_grad_enabled() or not is_eager(grad)
+        backward = _part_occurrence_backward if registered else _backward
+        return backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
+
+
 def part_occurrence(assign: Tensor, radius: int = 2, std: float = 0.4, padding: str = "valid") -> Tensor:
     """kernels.part_occurrence in Triton, arguments already checked."""
+    if is_eager(assign):
+        return _Occurrence.apply(assign, radius, std, padding)
     return _part_occurrence(assign, radius, std, padding)[0]

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.dispatch import preferred, takes_image
+from kernels.maps import capability
 
 if importlib.util.find_spec("triton"):
-    from kernels import grouping, occurrence
+    from kernels import grouping, image_grouping, occurrence
 
     INTERPRETED = grouping.INTERPRETED
 else:
-    grouping = occurrence = None  # type: ignore[assignment]
+    grouping = image_grouping = occurrence = None  # type: ignore[assignment]
     INTERPRETED = False
 
 MAX_PARTS = 64
@@ -49,7 +51,10 @@ def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor, *, check_values: 
     _check_dictionary(x, centers, sigma)
     if check_values:
         _check_positive(sigma)
-    return _provider(x, grouping).region_grouping(x, centers, sigma)
+    provider = _provider(x, grouping)
+    if provider is grouping and preferred() == "image" and takes_image(x, centers, capability(x)):
+        provider = image_grouping
+    return provider.region_grouping(x, centers, sigma)
 
 
 def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor, *, check_values: bool = True) -> Tensor:

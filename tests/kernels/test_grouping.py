@@ -9,8 +9,17 @@ triton = pytest.importorskip("triton")
 from benchmarks.kernel_accuracy import autocast  # noqa: E402
 from kernels import grouping  # noqa: E402
 from kernels.blocks import choose_blocks  # noqa: E402
+from tests.support.fused import (  # noqa: E402
+    DEVICE,
+    LAYOUTS,
+    ROUNDING,
+    compare,
+    draw,
+    region_grouping,
+    results,
+    upstream,
+)
 
-DEVICE = "cuda" if torch.cuda.is_available() and not grouping.INTERPRETED else "cpu"
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cpu" and not grouping.INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1"),
@@ -20,34 +29,6 @@ pytestmark = [
 # tiles, one part.
 CASES = [(2, 130, 11, 13, 5), (3, 33, 1, 9, 4), (2, 64, 9, 1, 8), (1, 1, 1, 1, 1), (2, 40, 6, 6, 17), (1, 24, 5, 7, 64)]
 CASES += [(2, 16, 3, 3, 1)]
-LAYOUTS = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "cut_out": lambda x: torch.nn.functional.pad(x, (1, 2, 1, 1, 2, 0))[:, 2:, 1:-1, 1:-2],
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-}
-# Relative rounding of what a kernel multiplies: float32 and 3xTF32; for bfloat16 features two halves of 8 bits each,
-# which the interpreter truncates (2^-7 each) instead of rounding them.
-ROUNDING = {torch.float64: 2**-52, torch.float32: 2**-22, torch.float16: 2**-22, torch.bfloat16: 2**-14}
-
-
-def draw(case, dtype=torch.float64, layout="contiguous", seed=0):
-    N, C, H, W, K = case
-    generator = torch.Generator().manual_seed(seed)
-    parameters = torch.float64 if dtype == torch.float64 else torch.float32
-    x = torch.randn(N, C, H, W, generator=generator).to(dtype)
-    centers = torch.randn(K, C, generator=generator).to(parameters) / 2
-    sigma = ((0.3 + 0.4 * torch.rand(K, generator=generator)) * C**0.25).to(parameters)
-    return LAYOUTS[layout](x.to(DEVICE)), centers.to(DEVICE), sigma.to(DEVICE)
-
-
-def upstream(like, seed):
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
-
-
-def region_grouping(provider, x, centers, sigma):
-    assign, regions = provider.region_grouping(x, centers, sigma)
-    return {"assign": assign, "regions": regions}
 
 
 def part_assignment(provider, x, centers, sigma):
@@ -58,43 +39,12 @@ def vlad_pooling(provider, x, centers, sigma, assign):
     return {"regions": provider.vlad_pooling(x, assign, centers, sigma)}
 
 
-def results(operator, provider, inputs):
-    """Outputs and gradients by name, with the same upstream gradients for everyone."""
-    inputs = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
-    outputs = operator(provider, **inputs)
-    grads = [upstream(output, seed) for seed, output in enumerate(outputs.values(), start=1)]
-    found = torch.autograd.grad(list(outputs.values()), list(inputs.values()), grads, allow_unused=True)
-    return outputs | {f"gradient of {name}": grad for name, grad in zip(inputs, found, strict=True)}
-
-
 def check(operator, case, dtype, layout):
     x, centers, sigma = draw(case, dtype, layout)
     inputs = {"x": x, "centers": centers, "sigma": sigma}
     if operator is vlad_pooling:
         inputs["assign"] = torch.softmax(upstream(x.new_empty(x.shape[0], case[4], *x.shape[2:]), 9), 1)
-    compare(operator, inputs)
-
-
-def compare(operator, inputs):
-    dtype = inputs["x"].dtype
-    wide = {name: tensor.double() for name, tensor in inputs.items()}
-    noise = torch.Generator().manual_seed(3)
-    shaken = {
-        name: tensor * (1 + ROUNDING[dtype] * (2 * torch.rand(tensor.shape, generator=noise) - 1).to(tensor))
-        for name, tensor in wide.items()
-    }
-    exact, disturbed = results(operator, reference, wide), results(operator, reference, shaken)
-    plain, fused = results(operator, reference, inputs), results(operator, grouping, inputs)
-    for name, truth in exact.items():
-        assert fused[name].dtype == plain[name].dtype, name
-        assert fused[name].shape == truth.shape, name
-        errors = [found[name].double() - truth for found in (fused, plain, disturbed)]
-        for measure in (lambda error: error.abs().max(), lambda error: error.square().mean().sqrt()):
-            ours, theirs, floor = map(measure, errors)
-            # At most twice the reference's own error, and what inputs rounded like the operands would change. The last
-            # term, next to upstream gradients of size 1, is for gradients that vanish but for rounding (C = 1).
-            limit = 2 * theirs + 4 * floor + 4 * torch.finfo(plain[name].dtype).eps * measure(truth) + ROUNDING[dtype]
-            assert ours <= limit, f"{name}: error {ours:.2e}, limit {limit:.2e}, reference {theirs:.2e}"
+    compare(operator, inputs, grouping)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -272,7 +222,7 @@ def test_offsets_past_two_to_the_31(sizes, strides):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_bfloat16_parameters(dtype):
     x, centers, sigma = draw(CASES[0], dtype)
-    compare(region_grouping, {"x": x, "centers": centers.bfloat16(), "sigma": sigma.bfloat16()})
+    compare(region_grouping, {"x": x, "centers": centers.bfloat16(), "sigma": sigma.bfloat16()}, grouping)
 
 
 def test_memory_kept_for_backward():

@@ -1,0 +1,603 @@
+"""Assignment and pooling in Triton, an image at a time: features are read once, and used from shared memory.
+
+Sizes: N images, C channels, P = H x W positions, K parts. Formulas are those of ``kernels.grouping``; what differs is
+how the work is cut. One program takes a whole image (or one of T spans of its positions, where images are fewer than
+multiprocessors), a few positions with all their channels a step. The step comes through a tensor descriptor into shared
+memory while the one before is worked on. Both products are taken from there, so memory sees x once: N C P elements read
+forward, N C P read and N C P written backward.
+
+Channels are cut into S slices, one for every warp, and products are batched over them:
+
+    forward     x . d (two halves of d), |x|^2 (the diagonal of x x^T), then x^T q (two halves of q)
+    backward    x . w (two halves of w), then x^T h (two halves of h), then [q h] [w; d] (three products of halves)
+
+Kept for backward are q and z, which are outputs anyway, and one row of numbers: of every position the largest logit and
+the sum of exponentials, both to base 2, of every part its mass and the length of its residual.
+
+It takes bfloat16 features in channels_last on GPUs with tensor descriptors and 227 KB of shared memory;
+``kernels.dispatch`` has the rule.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kernels import grouping
+from kernels.blocks import ImageBlocks, choose_image_blocks
+from kernels.dispatch import is_eager, takes_image
+from kernels.launches import Launch
+from kernels.maps import capability, empty_map, is_flat, map_strides
+from kernels.products import MASS_FLOOR, NORM_FLOOR, add_product, at_least, halves
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _sliced(b_flat, S: tl.constexpr, SLICE: tl.constexpr, BLOCK_P: tl.constexpr, WAY: tl.constexpr):
+    """Positions [P, C] -> slices [S, P, C / S].
+
+    The same for every WAY. But to the compiler each is a value of its own, which it reads from shared memory for one
+    product; a value that feeds several products is copied, or spilled.
+    """
+    b_split = tl.reshape(b_flat, [BLOCK_P, S, WAY, SLICE // WAY])
+    return tl.reshape(tl.permute(b_split, (1, 0, 2, 3)), [S, BLOCK_P, SLICE])
+
+
+@triton.jit(do_not_specialize=["N", "P", "K", "T", "SPAN", "STEPS"])
+def _forward_kernel(
+    d_x,  # descriptor of x [N, P, C]
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_assign,  # [N, K, H, W], written
+    p_kept,  # [N, P, 2], then masses [N, K] and norms [N, K], written; the last two if WHOLE
+    p_regions,  # [N, K, C], written if WHOLE
+    p_sums,  # [N, T, K, C], written if not WHOLE
+    p_masses,  # [N, T, K], written if not WHOLE
+    N,
+    C,
+    P,
+    K,
+    T,
+    SPAN,
+    STEPS,
+    centers_k,
+    centers_c,
+    sigma_k,
+    assign_n,
+    assign_k,
+    assign_w,
+    WHOLE: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One image, or a span of its positions: assignments, and their sums over the features."""
+    SLICE: tl.constexpr = BLOCK_C // S
+    i_nt = tl.program_id(0).to(tl.int64)
+    i_n, i_t = i_nt // T, i_nt % T
+    o_p, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K)
+    o_c = tl.arange(0, S)[:, None, None] * SLICE + tl.arange(0, SLICE)[None, :, None]  # [S, SLICE, 1]
+    m_k = o_k < K
+    m_centers = (o_c < C) & m_k[None, None, :]
+    o_centers = o_k[None, None, :] * centers_k + o_c * centers_c
+    b_centers = tl.load(p_centers + o_centers, mask=m_centers, other=0).to(tl.float32)
+    b_center_squares = tl.sum(tl.sum(b_centers * b_centers, 0), 0)
+    b_high, b_low = halves(b_centers)
+    b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(tl.float32), 1)
+    b_factor = -_LOG2_E / (2 * b_sigma * b_sigma)
+    p_assign += i_n * assign_n
+    p_lse = p_kept + i_n * P * 2
+    b_sums = tl.zeros([S, SLICE, BLOCK_K], tl.float32)
+    b_masses = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
+    start = (i_t * SPAN).to(tl.int32)
+    stop = tl.minimum(start + SPAN, P)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        first = start + step * BLOCK_P
+        o_here = first + o_p
+        m_p = o_here < stop
+        b_flat = d_x.load([i_n.to(tl.int32), first, 0]).reshape(BLOCK_P, BLOCK_C)
+        b_x = _sliced(b_flat, S, SLICE, BLOCK_P, 1)
+        b_products = add_product(b_x, b_low, tl.zeros([S, BLOCK_P, BLOCK_K], tl.float32))
+        b_products += add_product(
+            _sliced(b_flat, S, SLICE, BLOCK_P, 2), b_high, tl.zeros([S, BLOCK_P, BLOCK_K], tl.float32)
+        )
+        b_gram = add_product(
+            _sliced(b_flat, S, SLICE, BLOCK_P, 4),
+            tl.permute(b_x, (0, 2, 1)),
+            tl.zeros([S, BLOCK_P, BLOCK_P], tl.float32),
+        )
+        b_squares = tl.sum(tl.where(o_p[None, :, None] == o_p[None, None, :], b_gram, 0), 2)  # [S, P]
+        b_distances = tl.sum(b_squares[:, :, None] - 2 * b_products, 0) + b_center_squares[None, :]
+        b_logits = tl.where(m_k[None, :], b_distances * b_factor[None, :], float("-inf"))
+        b_largest = tl.max(b_logits, 1)
+        b_exponentials = tl.exp2(b_logits - b_largest[:, None])
+        b_total = tl.sum(b_exponentials, 1)
+        b_root = tl.rsqrt(b_total)  # of 1 to K; two roots are faster than one division
+        b_assign = b_exponentials * (b_root * b_root)[:, None]
+        o_assign = o_here[:, None] * assign_w + o_k[None, :] * assign_k
+        tl.store(p_assign + o_assign, b_assign, mask=m_p[:, None] & m_k[None, :])
+        tl.store(p_lse + 2 * o_here, b_largest, mask=m_p)
+        tl.store(p_lse + 2 * o_here + 1, b_total, mask=m_p)
+        b_assign = tl.where(m_p[:, None], b_assign, 0)
+        b_masses += b_assign
+        b_assign_high, b_assign_low = halves(b_assign)
+        b_x_transposed = tl.permute(b_x, (0, 2, 1))
+        b_sums = add_product(b_x_transposed, tl.broadcast_to(b_assign_low[None], [S, BLOCK_P, BLOCK_K]), b_sums)
+        b_x_transposed = tl.permute(_sliced(b_flat, S, SLICE, BLOCK_P, 8), (0, 2, 1))
+        b_sums = add_product(b_x_transposed, tl.broadcast_to(b_assign_high[None], [S, BLOCK_P, BLOCK_K]), b_sums)
+    b_mass = tl.sum(b_masses, 0)
+    if WHOLE:
+        b_centers = tl.load(p_centers + o_centers, mask=m_centers, other=0).to(tl.float32)
+        b_mean = b_sums * (1 / at_least(b_mass, MASS_FLOOR))[None, None, :]
+        b_residual = (b_mean - b_centers) * (1 / b_sigma)[None, None, :]
+        b_norm = tl.sqrt(tl.sum(tl.sum(b_residual * b_residual, 1), 0))
+        b_regions = b_residual * (1 / at_least(b_norm, NORM_FLOOR))[None, None, :]
+        tl.store(p_regions + (i_n * K + o_k)[None, None, :] * C + o_c, b_regions, mask=m_centers)
+        p_mass = p_kept + N.to(tl.int64) * P * 2
+        tl.store(p_mass + i_n * K + o_k, b_mass, mask=m_k)
+        tl.store(p_mass + (N + i_n) * K + o_k, b_norm, mask=m_k)
+    else:
+        tl.store(p_sums + (i_nt * K + o_k)[None, None, :] * C + o_c, b_sums, mask=m_centers)
+        tl.store(p_masses + i_nt * K + o_k, b_mass, mask=m_k)
+
+
+@triton.jit(do_not_specialize=["N", "P", "K", "T", "SPAN", "STEPS"])
+def _backward_kernel(
+    d_x,  # descriptor of x [N, P, C]
+    d_grad_x,  # descriptor of the gradient of x [N, P, C], written; None if nobody asks
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_assign,  # [N, K, H, W]
+    p_kept,  # as in forward
+    p_regions,  # [N, K, C]
+    p_grad_assign,  # g^q [N, K, H, W] or None
+    p_grad_regions,  # g^z [N, K, C] or None
+    p_sums,  # sum_p h x - w max(m, 1e-5) [N T, K, C], then sum_p h and sum_p h s [N T, K], written
+    N,
+    C,
+    P,
+    K,
+    T,
+    SPAN,
+    STEPS,
+    centers_k,
+    centers_c,
+    sigma_k,
+    assign_n,
+    assign_k,
+    assign_w,
+    grad_n,
+    grad_k,
+    grad_w,
+    regions_n,  # strides of g^z
+    regions_k,
+    regions_c,
+    S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One image, or a span of its positions: their gradients, and sums for those of the parameters."""
+    SLICE: tl.constexpr = BLOCK_C // S
+    i_nt = tl.program_id(0).to(tl.int64)
+    i_n, i_t = i_nt // T, i_nt % T
+    o_p, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K)
+    o_c = tl.arange(0, S)[:, None, None] * SLICE + tl.arange(0, SLICE)[None, :, None]  # [S, SLICE, 1]
+    m_k = o_k < K
+    m_kc = (o_c < C) & m_k[None, None, :]
+    b_centers = tl.load(p_centers + o_k[None, None, :] * centers_k + o_c * centers_c, mask=m_kc, other=0)
+    b_centers = b_centers.to(tl.float32)
+    b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(tl.float32), 1)
+    b_factor = 1 / (b_sigma * b_sigma)
+    b_directions = tl.zeros([S, SLICE, BLOCK_K], tl.float32)
+    b_offsets = tl.zeros([BLOCK_K], tl.float32)
+    b_sums = tl.zeros([S, SLICE, BLOCK_K], tl.float32)
+    if p_grad_regions is not None:
+        p_mass = p_kept + N.to(tl.int64) * P * 2
+        b_mass = tl.load(p_mass + i_n * K + o_k, mask=m_k, other=1)
+        b_norm = at_least(tl.load(p_mass + (N + i_n) * K + o_k, mask=m_k, other=1), NORM_FLOOR)
+        b_regions = tl.load(p_regions + (i_n * K + o_k)[None, None, :] * C + o_c, mask=m_kc, other=0)
+        o_regions = i_n * regions_n + o_k[None, None, :] * regions_k + o_c * regions_c
+        b_grad = tl.load(p_grad_regions + o_regions, mask=m_kc, other=0).to(tl.float32)
+        b_along = tl.sum(tl.sum(b_regions * b_grad, 1), 0)
+        b_along = tl.where(b_norm > NORM_FLOOR, b_along, 0)
+        b_floored = at_least(b_mass, MASS_FLOOR)
+        b_divisor = b_norm * b_sigma * b_floored
+        b_directions = (b_grad - b_regions * b_along[None, None, :]) * (1 / b_divisor)[None, None, :]
+        b_mean = b_regions * (b_norm * b_sigma)[None, None, :] + b_centers
+        b_offsets = tl.where(b_mass > MASS_FLOOR, tl.sum(tl.sum(b_directions * b_mean, 1), 0), 0)
+        b_sums -= tl.where(i_t == 0, b_directions * b_floored[None, None, :], 0)
+    b_high, b_low = halves(b_directions)
+    # Rows 0 to K - 1 are the directions, K to 2 K - 1 the centres.
+    b_both = tl.join(tl.permute(b_directions, (0, 2, 1)), tl.permute(b_centers, (0, 2, 1)))
+    b_both = tl.reshape(tl.permute(b_both, (0, 3, 1, 2)), [S, 2 * BLOCK_K, SLICE])
+    b_both_high, b_both_low = halves(b_both)
+    p_assign += i_n * assign_n
+    p_lse = p_kept + i_n * P * 2
+    b_weight_sums = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
+    b_logit_sums = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
+    start = (i_t * SPAN).to(tl.int32)
+    stop = tl.minimum(start + SPAN, P)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        first = start + step * BLOCK_P
+        o_here = first + o_p
+        m_p = o_here < stop
+        m_pk = m_p[:, None] & m_k[None, :]
+        o_assign = o_here[:, None] * assign_w + o_k[None, :] * assign_k
+        b_assign = tl.load(p_assign + o_assign, mask=m_pk, other=0)
+        b_largest = tl.load(p_lse + 2 * o_here, mask=m_p, other=0)
+        b_total = tl.load(p_lse + 2 * o_here + 1, mask=m_p, other=1)
+        b_flat = d_x.load([i_n.to(tl.int32), first, 0]).reshape(BLOCK_P, BLOCK_C)
+        b_products = add_product(
+            _sliced(b_flat, S, SLICE, BLOCK_P, 1), b_low, tl.zeros([S, BLOCK_P, BLOCK_K], tl.float32)
+        )
+        b_products += add_product(
+            _sliced(b_flat, S, SLICE, BLOCK_P, 2), b_high, tl.zeros([S, BLOCK_P, BLOCK_K], tl.float32)
+        )
+        b_slopes = tl.sum(b_products, 0) - b_offsets[None, :]
+        if p_grad_assign is not None:
+            o_grad = i_n * grad_n + o_here[:, None] * grad_w + o_k[None, :] * grad_k
+            b_slopes += tl.load(p_grad_assign + o_grad, mask=m_pk, other=0).to(tl.float32)
+        b_pull = b_assign * (b_slopes - tl.sum(b_assign * b_slopes, 1)[:, None]) * b_factor[None, :]
+        b_pull = tl.where(m_pk, b_pull, 0)
+        b_weight_sums += b_pull
+        b_power = tl.where(b_assign > 0, b_assign * b_total[:, None], 1)
+        b_logit_sums += b_pull * (tl.log2(b_power) + b_largest[:, None]) * _LN_2
+        b_pull_total = tl.sum(b_pull, 1)
+        b_pull_high, b_pull_low = halves(b_pull)
+        b_x_transposed = tl.permute(_sliced(b_flat, S, SLICE, BLOCK_P, 4), (0, 2, 1))
+        b_sums = add_product(b_x_transposed, tl.broadcast_to(b_pull_low[None], [S, BLOCK_P, BLOCK_K]), b_sums)
+        b_x_transposed = tl.permute(_sliced(b_flat, S, SLICE, BLOCK_P, 8), (0, 2, 1))
+        b_sums = add_product(b_x_transposed, tl.broadcast_to(b_pull_high[None], [S, BLOCK_P, BLOCK_K]), b_sums)
+        if d_grad_x is not None:
+            b_left = tl.reshape(tl.permute(tl.join(b_assign, b_pull), (0, 2, 1)), [BLOCK_P, 2 * BLOCK_K])
+            b_left_high, b_left_low = halves(b_left)
+            b_left_high = tl.broadcast_to(b_left_high[None], [S, BLOCK_P, 2 * BLOCK_K])
+            b_left_low = tl.broadcast_to(b_left_low[None], [S, BLOCK_P, 2 * BLOCK_K])
+            b_grad_x = add_product(b_left_low, b_both_high, tl.zeros([S, BLOCK_P, SLICE], tl.float32))
+            b_grad_x = add_product(b_left_high, b_both_low, b_grad_x)
+            b_grad_x = add_product(b_left_high, b_both_high, b_grad_x)
+            b_grad_x -= b_pull_total[None, :, None] * _sliced(b_flat, S, SLICE, BLOCK_P, 16).to(tl.float32)
+            b_rows = tl.reshape(tl.permute(b_grad_x.to(tl.bfloat16), (1, 0, 2)), [1, BLOCK_P, BLOCK_C])
+            d_grad_x.store([i_n.to(tl.int32), first, 0], b_rows)
+    tl.store(p_sums + (i_nt * K + o_k)[None, None, :] * C + o_c, b_sums, mask=m_kc)
+    p_weight_sums = p_sums + N.to(tl.int64) * T * K * C
+    tl.store(p_weight_sums + i_nt * K + o_k, tl.sum(b_weight_sums, 0), mask=m_k)
+    tl.store(p_weight_sums + (N.to(tl.int64) * T + i_nt) * K + o_k, tl.sum(b_logit_sums, 0), mask=m_k)
+
+
+@triton.jit(do_not_specialize=["NT", "K"])
+def _parameters_kernel(
+    p_centers,  # [K, C]
+    p_sigma,  # [K]
+    p_sums,  # as backward writes them
+    p_grad_centers,  # [K, C], written
+    p_grad_sigma,  # [K], written
+    NT,
+    C,
+    K,
+    centers_k,
+    centers_c,
+    sigma_k,
+    BLOCK_NT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Some channels of one part: the gradients of its centre and bandwidth."""
+    i_k, i_c = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < C
+    p_weights = p_sums + NT.to(tl.int64) * K * C
+    b_grad = tl.zeros([BLOCK_C], tl.float32)
+    weight, logit = tl.zeros([], tl.float32), tl.zeros([], tl.float32)
+    for first in range(0, NT, BLOCK_NT):
+        o_nt = first + tl.arange(0, BLOCK_NT)
+        m_nt = o_nt < NT
+        o_ntk = o_nt.to(tl.int64) * K + i_k
+        b_sums = tl.load(p_sums + o_ntk[:, None] * C + o_c[None, :], mask=m_nt[:, None] & m_c[None, :], other=0)
+        b_grad += tl.sum(b_sums, 0)
+        weight += tl.sum(tl.load(p_weights + o_ntk, mask=m_nt, other=0), 0)
+        logit += tl.sum(tl.load(p_weights + NT.to(tl.int64) * K + o_ntk, mask=m_nt, other=0), 0)
+    b_centers = tl.load(p_centers + i_k * centers_k + o_c * centers_c, mask=m_c, other=0).to(tl.float32)
+    tl.store(p_grad_centers + i_k * C + o_c, b_grad - weight * b_centers, mask=m_c)
+    if i_c == 0:
+        sigma = tl.load(p_sigma + i_k * sigma_k).to(tl.float32)
+        tl.store(p_grad_sigma + i_k, -2 * sigma * logit)
+
+
+Kind = tuple[torch.dtype, tuple[int, ...], bool]
+
+
+def _kind(tensor: Tensor) -> Kind:
+    """What Triton compiles for: dtype, strides, and whether the address is a multiple of 16 bytes."""
+    return tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0
+
+
+def _kind_of_map(tensor: Tensor) -> Kind:
+    n, k, _, w = map_strides(tensor)
+    return tensor.dtype, (n, k, w), tensor.data_ptr() % 16 == 0
+
+
+def _descriptor(x: Tensor, blocks: ImageBlocks) -> TensorDescriptor:
+    """Of positions and channels [N, P, C], of which a step takes some positions."""
+    N, C, H, W = x.shape
+    return TensorDescriptor(x, [N, H * W, C], [H * W * C, C, 1], [1, blocks.positions, blocks.channels])
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """The tensor, or a copy, at an address that is a multiple of 16 bytes: descriptors and plans want it so."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def _dictionary_strides(centers: Kind, sigma: Kind) -> dict[str, int]:
+    return {"centers_k": centers[1][0], "centers_c": centers[1][1], "sigma_k": sigma[1][0]}
+
+
+def _cut(blocks: ImageBlocks) -> dict[str, int]:
+    return {"T": blocks.spans, "SPAN": blocks.span, "STEPS": blocks.steps}
+
+
+def _constants(blocks: ImageBlocks) -> dict[str, int]:
+    return {
+        "S": blocks.slices,
+        "BLOCK_P": blocks.positions,
+        "BLOCK_C": blocks.channels,
+        "BLOCK_K": blocks.parts,
+        "STAGES": blocks.stages,
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_forward(
+    N: int, C: int, P: int, K: int, centers: Kind, sigma: Kind, device: torch.device
+) -> tuple[ImageBlocks, Launch, Launch]:
+    """How images are cut, the launch, and that of the second kernel where an image has several spans."""
+    del device  # what is compiled belongs to it
+    blocks = choose_image_blocks(N, P, C, K, forward=True)
+    dictionary = _dictionary_strides(centers, sigma)
+    sizes = {
+        "N": N,
+        "C": C,
+        "P": P,
+        "K": K,
+        **_cut(blocks),
+        **dictionary,
+        "assign_n": P * K,
+        "assign_k": 1,
+        "assign_w": K,
+        "WHOLE": blocks.spans == 1,
+        **_constants(blocks),
+    }
+    first = Launch(_forward_kernel, (N * blocks.spans, 1, 1), sizes, blocks.warps)
+    sizes = {"C": C, "K": K, "T": blocks.spans, **dictionary, "COMPUTE": tl.float32, "BLOCK_C": blocks.channels}
+    return blocks, first, Launch(grouping.normalize_kernel, (N * K, 1, 1), sizes, warps=4)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_backward(
+    N: int,
+    C: int,
+    P: int,
+    K: int,
+    centers: Kind,
+    sigma: Kind,
+    grad_assign: Kind | None,
+    grad_regions: Kind | None,
+    need_x: bool,
+    device: torch.device,
+) -> tuple[ImageBlocks, Launch, Launch]:
+    """How images are cut, the launch, and that of the kernel that adds up the gradients of the parameters."""
+    del need_x, device  # what is compiled belongs to them
+    blocks = choose_image_blocks(N, P, C, K, forward=False)
+    dictionary = _dictionary_strides(centers, sigma)
+    assign_strides = (0, 0, 0) if grad_assign is None else grad_assign[1]
+    region_strides = (0, 0, 0) if grad_regions is None else grad_regions[1]
+    sizes = {
+        "N": N,
+        "C": C,
+        "P": P,
+        "K": K,
+        **_cut(blocks),
+        **dictionary,
+        "assign_n": P * K,
+        "assign_k": 1,
+        "assign_w": K,
+        **dict(zip(("grad_n", "grad_k", "grad_w"), assign_strides, strict=True)),
+        **dict(zip(("regions_n", "regions_k", "regions_c"), region_strides, strict=True)),
+        **_constants(blocks),
+    }
+    first = Launch(_backward_kernel, (N * blocks.spans, 1, 1), sizes, blocks.warps)
+    sizes = {"NT": N * blocks.spans, "C": C, "K": K, **dictionary, "BLOCK_NT": 128, "BLOCK_C": 64}
+    return blocks, first, Launch(_parameters_kernel, (K, triton.cdiv(C, 64), 1), sizes, warps=8)
+
+
+def _new_outputs(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    N, C, H, W = x.shape
+    K = centers.shape[0]
+    regions = torch.empty((N, K, C), dtype=torch.float32, device=x.device)
+    assign = torch.empty((N, K, H, W), dtype=torch.float32, device=x.device, memory_format=torch.channels_last)
+    return assign, regions, torch.empty((2 * N * (H * W + K),), dtype=torch.float32, device=x.device)
+
+
+def _masses_and_norms(kept: Tensor, N: int, K: int) -> tuple[Tensor, Tensor]:
+    mass, norm = kept[kept.numel() - 2 * N * K :].view(2, N, K)
+    return mass, norm
+
+
+def _forward(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """assign, regions, and what is kept for backward."""
+    N, C, H, W = x.shape
+    K = centers.shape[0]
+    assign, regions, kept = _new_outputs(x, centers)
+    if N == 0:
+        return assign, regions, kept
+    x = _aligned(x)
+    blocks, launch, finish = _plan_forward(N, C, H * W, K, _kind(centers), _kind(sigma), x.device)
+    T, sums, masses = blocks.spans, None, None
+    if T > 1:
+        sums, masses = regions.new_empty((N, T, K, C)), regions.new_empty((N, T, K))
+    with torch.cuda.device_of(x):
+        launch(
+            d_x=_descriptor(x, blocks),
+            p_centers=centers,
+            p_sigma=sigma,
+            p_assign=assign,
+            p_kept=kept,
+            p_regions=regions,
+            p_sums=sums,
+            p_masses=masses,
+        )
+        if T > 1:
+            mass, norm = _masses_and_norms(kept, N, K)
+            finish(
+                p_sums=sums,
+                p_masses=masses,
+                p_centers=centers,
+                p_sigma=sigma,
+                p_regions=regions,
+                p_mass=mass,
+                p_norm=norm,
+            )
+    return assign, regions, kept
+
+
+def _backward(
+    x: Tensor,
+    centers: Tensor,
+    sigma: Tensor,
+    assign: Tensor,
+    regions: Tensor,
+    kept: Tensor,
+    grad_assign: Tensor | None,
+    grad_regions: Tensor | None,
+    need_x: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of x (None unless it is needed), centers and sigma."""
+    N, C, H, W = x.shape
+    K, P = centers.shape[0], H * W
+    last = assign.is_contiguous(memory_format=torch.channels_last)  # hooks may have stored it otherwise
+    if not (last and takes_image(x, centers, capability(x), forward=False)):
+        largest, total = kept[: 2 * N * P].view(N, P, 2).unbind(2)
+        lse = (largest + total.log2()) * math.log(2)
+        mass, norm = _masses_and_norms(kept, N, K)
+        pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
+        grad_x, _, grad_centers, grad_sigma = grouping.backward(
+            x, centers, sigma, assign, lse, pooled, grad_assign, need_x
+        )
+        return grad_x, grad_centers, grad_sigma
+    grad_x = empty_map(x, C, x.dtype) if need_x else None
+    if N == 0:
+        return grad_x, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
+    grad_centers, grad_sigma = centers.new_empty(centers.shape), sigma.new_empty(sigma.shape)
+    x, assign, regions, kept = map(_aligned, (x, assign, regions.contiguous(), kept.contiguous()))
+    if grad_assign is not None and not is_flat(grad_assign):
+        grad_assign = grad_assign.contiguous(memory_format=torch.channels_last)
+    assign_kind = None if grad_assign is None else _kind_of_map(grad_assign)
+    regions_kind = None if grad_regions is None else _kind(grad_regions)
+    blocks, launch, finish = _plan_backward(
+        N, C, P, K, _kind(centers), _kind(sigma), assign_kind, regions_kind, need_x, x.device
+    )
+    sums = torch.empty((N * blocks.spans * K * (C + 2),), dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        launch(
+            d_x=_descriptor(x, blocks),
+            d_grad_x=None if grad_x is None else _descriptor(grad_x, blocks),
+            p_centers=centers,
+            p_sigma=sigma,
+            p_assign=assign,
+            p_kept=kept,
+            p_regions=regions,
+            p_grad_assign=grad_assign,
+            p_grad_regions=grad_regions,
+            p_sums=sums,
+        )
+        finish(p_centers=centers, p_sigma=sigma, p_sums=sums, p_grad_centers=grad_centers, p_grad_sigma=grad_sigma)
+    return grad_x, grad_centers, grad_sigma
+
+
+@torch.library.custom_op("region_grouping::image_grouping", mutates_args=())
+def _image_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(x, centers, sigma)
+
+
+@_image_grouping.register_fake
+def _(x: Tensor, centers: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _new_outputs(x, centers)
+
+
+@torch.library.custom_op("region_grouping::image_grouping_backward", mutates_args=())
+def _image_grouping_backward(
+    x: Tensor,
+    centers: Tensor,
+    sigma: Tensor,
+    assign: Tensor,
+    regions: Tensor,
+    kept: Tensor,
+    grad_assign: Tensor | None,
+    grad_regions: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward(x, centers, sigma, assign, regions, kept, grad_assign, grad_regions, need_x=True)  # type: ignore[return-value]
+
+
+@_image_grouping_backward.register_fake
+def _(x: Tensor, centers: Tensor, sigma: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_map(x, x.shape[1], x.dtype), centers.new_empty(centers.shape), sigma.new_empty(sigma.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, grad_assign: Tensor | None, grad_regions: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    if grad_assign is None and grad_regions is None:
+        return None, None, None
+    return _image_grouping_backward(*ctx.saved_tensors, grad_assign, grad_regions)
+
+
+_image_grouping.register_autograd(_differentiate, setup_context=_keep)
+_image_grouping_backward.register_autograd(grouping.refuse_second_derivatives)
+
+
+class _ImageGrouping(torch.autograd.Function):
+    """The operator as eager calls take it, without what registration costs the host."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        assign, regions, kept = _forward(x, centers, sigma)
+        ctx.save_for_backward(x, centers, sigma, assign, regions, kept)
+        ctx.set_materialize_grads(False)
+        return assign, regions
+
+    @staticmethod
+    def backward(ctx: Any, grad_assign: Tensor | None, grad_regions: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_assign is None and grad_regions is None:
+            return None, None, None
+        x, centers, sigma, assign, regions, kept = ctx.saved_tensors
+        tensors = [x, centers, sigma, *(grad for grad in (grad_assign, grad_regions) if grad is not None)]
+        if torch.is_grad_enabled() or not is_eager(*tensors):  # the registered operator refuses second derivatives
+            return _image_grouping_backward(x, centers, sigma, assign, regions, kept, grad_assign, grad_regions)
+        need_x = ctx.needs_input_grad[0]
+        return _backward(x, centers, sigma, assign, regions, kept, grad_assign, grad_regions, need_x)
+
+
+def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """kernels.region_grouping an image at a time, arguments already checked."""
+    if is_eager(x, centers, sigma):
+        return _ImageGrouping.apply(x, centers, sigma)
+    assign, regions, _ = _image_grouping(x, centers, sigma)
+    return assign, regions
