@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ OPTIONAL = (
     "orthogonality",
     "entropy",
 )
+GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 class Objective:
@@ -75,9 +77,15 @@ class Objective:
         return of_rank[rank]
 
     def _prior_itself(self) -> Tensor:
+        """The queue at first [Q, K]: the prior, in an order in which what is not yet forgotten is the prior, too.
+
+        Were small ones forgotten first, occurrences would come last among the large ones that remain, and all would be
+        asked to be 0. Multiples of the golden ratio spread evenly, wherever one stops.
+        """
         config = self.config
         quantiles = prior_quantiles(config.prior_queue, config.prior_alpha, config.prior_beta)
-        return torch.as_tensor(quantiles, dtype=torch.float32).unsqueeze(1).repeat(1, self.parts)
+        places = np.argsort(np.argsort(np.arange(len(quantiles)) * GOLDEN_RATIO % 1))
+        return torch.as_tensor(quantiles[places], dtype=torch.float32).unsqueeze(1).repeat(1, self.parts)
 
     def remember(self, rows: Tensor) -> None:
         """Take the occurrences of a step into the queue, and forget as many; ``rows`` of all images [N, R]."""
