@@ -149,8 +149,8 @@ class LossConfig:
         prior_weight: Weight of the occurrence prior; 0 switches it off (ablation of Table 7).
         prior_alpha: First parameter of the Beta distribution.
         prior_beta: Second parameter of the Beta distribution.
-        prior_queue: Images of past steps that the prior looks at beside those of the step, for small batches. At first
-            they are as the prior wants them.
+        prior_queue: Images of past steps that the prior looks at beside those of the step, for small batches: with
+            them some 32, as more are of a model that was another. At first they are as the prior wants them.
         presence_weight: Every part is seen in some image of the batch.
         presence_margin: Positions at the border of the map whose windows do not count for presence.
         background_weight: Every image has background, and rather at its border; needs model.grouping.background.
