@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kernels import dispatch
 from rg.cli.main import VERBS, main
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
 from rg.model.region_grouping import RegionGroupingModel
@@ -274,6 +275,7 @@ PROGRAMS = [(name, code) for name, page in zip(NAMES, PAGES, strict=True) for co
 @pytest.mark.parametrize("name,code", PROGRAMS, ids=[name for name, _ in PROGRAMS])
 def test_programs_run(name: str, code: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setattr(dispatch, "_preferred", dispatch.preferred())  # is what it was again afterwards
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 
