@@ -63,7 +63,7 @@ class Compilation:
     @property
     def name(self) -> str:
         kernel = KERNELS[self.kernel]
-        return kernel.__module__.rsplit(".", 1)[1] + kernel.__name__.removesuffix("_kernel")
+        return f"{kernel.__module__.rsplit('.', 1)[1]}_{kernel.__name__.strip('_').removesuffix('_kernel')}"
 
     def constant(self, name: str) -> Any:
         """The value of a constexpr, None if the kernel has none of this name."""

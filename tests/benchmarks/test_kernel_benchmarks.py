@@ -79,11 +79,13 @@ def test_bad_options(options, message):
     assert message in done.stderr.splitlines()[-1]
 
 
-def test_the_table_takes_the_newest_rows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("image", [False, True])
+def test_the_table_takes_the_newest_rows(image, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_kernels, "RESULTS", tmp_path / "kernels.csv")
     with pytest.raises(ValueError, match="nothing is recorded"):
         bench_kernels.table()
     times = [("fused", 9.0), ("fused", 0.02), ("eager", 0.2), ("autocast", 0.1), ("compile", 0.05), ("copy", 0.016)]
+    times += [("image", 0.02)] if image else []
     with bench_kernels.RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, ledger.COLUMNS)
         writer.writeheader()
@@ -93,7 +95,8 @@ def test_the_table_takes_the_newest_rows(tmp_path, monkeypatch):
             writer.writerow(row | {"p50": ms, "device": "NVIDIA H100", "commit": "abc"})
     (line,) = bench_kernels.table().splitlines()[2:]
     assert line == (
-        f"| {CASES[0].name} | forward | 0.020 | 1.25x | 10.0x slower | 5.0x slower | 2.5x slower | NVIDIA H100, abc |"
+        f"| {CASES[0].name} | forward | 0.020 | 1.25x | {'1.25x of a copy' if image else ''} | 10.0x slower | "
+        "5.0x slower | 2.5x slower | NVIDIA H100, abc |"
     )
 
 
@@ -118,6 +121,9 @@ def test_compiled_without_a_gpu():
         "grouping_direction",
         "grouping_backward",
         "grouping_parameters",
+        "image_grouping_forward",
+        "image_grouping_backward",
+        "image_grouping_parameters",
         "occurrence_forward",
         "occurrence_backward",
     }
@@ -135,3 +141,27 @@ def test_compiled_without_a_gpu():
     ):
         (reason,) = kernel_resources.failures(forward, replace(used, **change), 90)
         assert words in reason
+
+
+def test_an_image_at_a_time_comes_and_goes_through_descriptors():
+    found = [
+        kernel_resources.describe(kernel, arguments)
+        for kernel, arguments in kernel_resources.launches(CASE, (9, 0), every=False)
+    ]
+    backward, without = (item for item in found if item.name == "image_grouping_backward")
+    used = kernel_resources.compile(backward, 90)
+    assert used.descriptor_loads > 0
+    assert used.descriptor_stores > 0
+    assert kernel_resources.failures(backward, used, 90) == []
+    for change, words in (({"descriptor_loads": 0}, "loads"), ({"descriptor_stores": 0}, "stores")):
+        (reason,) = kernel_resources.failures(backward, replace(used, **change), 90)
+        assert words in reason
+    assert kernel_resources.failures(without, replace(used, descriptor_stores=0), 90) == []
+
+
+def test_dispatch_is_printed(capsys):
+    bench_kernels.dispatch(CASES[:1])
+    forward, backward = capsys.readouterr().out.splitlines()[-2:]
+    assert forward.split()[-4:] == ["in", "1", "tile", "64x64x16"]
+    assert "image 32x1024x8 in 1" in forward
+    assert "image 16x1024x8 in 1" in backward
