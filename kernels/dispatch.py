@@ -54,7 +54,7 @@ def fits_image(
             memory are there on Hopper (9) and data-centre Blackwell (10).
         forward: Forward, or backward, which keeps twice as much in registers.
     """
-    block = 2 ** (channels - 1).bit_length() * max(8, 2 ** (parts - 1).bit_length())
+    block_c, block_k = 2 ** (channels - 1).bit_length(), max(8, 2 ** (parts - 1).bit_length())
     return (
         dtype == torch.bfloat16
         and channels_last
@@ -62,7 +62,8 @@ def fits_image(
         and torch.version.hip is None
         and channels % 8 == 0
         and channels >= 64
-        and block <= (16384 if forward else 8192)
+        and 4 * block_k <= block_c  # with fewer channels for a part, registers spill
+        and block_c * block_k <= (16384 if forward else 8192)
     )
 
 
