@@ -2,8 +2,7 @@
 
 ``kernels.operators`` documents them and decides who computes; ``kernels.reference`` defines them in plain PyTorch;
 ``kernels.grouping``, ``kernels.image_grouping`` and ``kernels.occurrence`` are the fused Triton kernels, and
-``kernels.dispatch`` chooses among them. This package knows tensors only: it
-imports torch and triton.
+``kernels.dispatch`` chooses among them. This package knows tensors only: it imports torch and triton.
 """
 
 from kernels.dispatch import prefer

@@ -1,7 +1,8 @@
 """The public operators: arguments are checked here, and here it is decided who computes.
 
-On a GPU, Triton does (``kernels.grouping``, ``kernels.occurrence``); elsewhere plain PyTorch (``kernels.reference``),
-and under ``torch.export`` too, so that what is exported runs where these operators are not installed.
+On a GPU, Triton does (``kernels.grouping`` or, if preferred, ``kernels.image_grouping``; ``kernels.occurrence``).
+Elsewhere plain PyTorch does (``kernels.reference``), and under ``torch.export`` too, so that what is exported runs
+where these operators are not installed.
 With ``TRITON_INTERPRET=1`` in the environment Triton's interpreter takes the place of a GPU, to test the kernels with.
 """
 

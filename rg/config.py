@@ -56,7 +56,8 @@ class GroupingConfig:
             not follow the colours of a species.
         sigma: Bandwidth of every part at the start, below 0.7; it is learned. A small one makes crisp parts.
         init: Dictionary from Kaiming-normal noise as the authors do (random), k-means on first features (kmeans), or
-            k-means on first images as they are tested, which rather looks at what stands out from its image (salient).
+            k-means that rather looks at what stands out from its image, on first images as they are tested, normalised
+            as in training (salient).
         standardize: Standardise the features before grouping; needed where they do not come out of a ReLU.
         smoothing_radius: The smoothing window is 2 * radius + 1 positions wide.
         smoothing_std: Standard deviation of the smoothing Gaussian in positions.

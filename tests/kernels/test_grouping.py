@@ -15,6 +15,7 @@ from tests.support.fused import (  # noqa: E402
     ROUNDING,
     compare,
     draw,
+    poison_fresh_memory,
     region_grouping,
     results,
     upstream,
@@ -158,13 +159,7 @@ def test_same_input_same_bits_whatever_lies_in_fresh_memory(monkeypatch):
     x, centers, sigma = draw(CASES[0], torch.bfloat16)
     inputs = {"x": x, "centers": centers, "sigma": sigma}
     first = results(region_grouping, grouping, inputs)
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        fresh = empty(*args, **kwargs)
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    poison_fresh_memory(monkeypatch)
     second = results(region_grouping, grouping, inputs)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 from kernels import dispatch, grouping, image_grouping, operators, reference  # noqa: E402
 from kernels.blocks import choose_image_blocks  # noqa: E402
 from kernels.maps import capability  # noqa: E402
-from tests.support.fused import DEVICE, compare, draw, region_grouping, results, upstream  # noqa: E402
+from tests.support.fused import DEVICE, compare, draw, poison_fresh_memory, region_grouping, results, upstream  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -183,8 +183,10 @@ def test_hooks_may_store_what_is_kept_as_they_like(store):
             outputs = image_grouping.region_grouping(x, centers, sigma)
         return torch.autograd.grad(outputs, (x, centers, sigma), [upstream(output, 1) for output in outputs])
 
-    for found, expected in zip(gradients(store), gradients(lambda tensor: tensor), strict=True):
-        torch.testing.assert_close(found, expected, rtol=2e-2 if found.dtype == torch.bfloat16 else 2e-3, atol=1e-3)
+    # Stored in NCHW, backward takes tiles: operands and the gradient of x are rounded in another order.
+    digits = (2**-7, 2**-12, 2**-12) if store(x).stride() != x.stride() else (0, 0, 0)
+    for found, expected, share in zip(gradients(store), gradients(lambda tensor: tensor), digits, strict=True):
+        assert (found.double() - expected.double()).abs().max() <= share * expected.abs().max()
 
 
 def test_compiled_after_preferring_images(monkeypatch):
@@ -244,17 +246,7 @@ def test_same_input_same_bits_whatever_lies_in_fresh_memory(monkeypatch):
     x, centers, sigma = draw_last(CASES[0])
     inputs = {"x": x, "centers": centers, "sigma": sigma}
     first = results(region_grouping, image_grouping, inputs)
-    empty = torch.empty
-
-    def poison(fresh):
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    def poisoned(*args, **kwargs):
-        return poison(empty(*args, **kwargs))
-
-    new_empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: poison(new_empty(*args, **kwargs)))
+    poison_fresh_memory(monkeypatch)
     second = results(region_grouping, image_grouping, inputs)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

@@ -65,3 +65,15 @@ def compare(operator, inputs, provider):
             # term, next to upstream gradients of size 1, is for gradients that vanish but for rounding (C = 1).
             limit = 2 * theirs + 4 * floor + 4 * torch.finfo(plain[name].dtype).eps * measure(truth) + ROUNDING[dtype]
             assert ours <= limit, f"{name}: error {ours:.2e}, limit {limit:.2e}, reference {theirs:.2e}"
+
+
+def poison_fresh_memory(monkeypatch):
+    """What is allocated from now on is full of NaN, so that nothing is read that nobody has written."""
+
+    def poison(fresh):
+        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
+
+    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
+        allocate = getattr(owner, name)
+        poisoned = lambda *args, allocate=allocate, **kwargs: poison(allocate(*args, **kwargs))  # noqa: E731
+        monkeypatch.setattr(owner, name, poisoned)

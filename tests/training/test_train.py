@@ -24,6 +24,7 @@ from pipelines.locks import locked
 from pipelines.shards import writer
 from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.samples import Sample
+from rg import recipes
 from rg.config import OptimizerConfig, RunConfig
 from rg.distributed.group import Group, PeerLostError
 from rg.distributed.heartbeat import Heartbeat
@@ -31,6 +32,7 @@ from rg.distributed.ranks import Ranks
 from rg.evaluation.evaluate import evaluate
 from rg.runs.folder import load_model
 from rg.training.objective import OPTIONAL
+from rg.training.train import _starts_with_statistics_of_batches
 from tests.support import forked
 
 OPTIONS = {
@@ -587,6 +589,19 @@ def test_a_config_file_is_a_run(small_birds, finished, tmp_path):
     result = forked.run(arguments)
     assert result.returncode == 0, result.stderr
     assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "recipe,expected",
+    [
+        ("birds_lite0_parts", True),
+        ("birds_lite0", False),  # no salient start
+        ("photos_lite0_parts", False),  # statistics of pretraining
+        ("cub200_dinov2_parts", False),  # a backbone of which tokens alone learn
+    ],
+)
+def test_a_salient_start_is_normalised_as_training_will(recipe, expected):
+    assert _starts_with_statistics_of_batches(recipes.get(recipe)) == expected
 
 
 def test_learning_rate_schedules():
