@@ -95,6 +95,8 @@ class Facts:
         source: Path of the image, if it came from a file.
         answer: Whether the model stands by the label: "label"; "unsure", its probability is below the threshold of the
             run; "unknown", no known part fits what the image shows.
+        zoom: What a sampler made of the window: float32 [L, L, 2], x and y as shares of its sides of places that the
+            backbone saw evenly spaced, from edge to edge; None without a sampler.
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
             they are those of the image.
     """
@@ -113,6 +115,7 @@ class Facts:
     source: str | None = None
     answer: Answer = "label"
     photo_size: Size | None = None
+    zoom: np.ndarray | None = None
 
     @property
     def seen(self) -> float:

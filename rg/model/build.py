@@ -16,7 +16,7 @@ Model: TypeAlias = RegionGroupingModel | PlainModel
 def build_model(config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True) -> Model:
     """The model of the kind that the configuration names; see there for the arguments and errors."""
     if config.kind == "plain":
-        return PlainModel(config.backbone, num_classes, multi_label, pretrained)
+        return PlainModel(config.backbone, num_classes, multi_label, pretrained, config.sampler)
     return RegionGroupingModel(config, num_classes, multi_label, pretrained)
 
 

@@ -376,14 +376,19 @@ def micro_batches(config: RunConfig, world_size: int) -> list[int]:
 
 
 def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
-    """step -> factor of the learning rate: linear warm-up, then a cosine to zero or steps."""
-    warmup, total = config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    """step -> factor of the learning rate: linear warm-up, then a cosine to zero or steps, anew after every restart."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    begins = [epoch * steps_per_epoch for epoch in (0, *config.restarts)]
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
 
     def scale(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        begin = max(begin for begin in begins if begin <= step)
+        end = min((later for later in begins if later > step), default=epochs * steps_per_epoch)
         if config.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-        return config.gamma ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
+            first = max(begin, warmup)
+            return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, end - first)))
+        return config.gamma ** sum(begin < milestone <= step for milestone in milestones)
 
     return scale

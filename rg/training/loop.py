@@ -27,6 +27,7 @@ from rg.model.losses import classification_loss
 from rg.model.noise import image_seeds
 from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
+from rg.model.samplers import Streams
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
 from rg.training.checkpoints import MODEL, MOMENTUM, QUEUE, TRAINED, Checkpoint, Checkpoints
@@ -81,6 +82,7 @@ class Loop:
         self.is_main = self.ranks.rank == 0
         self.objective = objective
         self.mixes = bool(config.input.mixup or config.input.cutmix)
+        self.shrinking_steps = config.model.sampler.shrink_epochs * steps_per_epoch
         self.meter = Meter(self.objective.names)
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
@@ -172,6 +174,8 @@ class Loop:
         """One optimiser step; returns the flags of its last micro step."""
         self.engine.keep_statistics()
         self.engine.train_mode()
+        if self.engine.model.sampler:
+            self.engine.model.sampler.shrinking = self.step < self.shrinking_steps
         skip, micro_steps = False, []
         for micro in range(self.config.train.accumulation):
             self._at("reading data")
@@ -207,9 +211,10 @@ class Loop:
         images, shares = batch.images, None
         if self.mixes and seeds is not None:
             images, shares = mix(images.to(self.ranks.device, non_blocking=True), seeds, self.config.input)
-        output, moved, inverse = self._forward(images, seeds)
+        output, streams, moved, inverse = self._forward(images, seeds)
         labels = batch.labels.to(output.logits.device, non_blocking=True)
-        means, rows = objective.of_images(output, labels, moved, inverse, shares), objective.rows(output)
+        means = objective.of_images(output, labels, moved, inverse, shares, streams)
+        rows = objective.rows(output)
         finite = torch.isfinite(torch.stack(list(means.values()))).all() & torch.isfinite(rows).all()
         flags = StepFlags.pack(finite, max(self.received, default=0), self.checkpoints.busy)
         rows, all_flags = self.group.gather(rows, flags, sizes)
@@ -231,17 +236,19 @@ class Loop:
 
     def _forward(
         self, images: Tensor, seeds: Tensor | None
-    ) -> tuple[ModelOutput | PlainOutput, Tensor | None, Tensor | None]:
-        """Output of the model, assignment of moved images and what moves it back, see ``Objective.of_images``."""
+    ) -> tuple[ModelOutput | PlainOutput, Streams | None, Tensor | None, Tensor | None]:
+        """What ``Objective.of_images`` takes: output, streams, assignment of moved images and what moves it back."""
         if seeds is None or not self.objective.noisy:
-            return self.engine(images), None, None
+            return self.engine(images), None, None, None
         images = images.to(self.ranks.device, non_blocking=True)
         seeds = seeds.to(images.device)
+        if self.config.model.sampler.kind == "trilinear":
+            return *self.engine(images, seeds), None, None
         if not self.objective.moved:
-            return self.engine(images, seeds), None, None
+            return self.engine(images, seeds), None, None, None
         moved, inverse = self.objective.move(images, seeds)
         output, assign = self.engine(images, seeds, moved)
-        return output, assign, inverse
+        return output, None, assign, inverse
 
     def _warn_not_finite(self, batch: Batch, values: Tensor) -> None:
         logger.warning(

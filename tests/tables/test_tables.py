@@ -173,6 +173,8 @@ CASES = [
     ("cub200_resnet101_plain", "Table 4", "DFF", {"CUB-001": 32, "CUB-002": 33, "CUB-003": 34, "all 200": 31}),
     ("inat2017_resnet101", "Table 5", "Ours", {"Acc": 64}),
     ("inat2017_resnet101_plain", "Table 5", "ResNet101 (ours)", {"Acc": 61}),
+    ("inat2017_resnet101_saliency_plain", "Table 5", "SSN", {"Acc": 61}),
+    ("inat2017_resnet50_tasn_plain", "Table 5", "TASN", {"Acc": 61}),
     ("inat2017_resnet101", "Table 6", "Ours", {"Error": 9}),
     ("inat2017_resnet101_plain", "Table 6", "CAM [70]", {"Error": 11}),
     ("inat2017_resnet101_plain", "Table 6", "Grad-CAM [47]", {"Error": 12}),
