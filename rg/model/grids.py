@@ -105,11 +105,10 @@ def sample(images: Tensor, nodes: Tensor, side: int, oversampling: int = 1) -> T
             smaller is aliased.
 
     Returns:
-        [N, C, side, side], float32 of uint8.
+        [N, C, side, side], in the dtype of the nodes.
     """
     places = _between(nodes, _middles(side * oversampling, side * oversampling, nodes))
-    pixels = images if images.is_floating_point() else images.float()
-    sampled = F.grid_sample(pixels, places, padding_mode="border", align_corners=False)
+    sampled = F.grid_sample(images.to(nodes.dtype), places, padding_mode="border", align_corners=False)
     return F.avg_pool2d(sampled, oversampling) if oversampling > 1 else sampled
 
 
