@@ -22,6 +22,7 @@ from rg.config import (
     ModelConfig,
     OptimizerConfig,
     RunConfig,
+    ScopsConfig,
     TrainConfig,
 )
 
@@ -53,6 +54,15 @@ def birds_lite0_no_prior() -> RunConfig:
 def birds_lite0_plain() -> RunConfig:
     """The network of birds_lite0 without region grouping: what activation maps and feature factors are made of."""
     return _plain(birds_lite0())
+
+
+def birds_lite0_scops() -> RunConfig:
+    """SCOPS on the embedded birds: parts without labels, minutes on two CPU cores.
+
+    Lite0 takes the place of ResNet-50 and of the VGG-19 whose features are looked at, and the true masks that of a
+    saliency: more than SCOPS asks for.
+    """
+    return _scops_of_lite0(birds_lite0())
 
 
 def photos_lite0() -> RunConfig:
@@ -102,6 +112,11 @@ def mini_inat_no_attention() -> RunConfig:
 def mini_inat_plain() -> RunConfig:
     """The network of mini_inat without region grouping: what activation maps and feature factors are made of."""
     return _plain(mini_inat())
+
+
+def mini_inat_scops() -> RunConfig:
+    """SCOPS on the embedded creatures, with the settings of birds_lite0_scops."""
+    return _scops_of_lite0(mini_inat())
 
 
 def cub200_resnet101() -> RunConfig:
@@ -415,6 +430,17 @@ def _parts_on_photographs_by_lite0(config: RunConfig) -> RunConfig:
     return replace(ours, optimizer=replace(ours.optimizer, lr=5e-4, new_layer_lr_scale=40.0))
 
 
+def _scops_of_lite0(config: RunConfig) -> RunConfig:
+    model = replace(
+        config.model,
+        kind="scops",
+        backbone=replace(config.model.backbone, stride=8, fused_strides=(16, 32)),
+        grouping=replace(config.model.grouping, background=True),
+        scops=ScopsConfig(features="tf_efficientnet_lite0", saliency="mask"),
+    )
+    return replace(config, model=model)
+
+
 def _without_prior(config: RunConfig) -> RunConfig:
     return replace(config, loss=replace(config.loss, prior_weight=0.0))
 
@@ -460,12 +486,14 @@ RECIPES: dict[str, Recipe] = {
         *_with_rivals(birds_lite0, _parts_on_drawings, side=8),
         birds_lite0_no_prior,
         birds_lite0_plain,
+        birds_lite0_scops,
         *_with_rivals(photos_lite0, _parts_on_photographs_by_lite0, side=14),
         photos_resnet50,
         *_with_rivals(mini_inat, _parts_on_drawings, side=8),
         mini_inat_no_prior,
         mini_inat_no_attention,
         mini_inat_plain,
+        mini_inat_scops,
         *_with_rivals(cub200_resnet101, _parts_on_photographs, side=28),
         cub200_resnet101_authors,
         cub200_resnet101_no_prior,

@@ -56,6 +56,7 @@ STATES: Mapping[str, Mapping[str, str]] = {  # of an optimiser, and what their n
     "sgd": {"momentum_buffer": ""},
     "adamw": {"exp_avg": "exp_avg.", "exp_avg_sq": "exp_avg_sq."},
 }
+POLY_POWER = 0.9  # DeepLab (Chen et al., 2018)
 STEP = "step"  # how many AdamW has taken, by which it corrects its moments
 LARGEST_STAGE = 2
 SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -376,14 +377,17 @@ def micro_batches(config: RunConfig, world_size: int) -> list[int]:
 
 
 def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
-    """step -> factor of the learning rate: linear warm-up, then a cosine to zero or steps."""
+    """step -> factor of the learning rate: linear warm-up, then a cosine or a power to zero, or steps."""
     warmup, total = config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
 
     def scale(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, total - warmup)
         if config.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if config.schedule == "poly":
+            return max(0.0, 1 - progress) ** POLY_POWER
         return config.gamma ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
 
     return scale
