@@ -23,6 +23,8 @@ class BackboneConfig:
         stride: Take the deepest feature map whose stride in pixels is at most this.
         fused_strides: Further feature maps, the deepest within each of these strides, resized to that one and
             concatenated with it. Deeper maps tell parts apart, finer ones place them.
+        dilated: Deeper maps do not get coarser than stride: convolutions are dilated instead (DeepLab; resnet50 and
+            resnet101). So the feature map is that of the last stage.
         train: What of it learns: all, none (it also stays in evaluation mode, batch norm and drop-out included), or
             tokens: class and register tokens, positions and the scales and shifts of norms, of a ViT.
         frozen_statistics: Its batch norms normalise by the running statistics that they begin with, the pretrained ones
@@ -33,6 +35,7 @@ class BackboneConfig:
     weights: str = "imagenet"
     stride: int = 16
     fused_strides: tuple[int, ...] = ()
+    dilated: bool = False
     train: Literal["all", "none", "tokens"] = "all"
     frozen_statistics: bool = False
 

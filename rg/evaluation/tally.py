@@ -52,12 +52,7 @@ class Answers:
         Raises:
             ValueError: one is not finite, so that nothing could be measured in the end.
         """
-        finite = torch.isfinite(logits).flatten(1).all(1)
-        if not finite.all():
-            key = batch.keys[int(finite.int().argmin())]
-            raise ValueError(
-                f"{key}: the model gives logits that are not finite; training diverged, or its weights are damaged"
-            )
+        _check_finite(batch, logits, "logits")
         self.keys += batch.keys
         self.labels.append(batch.labels)
         self.logits.append(logits)
@@ -173,6 +168,7 @@ class Tally(Answers):
         """Take note of the answers to one batch, and of where its parts are."""
         map_height, map_width = output.assign.shape[2:]
         height, width = batch.images.shape[2:]
+        _check_finite(batch, output.assign, "maps")
         self.answer(batch, output.logits)
         self.presences.append(output.presence)
         middles = part_centers(output.assign)
@@ -298,6 +294,15 @@ class Tally(Answers):
             return boxes, np.where(known, 1, np.nan)[:, None].repeat(2, axis=1)
         lengths = sides / distance[:, None]
         return np.concatenate([np.zeros_like(sides), sides], axis=1), lengths
+
+
+def _check_finite(batch: Batch, values: Tensor, what: str) -> None:
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not finite.all():
+        key = batch.keys[int(finite.int().argmin())]
+        raise ValueError(
+            f"{key}: the model gives {what} that are not finite; training diverged, or its weights are damaged"
+        )
 
 
 def _boxes(batch: Batch) -> list[np.ndarray]:

@@ -183,6 +183,11 @@ def build_backbone(config: BackboneConfig, pretrained: bool = True) -> Backbone:
         ValueError: unknown name, no map within the stride, or weights that do not fit.
     """
     source = config.weights if pretrained else "none"
+    if config.dilated and config.name not in RESNETS:
+        raise ValueError(
+            f"model.backbone.dilated: expected false, as only {' and '.join(RESNETS)} are dilated, got true for "
+            f"{config.name}"
+        )
     return _resnet(config, source) if config.name in RESNETS else _timm(config, source)
 
 
@@ -198,7 +203,7 @@ def build_network(config: BackboneConfig, pretrained: bool = True) -> Backbone:
     """
     source = config.weights if pretrained else "none"
     if config.name in RESNETS:
-        return _resnet(replace(config, stride=32, fused_strides=()), source)
+        return _resnet(replace(config, stride=32, fused_strides=(), dilated=False), source)
     return _whole_timm(config.name, source)
 
 
@@ -239,10 +244,12 @@ def feature_channels(name: str) -> int:
 def _resnet(config: BackboneConfig, source: str) -> Backbone:
     import torchvision
 
-    strides = (4, 8, 16, 32)
+    own = (4, 8, 16, 32)
+    strides = tuple(min(stride, config.stride) for stride in own) if config.dilated else own
     levels, main = _levels(config, strides)
     stages = RESNET_STAGES[: levels[-1] + 1]
-    network = torchvision.models.get_model(config.name, weights=None)
+    dilated = [stride > strides[-1] for stride in own[1:]]
+    network = torchvision.models.get_model(config.name, weights=None, replace_stride_with_dilation=dilated)
     if source == "imagenet":
         enum = torchvision.models.get_model_weights(config.name)
         network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), config.name))

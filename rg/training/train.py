@@ -173,6 +173,8 @@ def _set_up(
         out / WEIGHTS,
     )
     record = {"recipe": recipe, "command": command, "run": checkpoints.run}
+    if config.model.kind == "scops":
+        record["saliency"] = config.model.scops.saliency
     record |= origin | _record(data, manifest, group, deepspeed_settings)
     if ranks.rank == 0:
         _write_record(out, config, classes, record, checkpoint if goes_on else None)
