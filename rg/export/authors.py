@@ -59,6 +59,7 @@ SETTINGS = {
     "model.kind": "region_grouping",
     "model.backbone.stride": 16,
     "model.backbone.fused_strides": [],
+    "model.backbone.dilated": False,
     "model.grouping.background": False,
     "model.grouping.centered": False,
     "model.grouping.standardize": False,

@@ -219,7 +219,7 @@ def test_explain_shows_the_parts_without_a_label(evaluated, photo, tmp_path):
     assert sum(part["area"] for part in line["parts"]) == pytest.approx(1)
     with Image.open(tmp_path / "out" / line["picture"]) as picture:
         assert picture.height > 300
-    assert not (tmp_path / "out" / "explain.html").exists()
+    assert not (tmp_path / "out" / "gallery.html").exists()
 
 
 def test_an_explanation_has_the_maps_of_the_model(evaluated, photo):
