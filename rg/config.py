@@ -131,7 +131,7 @@ class ScopsConfig:
         semantic_consistency_weight: A part has one feature of a network that does not learn, over all images.
         orthonormality_weight: The features of the parts differ.
         features: That network: vgg19 (torchvision), or a backbone, of which the maps of strides 16 and 32 are taken.
-        feature_weights: imagenet (downloaded, or taken from an installed weights package), or the path of a file.
+        feature_weights: imagenet (downloaded, or taken from an installed weights package), none, or the path of a file.
         saliency: Where the object is: the masks of the training data (mask), or what stands out from the image itself
             (spectral_residual).
     """
@@ -161,21 +161,21 @@ class ModelConfig:
         backbone: The feature extractor.
         grouping: The part dictionary.
         head: Region transform, attention and classifier.
-        scops: What a model of kind scops learns from.
         kind: region_grouping, or plain: the whole network of the backbone with a linear classifier, to compare with. Of
             grouping it takes the number of parts for deep feature factorisation; nothing of head, of the strides of the
             backbone, and of the loss the classification alone. Or scops: parts without labels (Hung et al., CVPR 2019),
             to compare with. Of grouping it takes the number of parts and the background; nothing of head and loss.
         init: none, or where all weights come from that fit: a run folder, one of its checkpoints, or a file. The
             backbone has to be the same; layers for other classes or parts start anew.
+        scops: What a model of kind scops learns from.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    scops: ScopsConfig = field(default_factory=ScopsConfig)
     kind: Literal["region_grouping", "plain", "scops"] = "region_grouping"
     init: str = "none"
+    scops: ScopsConfig = field(default_factory=ScopsConfig)
 
     def __post_init__(self) -> None:
         _require(

@@ -334,7 +334,6 @@ class Explainer:
         contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
         for n, image in enumerate(waiting):
             strongest, attribution = at_image_size(assign[n], attention[n], image.window, image.pixels.shape[:2])
-            x0, y0, x1, y1 = image.window
             label, *rest = compared[n].tolist()
             rival = None
             if rest:
@@ -349,20 +348,7 @@ class Explainer:
                 rival=rival,
                 attribution=attribution,
                 assign=assign[n],
-                parts=[
-                    PartExplanation(
-                        index=k,
-                        name=part.name,
-                        strongest=strongest,
-                        center=(float(x0 + centers[n, k, 0] * (x1 - x0)), float(y0 + centers[n, k, 1] * (y1 - y0))),
-                        occurrence=float(occurrence[n, k]),
-                        attention=float(attention[n, k]),
-                        contribution=float(contributions[n, 0, k]),
-                        rival_contribution=float(contributions[n, 1, k]) if rival else 0.0,
-                        background=part.background,
-                    )
-                    for k, part in enumerate(self.parts)
-                ],
+                parts=self._parts(strongest, image.window, centers[n], occurrence[n], attention[n], contributions[n]),
                 image=image.pixels,
                 window=image.window,
                 source=image.source,
@@ -375,23 +361,9 @@ class Explainer:
         assign, attention, occurrence = (
             values.float().cpu().numpy() for values in (output.assign, output.attention, output.occurrence)
         )
+        nothing = torch.zeros(1, len(self.parts))
         for n, image in enumerate(waiting):
             strongest, attribution = at_image_size(assign[n], attention[n], image.window, image.pixels.shape[:2])
-            x0, y0, x1, y1 = image.window
-            parts = [
-                PartExplanation(
-                    index=k,
-                    name=part.name,
-                    strongest=strongest,
-                    center=(float(x0 + centers[n, k, 0] * (x1 - x0)), float(y0 + centers[n, k, 1] * (y1 - y0))),
-                    occurrence=float(occurrence[n, k]),
-                    attention=float(attention[n, k]),
-                    contribution=0.0,
-                    rival_contribution=0.0,
-                    background=part.background,
-                )
-                for k, part in enumerate(self.parts)
-            ]
             yield Explanation(
                 label="",
                 probability=0.0,
@@ -401,12 +373,38 @@ class Explainer:
                 rival=None,
                 attribution=attribution,
                 assign=assign[n],
-                parts=parts,
+                parts=self._parts(strongest, image.window, centers[n], occurrence[n], attention[n], nothing),
                 image=image.pixels,
                 window=image.window,
                 source=image.source,
                 answer="none",
             )
+
+    def _parts(
+        self,
+        strongest: np.ndarray,
+        window: Box,
+        centers: np.ndarray,
+        occurrence: np.ndarray | Tensor,
+        attention: np.ndarray,
+        contributions: Tensor,
+    ) -> list[PartExplanation]:
+        """The parts of one image: centres [K, 2], occurrence and attention [K], contributions [1 or 2, K]."""
+        x0, y0, x1, y1 = window
+        return [
+            PartExplanation(
+                index=k,
+                name=part.name,
+                strongest=strongest,
+                center=(float(x0 + centers[k, 0] * (x1 - x0)), float(y0 + centers[k, 1] * (y1 - y0))),
+                occurrence=float(occurrence[k]),
+                attention=float(attention[k]),
+                contribution=float(contributions[0, k]),
+                rival_contribution=float(contributions[1, k]) if len(contributions) > 1 else 0.0,
+                background=part.background,
+            )
+            for k, part in enumerate(self.parts)
+        ]
 
 
 def _check_process() -> None:

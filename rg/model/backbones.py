@@ -212,7 +212,7 @@ def build_features(name: str, weights: str) -> Backbone:
 
     Args:
         name: vgg19, of which relu5_2 and relu5_4 are taken; or a backbone, of which the maps of strides 16 and 32 are.
-        weights: As ``BackboneConfig.weights`` says.
+        weights: imagenet, none, or the path of a file, see ``BackboneConfig``.
 
     Raises:
         ValueError: see ``build_backbone``.
