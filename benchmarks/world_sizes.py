@@ -27,8 +27,8 @@ from benchmarks.tools import local_ranks
 from benchmarks.tools.options import at_least
 from pipelines.cores import usable_cores
 from rg import recipes
-from rg.config import BackboneConfig, OptimizerConfig, RunConfig
-from rg.training.objective import OPTIONAL
+from rg.config import BackboneConfig, OptimizerConfig, RunConfig, SamplerConfig
+from rg.training.objective import OF_STREAMS, OPTIONAL
 
 MODES: dict[str, dict[str, Any]] = {
     "synchronised": {"batch_norm": "sync"},
@@ -38,6 +38,8 @@ MODES: dict[str, dict[str, Any]] = {
     "synchronised, activation checkpointing": {"batch_norm": "sync", "activation_checkpointing": True},
     "synchronised, every term": {"batch_norm": "sync", "terms": True},
     "frozen, every term": {"batch_norm": "frozen", "terms": True},
+    "synchronised, SSN": {"batch_norm": "sync", "sampler": "saliency"},
+    "synchronised, TASN": {"batch_norm": "sync", "sampler": "trilinear"},
     "synchronised, ZeRO 1": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 1}}},
     "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
 }
@@ -56,6 +58,9 @@ def settings(mode: str, size: int) -> RunConfig:
     if MODES[mode].get("terms"):
         grouping = dataclasses.replace(grouping, background=True, gumbel=True, centered=True)
         loss, head = dataclasses.replace(loss, **TERMS), dataclasses.replace(head, part_dropout=0.3)
+    sampler = SamplerConfig(MODES[mode].get("sampler", "none"), size=32, weights="none", glimpse=32, shrink_epochs=1)
+    if sampler.kind == "trilinear":
+        loss = dataclasses.replace(loss, **{f"{name}_weight": 0.5 for name in OF_STREAMS})
     train = dataclasses.replace(
         recipe.train,
         epochs=1,
@@ -70,7 +75,7 @@ def settings(mode: str, size: int) -> RunConfig:
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(
-            recipe.model, grouping=grouping, head=head, backbone=BackboneConfig("resnet18", "none")
+            recipe.model, grouping=grouping, head=head, backbone=BackboneConfig("resnet18", "none"), sampler=sampler
         ),
         loss=loss,
         input=dataclasses.replace(recipe.input, short_side=size + 8, crop=size, test_short_side=size, test_crop=size),

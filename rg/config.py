@@ -23,10 +23,10 @@ class BackboneConfig:
         stride: Take the deepest feature map whose stride in pixels is at most this.
         fused_strides: Further feature maps, the deepest within each of these strides, resized to that one and
             concatenated with it. Deeper maps tell parts apart, finer ones place them.
-        dilated: Deeper maps do not get coarser than stride: convolutions are dilated instead (DeepLab; resnet50 and
-            resnet101). So the feature map is that of the last stage.
         train: What of it learns: all, none (it also stays in evaluation mode, batch norm and drop-out included), or
             tokens: class and register tokens, positions and the scales and shifts of norms, of a ViT.
+        dilated: Stages deeper than stride have no strides of their own and dilate their convolutions instead, so that
+            the deepest map of the network has that stride. Of torchvision's ResNets and timm's CNNs, to 8 or 16.
         frozen_statistics: Its batch norms normalise by the running statistics that they begin with, the pretrained ones
             for example. Small photographs of one kind of thing say little of their own. It asks for a small rate.
     """
@@ -35,12 +35,16 @@ class BackboneConfig:
     weights: str = "imagenet"
     stride: int = 16
     fused_strides: tuple[int, ...] = ()
-    dilated: bool = False
     train: Literal["all", "none", "tokens"] = "all"
+    dilated: bool = False
     frozen_statistics: bool = False
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "model.backbone.stride", "at least 1", self.stride)
+        if self.dilated:
+            fused = self.fused_strides
+            _require(self.stride in (8, 16), "model.backbone.stride", "8 or 16 of dilated stages", self.stride)
+            _require(not fused, "model.backbone.fused_strides", "none of dilated stages", fused)
         for stride in self.fused_strides:
             _require(stride >= 1, "model.backbone.fused_strides", "at least 1", stride)
 
@@ -119,6 +123,50 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class SamplerConfig:
+    """What chooses the pixels that the backbone sees, from more of them: input.crop is then what it chooses from.
+
+    Attributes:
+        kind: none; saliency (SSN, ECCV 2018), which learns from the classification where to gather; or trilinear (TASN,
+            CVPR 2019), which follows the attention of a network of its own, and in training also teaches details, one
+            at a time.
+        size: Side in pixels of what the backbone sees.
+        oversampling: A pixel of it is the mean of so many bilinear samples each way. Published samplers take 1, and
+            alias what they make smaller.
+        network: What looks at the whole image: any network that model.backbone.name takes.
+        weights: Of it, as of model.backbone.weights.
+        stride: Of its feature map in pixels.
+        dilated: As of model.backbone.dilated.
+        glimpse: Side in pixels to which the image is averaged down for it.
+        nodes: Of a side of the grid (saliency).
+        spread: Full width at half maximum of the Gaussian that gathers, in nodes of a grid of 31 (saliency).
+        largest_zoom: Largest magnification along a side, beside an image that is made as small evenly (trilinear).
+        shrink_epochs: So many epochs what the backbone sees is made small and large again, which teaches where to look.
+    """
+
+    kind: Literal["none", "saliency", "trilinear"] = "none"
+    size: int = 224
+    oversampling: int = 1
+    network: str = "resnet18"
+    weights: str = "imagenet"
+    stride: int = 16
+    dilated: bool = False
+    glimpse: int = 224
+    nodes: int = 31
+    spread: float = 13.0
+    largest_zoom: float = 4.0
+    shrink_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "oversampling", "stride", "glimpse"):
+            _require(getattr(self, name) >= 1, f"model.sampler.{name}", "at least 1", getattr(self, name))
+        _require(self.nodes >= 2, "model.sampler.nodes", "at least 2", self.nodes)
+        _require(self.spread > 0, "model.sampler.spread", "a positive number", self.spread)
+        _require(self.largest_zoom > 1, "model.sampler.largest_zoom", "a number above 1", self.largest_zoom)
+        _require(self.shrink_epochs >= 0, "model.sampler.shrink_epochs", "0 or more", self.shrink_epochs)
+
+
+@dataclass(frozen=True)
 class ScopsConfig:
     """What ``model.kind: scops`` learns from in place of labels; ``rg.model.scops_terms`` defines the terms.
 
@@ -155,7 +203,7 @@ class ScopsConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Backbone -> grouping -> head.
+    """Sampler -> backbone -> grouping -> head.
 
     Attributes:
         backbone: The feature extractor.
@@ -167,6 +215,7 @@ class ModelConfig:
             to compare with. Of grouping it takes the number of parts and the background; nothing of head and loss.
         init: none, or where all weights come from that fit: a run folder, one of its checkpoints, or a file. The
             backbone has to be the same; layers for other classes or parts start anew.
+        sampler: What chooses the pixels that the backbone sees.
         scops: What a model of kind scops learns from.
     """
 
@@ -175,6 +224,7 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     kind: Literal["region_grouping", "plain", "scops"] = "region_grouping"
     init: str = "none"
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     scops: ScopsConfig = field(default_factory=ScopsConfig)
 
     def __post_init__(self) -> None:
@@ -210,6 +260,9 @@ class LossConfig:
         equivariance_share: Share of the batch that the second pass takes.
         orthogonality_weight: The features of the parts of an image differ.
         entropy_weight: A position belongs to one part.
+        detail_weight: Cross entropy of what details say of the class, with a trilinear model.sampler as the next two.
+        glimpse_weight: Cross entropy of what the network says that looks at the whole image.
+        distillation_weight: Cross entropy of the softened answer of the model with that of details.
     """
 
     classification_weight: float = 1.0
@@ -227,6 +280,9 @@ class LossConfig:
     equivariance_share: float = 1.0
     orthogonality_weight: float = 0.0
     entropy_weight: float = 0.0
+    detail_weight: float = 0.0
+    glimpse_weight: float = 0.0
+    distillation_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for field_ in dataclasses.fields(self):
@@ -266,6 +322,7 @@ class OptimizerConfig:
         schedule: cosine or poly (both to zero over the whole run; poly: by what is left of it, to the power of 0.9), or
             step.
         milestones: Epochs at which a step schedule multiplies the learning rate by gamma.
+        restarts: Epochs at which the schedule begins anew, without warm-up. Milestones count up to the next one.
         gamma: Factor of the step schedule.
         warmup_epochs: Linear warm-up from zero, in epochs (fractions allowed).
         clip_norm: Largest norm of the gradient; 0 does not clip.
@@ -282,6 +339,7 @@ class OptimizerConfig:
     depth_decay: float = 1.0
     schedule: Literal["cosine", "poly", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
+    restarts: tuple[int, ...] = ()
     gamma: float = 0.1
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
@@ -306,6 +364,8 @@ class OptimizerConfig:
             "epochs for schedule=step and none for others",
             self.milestones,
         )
+        ascending = [0, *self.restarts] == sorted({0, *self.restarts})
+        _require(ascending, "optimizer.restarts", "epochs above 0 in ascending order", self.restarts)
 
 
 @dataclass(frozen=True)
@@ -547,9 +607,27 @@ class RunConfig:
             "0 without model.grouping.background",
             self.loss.background_weight,
         )
-        for name in ("mixup", "cutmix"):
-            value = getattr(self.input, name)
-            _require(self.model.kind != "scops" or value == 0, f"input.{name}", "0 with model.kind = scops", value)
+        if self.model.kind == "scops":
+            for name in ("mixup", "cutmix"):
+                value = getattr(self.input, name)
+                _require(value == 0, f"input.{name}", "0 with model.kind = scops", value)
+            kind = self.model.sampler.kind
+            _require(kind == "none", "model.sampler.kind", "none with model.kind = scops", kind)
+        sampler = self.model.sampler
+        for name in ("detail_weight", "glimpse_weight", "distillation_weight"):
+            weight = getattr(self.loss, name)
+            expected = "0 without model.sampler.kind = trilinear"
+            _require(weight == 0 or sampler.kind == "trilinear", f"loss.{name}", expected, weight)
+        if sampler.kind == "none":
+            return
+        for name in ("size", "glimpse"):
+            pixels, expected = getattr(sampler, name), f"at most input.crop = {self.input.crop}"
+            _require(pixels <= self.input.crop, f"model.sampler.{name}", expected, pixels)
+        equivariance = self.loss.equivariance_weight  # moved images would be sampled otherwise
+        _require(equivariance == 0, "loss.equivariance_weight", "0 with a model.sampler", equivariance)
+        for name in ("view", "landmark_view"):
+            view = getattr(self.evaluation, name)
+            _require(view == "input", f"evaluation.{name}", "input with a model.sampler, which takes squares", view)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -22,6 +22,7 @@ from rg.config import (
     ModelConfig,
     OptimizerConfig,
     RunConfig,
+    SamplerConfig,
     ScopsConfig,
     TrainConfig,
 )
@@ -288,6 +289,63 @@ def inat2017_resnet101_plain() -> RunConfig:
     return _plain(inat2017_resnet101())
 
 
+def inat2017_resnet101_saliency() -> RunConfig:
+    """inat2017_resnet101 behind the sampler of SSN (ECCV 2018), which zooms in from 800 px, trained as SSN was.
+
+    The first 30 epochs teach the sampler, on images that are made small; then the rates start anew. The network that
+    looks learns at a thousandth of the rate, what makes saliency of it at a hundredth.
+    """
+    paper = inat2017_resnet101()
+    return replace(
+        paper,
+        model=replace(paper.model, sampler=SamplerConfig(kind="saliency", shrink_epochs=30)),
+        optimizer=OptimizerConfig(
+            lr=0.1,
+            new_layer_lr_scale=1.0,
+            rates={"sampler.network.*": 1e-3, "sampler.saliency.*": 1e-2},
+            weight_decay=1e-4,
+            schedule="step",
+            milestones=(60, 90),
+            restarts=(30,),
+        ),
+        input=InputConfig(short_side=800, crop=800, test_crop=700),
+        train=TrainConfig(epochs=120, global_batch=256, precision="bf16"),
+    )
+
+
+def inat2017_resnet101_saliency_plain() -> RunConfig:
+    """SSN itself (Table 5): ResNet-101 behind its sampler, without region grouping."""
+    return _plain(inat2017_resnet101_saliency())
+
+
+def inat2017_resnet50_tasn() -> RunConfig:
+    """Region grouping with the prior of iNaturalist on ResNet-50 behind the sampler of TASN (CVPR 2019), as it trains.
+
+    Images of 512 px give 224. The network that looks is a ResNet-18 whose map is dilated to 28 x 28; TASN moves its
+    strides instead.
+    """
+    paper = inat2017_resnet101()
+    return replace(
+        paper,
+        model=replace(
+            paper.model,
+            backbone=BackboneConfig(name="resnet50"),
+            sampler=SamplerConfig(kind="trilinear", stride=8, dilated=True),
+        ),
+        loss=_distilling(paper.loss),
+        optimizer=OptimizerConfig(
+            lr=0.1, new_layer_lr_scale=1.0, weight_decay=1e-4, schedule="step", milestones=(100, 200)
+        ),
+        input=InputConfig(short_side=512, crop=512),
+        train=TrainConfig(epochs=300, global_batch=96, precision="bf16"),
+    )
+
+
+def inat2017_resnet50_tasn_plain() -> RunConfig:
+    """TASN itself (Table 5): ResNet-50 behind its sampler, without region grouping."""
+    return _plain(inat2017_resnet50_tasn())
+
+
 def nabirds_resnet101() -> RunConfig:
     """NABirds with the settings of cub200_resnet101; parts as many as landmarks, epochs for five times the images."""
     return _for_data(cub200_resnet101(), parts=11, epochs=60)
@@ -490,6 +548,32 @@ def _scops_of_lite0(config: RunConfig) -> RunConfig:
     )
 
 
+def _distilling(loss: LossConfig) -> LossConfig:
+    """With the weights of TASN: half of each classification, and distillation."""
+    return replace(loss, classification_weight=0.5, detail_weight=0.5, glimpse_weight=0.5, distillation_weight=1.0)
+
+
+def _behind_saliency(config: RunConfig) -> RunConfig:
+    sampler = SamplerConfig("saliency", 128, 2, "tf_efficientnet_lite0", glimpse=128)
+    rates = {"sampler.network.*": 0.1}
+    return replace(
+        config,
+        model=replace(config.model, sampler=sampler),
+        optimizer=replace(config.optimizer, rates=rates),
+        input=InputConfig(short_side=448, crop=400),
+    )
+
+
+def _behind_tasn(config: RunConfig) -> RunConfig:
+    sampler = SamplerConfig("trilinear", 128, 2, "tf_efficientnet_lite0", glimpse=128)
+    return replace(
+        config,
+        model=replace(config.model, sampler=sampler),
+        loss=_distilling(config.loss),
+        input=InputConfig(short_side=448, crop=400),
+    )
+
+
 def _without_prior(config: RunConfig) -> RunConfig:
     return replace(config, loss=replace(config.loss, prior_weight=0.0))
 
@@ -519,14 +603,32 @@ def _with_rivals(base: Recipe, ours: Callable[[RunConfig], RunConfig], side: int
         "parts": ("parts as we find them", ours),
     }
 
-    def recipe(name: str, text: str, change: Callable[[RunConfig], RunConfig]) -> Recipe:
-        def make() -> RunConfig:
-            return change(base())
+    variants = (_variant(base, name, f"{base.__name__} with {text}.", change) for name, (text, change) in ways.items())
+    return [base, *variants]
 
-        make.__name__, make.__doc__ = f"{base.__name__}_{name}", f"{base.__name__} with {text}."
-        return make
 
-    return [base, *(recipe(name, text, change) for name, (text, change) in ways.items())]
+def _behind_samplers(base: Recipe) -> list[Recipe]:
+    """An embedded recipe behind either sampler, with and without region grouping; for images drawn at 448 px."""
+    samplers: dict[str, tuple[str, Callable[[RunConfig], RunConfig]]] = {
+        "saliency": ("SSN", _behind_saliency),
+        "tasn": ("TASN", _behind_tasn),
+    }
+    found = []
+    for name, (method, change) in samplers.items():
+        sampled = _variant(base, name, f"{base.__name__} behind the sampler of {method}, 128 px of 400.", change)
+        plain = f"The network of {sampled.__name__} without region grouping: {method} itself."
+        found += [sampled, _variant(sampled, "plain", plain, _plain)]
+    return found
+
+
+def _variant(base: Recipe, suffix: str, text: str, change: Callable[[RunConfig], RunConfig]) -> Recipe:
+    """A recipe that changes another, with its name and docstring."""
+
+    def make() -> RunConfig:
+        return change(base())
+
+    make.__name__, make.__doc__ = f"{base.__name__}_{suffix}", text
+    return make
 
 
 RECIPES: dict[str, Recipe] = {
@@ -536,6 +638,7 @@ RECIPES: dict[str, Recipe] = {
         birds_lite0_no_prior,
         birds_lite0_plain,
         birds_lite0_scops,
+        *_behind_samplers(birds_lite0),
         *_with_rivals(photos_lite0, _parts_on_photographs_by_lite0, side=14),
         photos_resnet50,
         *_with_rivals(mini_inat, _parts_on_drawings, side=8),
@@ -543,6 +646,7 @@ RECIPES: dict[str, Recipe] = {
         mini_inat_no_attention,
         mini_inat_plain,
         mini_inat_scops,
+        *_behind_samplers(mini_inat),
         *_with_rivals(cub200_resnet101, _parts_on_photographs, side=28),
         cub200_resnet101_authors,
         cub200_resnet101_no_prior,
@@ -562,6 +666,10 @@ RECIPES: dict[str, Recipe] = {
         inat2017_resnet101_no_prior,
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
+        inat2017_resnet101_saliency,
+        inat2017_resnet101_saliency_plain,
+        inat2017_resnet50_tasn,
+        inat2017_resnet50_tasn_plain,
         *_with_rivals(nabirds_resnet101, _parts_on_photographs, side=28),
         *_with_rivals(partimagenet_resnet101, _parts_on_photographs, side=28),
         *_with_rivals(cub200_dinov2, _parts, side=37),

@@ -77,7 +77,7 @@ def contribution_map(model: RegionGroupingModel, images: Tensor, classes: Tensor
 def cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tensor:
     """Class activation maps: the classifier, without its bias, applied to every position (Zhou et al., 2016).
 
-    The mean of a map plus the bias is the logit.
+    The mean of a map plus the bias is the logit, but for what a sampler has drawn larger or smaller.
 
     Args:
         model: In evaluation mode.
@@ -93,7 +93,8 @@ def cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tensor:
     _check(model, images, classes)
     with torch.no_grad():
         features = model.features(images)
-        return torch.einsum("nchw,nc->nhw", features.float(), model.classifier.weight[classes].float())
+    maps = torch.einsum("nchw,nc->nhw", features.float(), model.classifier.weight[classes].float())
+    return _onto_images(model, maps, images)
 
 
 def grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     """
     _check(model, images, classes)
     features, gradient = _sensitivity(model, images, classes)
-    return torch.einsum("nchw,nc->nhw", features, gradient.mean((2, 3))).clamp(min=0)
+    return _onto_images(model, _weighted(features, gradient), images)
 
 
 def guided_grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ def guided_grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     captum_attr = _captum()
     guided = _with_relus_for_captum(model)
     features, gradient = _sensitivity(model, images, classes)
-    maps = torch.einsum("nchw,nc->nhw", features, gradient.mean((2, 3))).clamp(min=0)
+    maps = _onto_images(model, _weighted(features, gradient), images)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU activations")
         pixels = captum_attr.GuidedBackprop(_Projection(guided, gradient)).attribute(_leaf(images))
@@ -206,7 +207,7 @@ def factor_map(model: Model, images: Tensor, classes: Tensor, factorization: Dee
     parts = torch.from_numpy(factorization.parts).to(gradient)
     gain = torch.einsum("nchw,fc,nfhw->nf", gradient, parts, amounts).clamp(min=0)
     mass = amounts.sum((2, 3)).clamp(min=torch.finfo(amounts.dtype).tiny)
-    return torch.einsum("nf,nfhw->nhw", gain / mass, amounts)
+    return _onto_images(model, torch.einsum("nf,nfhw->nhw", gain / mass, amounts), images)
 
 
 def guides(model: Model) -> bool:
@@ -284,6 +285,16 @@ def _sensitivity(model: Model, images: Tensor, classes: Tensor) -> tuple[Tensor,
         x = features.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(model.describe(x).logits.gather(1, classes[:, None]).sum(), x)
     return features.float(), gradient.float()
+
+
+def _weighted(features: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM of a feature map and the gradient to it, [N, h, w]."""
+    return torch.einsum("nchw,nc->nhw", features, gradient.mean((2, 3))).clamp(min=0)
+
+
+def _onto_images(model: Model, maps: Tensor, images: Tensor) -> Tensor:
+    """Maps [N, h, w] of what the backbone sees as maps of the images, see ``SampledModel.onto_images``."""
+    return model.onto_images(maps[:, None], images)[:, 0]
 
 
 def _leaf(images: Tensor) -> Tensor:

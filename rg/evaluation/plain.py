@@ -119,19 +119,26 @@ def _factor_tally(
     """A tally whose parts are the factors, all of them active; ``hits`` adds which landmarks they meet."""
     tally = Tally(loader.manifest, corner=evaluation.centers == "corner", active_above=-1)
     for batch in inputs.progress(loader):
-        assign = torch.from_numpy(factors.transform(_features(model, batch.images)))
+        assign = _factor_maps(model, factors, batch.images)
         if hits:
             noise = None
             if evaluation.stability:
                 pixel_std = model.backbone.pixel_std
                 images = noisy(batch.images.to(pixel_std.device), len(tally.keys), pixel_std)
-                noise = torch.from_numpy(factors.transform(_features(model, images)))
+                noise = _factor_maps(model, factors, images)
             tally.hit(batch, assign, noise)
         occurrence = assign.amax((2, 3))
         even = torch.full_like(occurrence, 1 / occurrence.shape[1])
         no_logits = torch.empty(len(assign), 0)
         tally.add(batch, ModelOutput(no_logits, assign, even, occurrence, regions=torch.empty(0)))
     return tally
+
+
+def _factor_maps(model: PlainModel, factors: DeepFeatureFactorization, images: Tensor) -> Tensor:
+    """Maps of the factors on the images, float32 [N, K, h, w]."""
+    images = images.to(next(model.parameters()).device)
+    maps = torch.from_numpy(factors.transform(_features(model, images)))
+    return model.onto_images(maps.to(images.device), images).cpu()
 
 
 @torch.no_grad()

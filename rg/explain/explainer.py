@@ -24,6 +24,7 @@ from rg.explain.facts import Box, PartExplanation, Rival, at_image_size, coverin
 from rg.explain.lookahead import in_order
 from rg.model.device import pick_device
 from rg.model.evaluating import evaluating
+from rg.model.grids import mesh
 from rg.model.maps import part_centers
 from rg.model.region_grouping import ModelOutput, RegionGroupingModel
 from rg.model.scops import ScopsModel
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 VIEWS = ("auto", "whole", "crop")
 MAX_ASPECT = 4
+ZOOM_LINES = 17  # of a sampler's grid, either way
 _process: int | None = None  # in which the first model was loaded or used
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
@@ -263,7 +265,7 @@ class Explainer:
     @cached_property
     def _takes_any_size(self) -> bool:
         """Whether the backbone takes images of other shapes than the square that it is tested on."""
-        return self.model.backbone.takes_any_size(self.config.input.test_size[1])
+        return not self.model.sampler and self.model.backbone.takes_any_size(self.config.input.test_size[1])
 
     @cached_property
     def _auto_view(self) -> str:
@@ -309,10 +311,14 @@ class Explainer:
         self, waiting: Sequence[_Waiting], view: str, top_k: int, versus: str | None
     ) -> Iterator[Explanation]:
         """One for each image; all of the model is done when the first is there."""
-        output = self.model(torch.stack([image.shown for image in waiting]).to(self.device))
+        shown = torch.stack([image.shown for image in waiting]).to(self.device)
+        output = self.model(shown)
         if not isinstance(self.model, RegionGroupingModel):
             yield from self._without_label(waiting, output)
             return
+        zoom = None
+        if self.model.sampler:
+            zoom = (mesh(self.model.sampler(shown).nodes, ZOOM_LINES).float().cpu().numpy() + 1) / 2
         confidence = self.confidence_in(view)
         best = output.logits.topk(min(max(top_k, 2), output.logits.shape[1]), dim=1).indices
         compared = best[:, :2].clone()  # the label and its rival
@@ -353,6 +359,7 @@ class Explainer:
                 window=image.window,
                 source=image.source,
                 answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
+                zoom=None if zoom is None else zoom[n],
             )
 
     def _without_label(self, waiting: Sequence[_Waiting], output: ModelOutput) -> Iterator[Explanation]:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 from scipy import ndimage
 
-from rg.explain.colors import BLACK, HEAT, palette
+from rg.explain.colors import BLACK, HEAT, PAPER, palette
 from rg.explain.facts import Facts, Size, scaled
 from rg.explain.lettering import badge
 
@@ -84,6 +84,24 @@ def attribution_overlay(explanation: Facts, size: Size | None = None) -> Image.I
     even_shares = np.asarray(_resize(explanation.attribution, base.size)) * heard
     heat = np.clip((even_shares - 1) / (max(float(even_shares.max()), 2.0) - 1), 0, 1)
     return heat_map(base, heat)
+
+
+def zoom_overlay(explanation: Facts, size: Size | None = None) -> Image.Image:
+    """The image under lines that the backbone saw evenly spaced: where they are close, it saw more pixels.
+
+    Args:
+        explanation: Of one image, by a model behind a sampler.
+        size: Width and height of the picture in pixels; that of the image if None.
+    """
+    assert explanation.zoom is not None
+    out = photo(explanation, size)
+    draw = ImageDraw.Draw(out)
+    height, width = explanation.image.shape[:2]
+    x0, y0, x1, y1 = scaled(explanation.window, out.width / width, out.height / height)
+    places = explanation.zoom * (x1 - x0 - 1, y1 - y0 - 1) + (x0, y0)
+    for line in (*places, *places.swapaxes(0, 1)):
+        draw.line([tuple(place) for place in line.tolist()], PAPER)
+    return out
 
 
 def heat_map(image: Image.Image, heat: np.ndarray) -> Image.Image:

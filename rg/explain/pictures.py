@@ -13,7 +13,7 @@ from rg.explain.contributions import NOTABLE, bars, signed, stands_out
 from rg.explain.facts import MOSTLY, Facts, Size
 from rg.explain.lettering import badge, draw_text, hairline, length, shorten
 from rg.explain.numbers import percent
-from rg.explain.overlays import attribution_overlay, parts_overlay, photo
+from rg.explain.overlays import attribution_overlay, parts_overlay, photo, zoom_overlay
 
 PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTION = 320, 480, 380, 120, 24, 20, 26
 HEAD = MARGIN + 74  # what stands above the captions
@@ -46,6 +46,8 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
     ]
     if explanation.answer == "none":
         columns = columns[:2]
+    if explanation.zoom is not None:
+        columns.insert(1, ("zoom", zoom_overlay(explanation, size)))
     if explanation.rival:
         why = shorten(f"why not {explanation.rival.label}", TEXT, BARS_WIDTH)
         columns.append((why, contribution_bars(explanation, versus_rival=True)))

@@ -136,7 +136,7 @@ def find_sizes(model: Model, crop: int) -> Sizes:
         crop: Side in pixels of the squares that it is tested on.
     """
     backbone = model.backbone
-    if not _pads_traceably(backbone) or _map_side(backbone, crop + 1, crop + backbone.stride + 3) == 0:
+    if model.sampler or not _pads_traceably(backbone) or _map_side(backbone, crop + 1, crop + backbone.stride + 3) == 0:
         return Sizes(False, crop, backbone.stride)
     positions = 2
     if isinstance(model, RegionGroupingModel) and model.config.grouping.smoothing_padding == "valid":
@@ -239,7 +239,10 @@ class _Outputs(nn.Module):
         model = self.model
         if not isinstance(model, RegionGroupingModel):
             return {"logits": model(images).logits}
-        assign, regions = model.dictionary.group(model.features(images))
+        sampled = model.sampler(images) if model.sampler else None
+        assign, regions = model.dictionary.group(model.encode(sampled.images if sampled else images))
+        if sampled:
+            assign = model.carry_back(assign, sampled, images)
         attention = model.attend(regions)
         return {"logits": model.classify(regions, attention), "assign": assign, "attention": attention}
 

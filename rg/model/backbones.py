@@ -183,11 +183,6 @@ def build_backbone(config: BackboneConfig, pretrained: bool = True) -> Backbone:
         ValueError: unknown name, no map within the stride, or weights that do not fit.
     """
     source = config.weights if pretrained else "none"
-    if config.dilated and config.name not in RESNETS:
-        raise ValueError(
-            f"model.backbone.dilated: expected false, as only {' and '.join(RESNETS)} are dilated, got true for "
-            f"{config.name}"
-        )
     return _resnet(config, source) if config.name in RESNETS else _timm(config, source)
 
 
@@ -244,12 +239,11 @@ def feature_channels(name: str) -> int:
 def _resnet(config: BackboneConfig, source: str) -> Backbone:
     import torchvision
 
-    own = (4, 8, 16, 32)
-    strides = tuple(min(stride, config.stride) for stride in own) if config.dilated else own
+    strides = tuple(min(stride, config.stride) if config.dilated else stride for stride in (4, 8, 16, 32))
     levels, main = _levels(config, strides)
     stages = RESNET_STAGES[: levels[-1] + 1]
-    dilated = [stride > strides[-1] for stride in own[1:]]
-    network = torchvision.models.get_model(config.name, weights=None, replace_stride_with_dilation=dilated)
+    dilations = [config.dilated and stride > config.stride for stride in (8, 16, 32)]
+    network = torchvision.models.get_model(config.name, weights=None, replace_stride_with_dilation=dilations)
     if source == "imagenet":
         enum = torchvision.models.get_model_weights(config.name)
         network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), config.name))
@@ -266,11 +260,14 @@ def _resnet(config: BackboneConfig, source: str) -> Backbone:
 
 def _timm(config: BackboneConfig, source: str) -> Backbone:
     name = timm_name(config.name)
-    # Most transformers take the option, and then images of any size.
-    info, size = _feature_info(name, {"dynamic_img_size": True})
+    options: dict[str, Any]
+    if config.dilated:
+        info, options = _dilated_feature_info(name, config.stride)
+    else:  # most transformers take the option, and then images of any size
+        info, options = _feature_info(name, {"dynamic_img_size": True})
     levels, main = _levels(config, info.reduction())
     indices = tuple(info.out_indices[level] for level in levels)
-    features, mean, std = _create(name, source, features_only=True, out_indices=indices, **size)
+    features, mean, std = _create(name, source, features_only=True, out_indices=indices, **options)
     if hasattr(features, "_stage_out_idx"):  # timm's EfficientNets run all blocks, whichever map is asked for
         features.blocks = features.blocks[: max(features._stage_out_idx)]
     widths = [info.channels()[level] for level in levels]
@@ -376,6 +373,18 @@ def _from_file(name: str, source: str) -> dict[str, Tensor]:
     named = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     _load(whole, state, source, (*CLASSIFIERS, *(f"{classifier}." for classifier in named)))
     return whole.state_dict()
+
+
+def _dilated_feature_info(name: str, stride: int) -> tuple[Any, dict[str, int]]:
+    """timm's description of the feature maps of a network with dilated stages, and the option that makes it so."""
+    import timm
+
+    options = {"output_stride": stride}
+    try:
+        info = timm.create_model(name, features_only=True, **options).feature_info
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"model.backbone.dilated: {name} cannot dilate its stages ({error})") from None
+    return info, options
 
 
 def _feature_info(name: str, options: dict[str, bool]) -> tuple[Any, dict[str, bool]]:

@@ -17,7 +17,7 @@ Model: TypeAlias = RegionGroupingModel | PlainModel | ScopsModel
 def build_model(config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True) -> Model:
     """The model of the kind that the configuration names; see there for the arguments and errors."""
     if config.kind == "plain":
-        return PlainModel(config.backbone, num_classes, multi_label, pretrained)
+        return PlainModel(config.backbone, num_classes, multi_label, pretrained, config.sampler)
     if config.kind == "scops":
         return ScopsModel(config, pretrained)
     return RegionGroupingModel(config, num_classes, multi_label, pretrained)

@@ -1,4 +1,4 @@
-"""Classification loss and the prior on part occurrence (Section 3.1, Eq. 2)."""
+"""Losses of classification, distillation and the prior on part occurrence (Section 3.1, Eq. 2)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
 EPSILON = 1e-5
+TEMPERATURE = 10  # of distillation
 
 
 def classification_loss(
@@ -36,6 +37,21 @@ def classification_loss(
     if smoothing:
         targets = targets.lerp(torch.full_like(targets, 0.5), smoothing)
     return F.binary_cross_entropy_with_logits(logits, targets, None if weights is None else weights.unsqueeze(1))
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Cross entropy of softened answers with those of a teacher (Hinton et al., 2015), as TASN distils details.
+
+    Args:
+        logits: [N, classes].
+        teacher: Logits of the teacher [N, classes]; gets no gradient.
+
+    Returns:
+        Scalar mean over the images, at temperature 10.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    target = torch.softmax(teacher.detach().to(dtype) / TEMPERATURE, 1)
+    return F.cross_entropy(logits.to(dtype) / TEMPERATURE, target)
 
 
 def occurrence_prior_loss(

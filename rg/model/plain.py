@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from rg.config import BackboneConfig
+from rg.config import BackboneConfig, SamplerConfig
 from rg.model.backbones import build_network
+from rg.model.sampled import SampledModel
+from rg.model.samplers import Streams
 
 
 class PlainOutput(NamedTuple):
@@ -23,7 +26,10 @@ class PlainOutput(NamedTuple):
     logits: Tensor
 
 
-class PlainModel(nn.Module):
+NO_SAMPLER = SamplerConfig()
+
+
+class PlainModel(SampledModel):
     """The complete network that a backbone is taken from, with a new classifier.
 
     Args:
@@ -31,8 +37,10 @@ class PlainModel(nn.Module):
         num_classes: Number of classes, or of attributes.
         multi_label: Attributes (one sigmoid each) instead of classes (one softmax).
         pretrained: Load the weights of the network; False when a checkpoint follows.
+        sampler_config: What chooses the pixels that the network sees.
 
     Attributes:
+        sampler: That, or None.
         backbone: All of the network but its classifier.
         classifier: Linear layer.
 
@@ -41,26 +49,41 @@ class PlainModel(nn.Module):
     """
 
     def __init__(
-        self, backbone_config: BackboneConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True
+        self,
+        backbone_config: BackboneConfig,
+        num_classes: int,
+        multi_label: bool = False,
+        pretrained: bool = True,
+        sampler_config: SamplerConfig = NO_SAMPLER,
     ) -> None:
-        super().__init__()
-        self.backbone = build_network(backbone_config, pretrained)
+        backbone = build_network(backbone_config, pretrained)
+        super().__init__(backbone, sampler_config, num_classes, multi_label, pretrained)
         self.classifier = nn.Linear(self.backbone.channels, num_classes)
-        self.num_classes = num_classes
-        self.multi_label = multi_label
+        if sampler_config.kind == "trilinear":
+            self.detail_classifier = nn.Linear(self.backbone.channels, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W], uint8 or float in 0..255 -> last feature map [N, C, h, w]."""
-        return self.backbone(images)
+        return self.backbone(self.seen(images))
 
     def describe(self, x: Tensor) -> PlainOutput:
         """What the model says of feature maps [N, C, h, w]."""
         return PlainOutput(self.classifier(x.mean((2, 3))))
 
-    def forward(self, images: Tensor) -> PlainOutput:
-        """Images [N, 3, H, W], uint8 or float in 0..255."""
-        return self.describe(self.features(images))
+    def forward(self, images: Tensor, seeds: Tensor | None = None) -> PlainOutput | tuple[PlainOutput, Streams]:
+        """What the model says of images.
 
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the backbone, and those of the classifier (the new layer)."""
-        return list(self.backbone.parameters()), list(self.classifier.parameters())
+        Args:
+            images: [N, 3, H, W], uint8 or float in 0..255.
+            seeds: Of the noise of training, int64 [N]; none without it.
+
+        Returns:
+            The output; in training behind a trilinear sampler also what it adds.
+        """
+        if self.sampler is None:
+            return self.describe(self.backbone(images))
+        sampled = self.sampler(images, seeds)
+        if sampled.details is None:
+            return self.describe(self.backbone(sampled.images))
+        x, detail = self.backbone(torch.cat([sampled.images, sampled.details])).chunk(2)
+        return self.describe(x), Streams(self.detail_classifier(detail.mean((2, 3))), sampled.logits)

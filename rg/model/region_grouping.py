@@ -25,6 +25,8 @@ from rg.model.layers import (
     RegionTransform,
     kept_parts,
 )
+from rg.model.sampled import SampledModel
+from rg.model.samplers import Streams
 
 
 class ModelOutput(NamedTuple):
@@ -56,7 +58,7 @@ class ModelOutput(NamedTuple):
         return (attention * self.occurrence).sum(1)
 
 
-class RegionGroupingModel(nn.Module):
+class RegionGroupingModel(SampledModel):
     """The model of the paper.
 
     Args:
@@ -66,6 +68,7 @@ class RegionGroupingModel(nn.Module):
         pretrained: Load the backbone's weights; False when a checkpoint follows.
 
     Attributes:
+        sampler: What chooses the pixels that the backbone sees, or None.
         attention_share: [K] running mean attention of every part over the training images; exactly 0 of a background
             slot, and of nothing else.
 
@@ -76,14 +79,14 @@ class RegionGroupingModel(nn.Module):
     def __init__(
         self, config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True
     ) -> None:
-        super().__init__()
         if multi_label and config.grouping.num_parts > MAX_SHAPLEY_PARTS:
             raise ValueError(
                 f"model.grouping.num_parts: expected at most {MAX_SHAPLEY_PARTS} parts for attributes, whose "
                 f"contributions are computed over all sets of parts, got {config.grouping.num_parts}"
             )
+        backbone = build_backbone(config.backbone, pretrained)
+        super().__init__(backbone, config.sampler, num_classes, multi_label, pretrained)
         self.config = config
-        self.backbone = build_backbone(config.backbone, pretrained)
         channels = self.backbone.channels
         standardize = config.grouping.standardize
         self.standardization = FeatureStandardization(self.backbone.widths) if standardize else nn.Identity()
@@ -99,9 +102,9 @@ class RegionGroupingModel(nn.Module):
             if config.head.attention:
                 self.attention = Attention(config.head, channels)
             self.classifier = Classifier(config.head.region_channels, num_classes)
+            if config.sampler.kind == "trilinear":
+                self.detail_classifier = Classifier(config.head.region_channels, num_classes)
         self.num_parts = config.grouping.num_parts
-        self.num_classes = num_classes
-        self.multi_label = multi_label
         even = torch.full((self.num_parts,), 1 / self.num_parts)
         self.register_buffer("attention_share", self._with_background(even))
         self.attention_share: Tensor
@@ -123,12 +126,19 @@ class RegionGroupingModel(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w] that is grouped."""
+        return self.encode(self.seen(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What the backbone sees [N, 3, S, S] -> the feature map X [N, C, h, w]."""
         return self.standardization(self.backbone(images))
 
     def forward(
         self, images: Tensor, seeds: Tensor | None = None, moved: Tensor | None = None
-    ) -> ModelOutput | tuple[ModelOutput, Tensor]:
+    ) -> ModelOutput | tuple[ModelOutput, Tensor | Streams]:
         """What the model says of images.
+
+        In evaluation, the assignment is that of the images, whatever a sampler has made of them; in training it is that
+        of what the backbone saw.
 
         Args:
             images: [N, 3, H, W], uint8 or float in 0..255.
@@ -136,12 +146,26 @@ class RegionGroupingModel(nn.Module):
             moved: Images for the equivariance term [M, 3, H, W].
 
         Returns:
-            The output; with moved images also their part assignment [M, K, h, w].
+            The output; with moved images also their part assignment [M, K, h, w]; in training behind a trilinear
+            sampler what that adds.
         """
-        output = self.describe(self.features(images), seeds)
-        if moved is None:
+        if self.sampler is None:
+            output = self.describe(self.encode(images), seeds)
+            return output if moved is None else (output, self.dictionary.group(self.encode(moved))[0])
+        sampled = self.sampler(images, seeds)
+        if sampled.details is not None:
+            x, detail = self.encode(torch.cat([sampled.images, sampled.details])).chunk(2)
+            return self.describe(x, seeds), Streams(self._classify_details(detail), sampled.logits)
+        output = self.describe(self.encode(sampled.images), seeds)
+        if self.training:
             return output
-        return output, self.dictionary.group(self.features(moved))[0]
+        return output._replace(assign=self.carry_back(output.assign, sampled, images))
+
+    def _classify_details(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] of the feature maps of details [N, C, h, w]: all is shared but the classifier."""
+        regions = self.dictionary.group(x)[1]
+        features = self.region_transform(self._heard(regions))
+        return self.detail_classifier(features, self.attend(regions)[..., : self.num_parts])
 
     def describe(self, x: Tensor, seeds: Tensor | None = None) -> ModelOutput:
         """What the model says of feature maps X [N, C, h, w]; seeds as in ``forward``."""
@@ -195,12 +219,6 @@ class RegionGroupingModel(nn.Module):
         contributions, constant = self.classifier.contributions(features, attention, classes)
         return self._with_background(contributions), constant
 
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the backbone, and all others (the new layers)."""
-        backbone = list(self.backbone.parameters())
-        known = set(map(id, backbone))
-        return backbone, [parameter for parameter in self.parameters() if id(parameter) not in known]
-
     @torch.no_grad()
     def initialize_dictionary(self, images: Tensor, seed: int, of_batches: bool = False) -> None:
         """Place the centres at the k-means clusters of the features of some images.
@@ -221,7 +239,7 @@ class RegionGroupingModel(nn.Module):
         was_training = self.training
         self.eval()
         with batch_statistics(self.backbone) if of_batches else contextlib.nullcontext():
-            x = torch.cat([self.backbone(chunk) for chunk in images.split(32)])
+            x = torch.cat([self.backbone(self.seen(chunk)) for chunk in images.split(32)])
         if isinstance(self.standardization, FeatureStandardization):
             norm = self.standardization.norm
             assert norm.running_mean is not None

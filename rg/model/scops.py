@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rg.config import ModelConfig
 from rg.model.backbones import build_backbone, feature_channels
 from rg.model.region_grouping import ModelOutput
+from rg.model.sampled import SampledModel
 
 DILATIONS = (6, 12, 18, 24)  # of DeepLab (Chen et al., 2018)
 INITIAL_STD = 0.01
@@ -48,7 +49,7 @@ class AtrousPyramid(nn.Module):
         return torch.stack([branch(x) for branch in self.branches]).sum(0)
 
 
-class ScopsModel(nn.Module):
+class ScopsModel(SampledModel):
     """Parts without labels.
 
     The output is that of a model of region grouping with a background slot, as far as there is any: no logits, no
@@ -67,10 +68,10 @@ class ScopsModel(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
-        super().__init__()
+        backbone = build_backbone(config.backbone, pretrained)
+        super().__init__(backbone, config.sampler, num_classes=0, multi_label=False, pretrained=pretrained)
         self.config = config
-        self.num_parts, self.num_classes = config.grouping.num_parts, 0
-        self.backbone = build_backbone(config.backbone, pretrained)
+        self.num_parts = config.grouping.num_parts
         self.pyramid = AtrousPyramid(self.backbone.channels, self.num_parts + 1)
         self.basis = nn.Parameter(torch.randn(self.num_parts, feature_channels(config.scops.features)))
 
@@ -110,7 +111,3 @@ class ScopsModel(nn.Module):
         if moved is None:
             return output
         return output, ScopsTraining(self.pyramid(self.features(moved)), self.basis)
-
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the backbone, and all others (the new layers)."""
-        return list(self.backbone.parameters()), [*self.pyramid.parameters(), self.basis]

@@ -70,6 +70,7 @@ class Card:
         image: The image as the model saw it, a data URI like the next two.
         parts: Its parts.
         attribution: Its attribution.
+        zoom: Where the model zoomed in, None without a sampler.
         bars: Its contributions.
         versus: Its contributions to the label less those to the class to compare with; empty without one.
     """
@@ -81,6 +82,7 @@ class Card:
     image: str
     parts: str
     attribution: str
+    zoom: str | None
     bars: list[contributions.Bar]
     versus: list[contributions.Bar]
 
@@ -263,6 +265,7 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
         image=data_uri(overlays.photo(explanation, size)),
         parts=data_uri(overlays.parts_overlay(explanation, size=size)),
         attribution=data_uri(overlays.attribution_overlay(explanation, size)),
+        zoom=None if explanation.zoom is None else data_uri(overlays.zoom_overlay(explanation, size)),
         bars=contributions.bars(explanation, BARS),
         versus=versus,
     )

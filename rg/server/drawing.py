@@ -9,7 +9,7 @@ from PIL import Image
 
 from rg.explain.explanation import Explanation
 from rg.explain.facts import Size, at_image_size, covering, scaled
-from rg.explain.overlays import attribution_overlay
+from rg.explain.overlays import attribution_overlay, zoom_overlay
 from rg.explain.pictures import data_uri
 
 MAP_SIDE, PHOTO_SIDE = 480, 1280  # pixels of the longest side
@@ -19,8 +19,9 @@ def drawn(explanation: Explanation) -> dict[str, Any]:
     """The pictures of an answer, as JSON values.
 
     Returns:
-        photo, attribution: data URIs of JPEGs. part_map: which part is strongest where, in rows from the top left, as
-        pairs of a part (-1 where the model saw nothing) and how many pixels in a row it takes.
+        photo, attribution, zoom: data URIs of JPEGs; zoom is None without a sampler. part_map: which part is strongest
+        where, in rows from the top left, as pairs of a part (-1 where the model saw nothing) and how many pixels in a
+        row it takes.
     """
     height, width = explanation.image.shape[:2]
     photo_size = _fit(width, height, PHOTO_SIDE)
@@ -29,9 +30,11 @@ def drawn(explanation: Explanation) -> dict[str, Any]:
     strongest = strongest.ravel()
     starts = np.flatnonzero(np.diff(strongest, prepend=-2))
     lengths = np.diff(starts, append=strongest.size)
+    zoom = None if explanation.zoom is None else data_uri(zoom_overlay(explanation, photo_size), "jpeg")
     return {
         "photo": data_uri(Image.fromarray(explanation.image).resize(photo_size, Image.Resampling.BICUBIC), "jpeg"),
         "attribution": data_uri(attribution_overlay(explanation, photo_size), "jpeg"),
+        "zoom": zoom,
         "part_map": {
             "width": columns,
             "height": rows,

@@ -4,7 +4,7 @@ const AT_ONCE = 2; // requests
 const ROWS = 8; // parts that are shown one by one at first
 const NEAR = 6; // pixels of the part map from an edge at which a number stands well
 const FORMATS = { WEBP: "WebP" }; // written otherwise than in capitals
-const LAYERS = { parts: "Parts", photo: "Photo", attribution: "Attention" };
+const LAYERS = { parts: "Parts", photo: "Photo", attribution: "Attention", zoom: "Zoom" };
 
 const $ = (id) => document.getElementById(id);
 const model = await (await fetch("model")).json();
@@ -129,7 +129,7 @@ class Card {
     this.find(".progress").hidden = true;
     this.root.setAttribute("aria-label", `${this.find("h2").textContent}: ${answer.label}`);
     this.verdict();
-    radios(this.find(".layers"), `layer${this.number}`, Object.entries(LAYERS).map(([value, text]) => [value, text, value === this.layer]), (layer) => {
+    radios(this.find(".layers"), `layer${this.number}`, Object.entries(LAYERS).filter(([value]) => value !== "zoom" || answer.pictures.zoom).map(([value, text]) => [value, text, value === this.layer]), (layer) => {
       this.layer = layer;
       this.draw();
     });
@@ -322,10 +322,10 @@ class Card {
   }
 
   draw() {
-    const { photo, attribution, part_map: { width, height } } = this.answer.pictures;
-    const image = this.find("img"), canvas = this.find("canvas"), source = this.layer === "attribution" ? attribution : photo;
+    const { photo, attribution, zoom, part_map: { width, height } } = this.answer.pictures;
+    const image = this.find("img"), canvas = this.find("canvas"), source = { attribution, zoom }[this.layer] ?? photo;
     if (image.getAttribute("src") !== source) image.src = source;
-    image.alt = `${this.find("h2").textContent}${this.layer === "attribution" ? ", under a heat map of the attention" : ""}`;
+    image.alt = `${this.find("h2").textContent}${{ attribution: ", under a heat map of the attention", zoom: ", under lines that the network saw evenly spaced" }[this.layer] ?? ""}`;
     Object.assign(canvas, { width, height });
     const lit = this.lit ?? this.pinned, { map } = this, context = canvas.getContext("2d"), pixels = context.createImageData(width, height);
     const colors = model.parts.map(({ color }) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16)));

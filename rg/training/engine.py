@@ -377,17 +377,22 @@ def micro_batches(config: RunConfig, world_size: int) -> list[int]:
 
 
 def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
-    """step -> factor of the learning rate: linear warm-up, then a cosine or a power to zero, or steps."""
-    warmup, total = config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    """step -> factor of the learning rate: linear warm-up, then to zero or in steps, anew after every restart."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    begins = [epoch * steps_per_epoch for epoch in (0, *config.restarts)]
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
 
     def scale(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1, total - warmup)
+        begin = max(begin for begin in begins if begin <= step)
+        end = min((later for later in begins if later > step), default=epochs * steps_per_epoch)
+        first = max(begin, warmup)
+        progress = (step - first) / max(1, end - first)
         if config.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
         if config.schedule == "poly":
             return max(0.0, 1 - progress) ** POLY_POWER
-        return config.gamma ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
+        return config.gamma ** sum(begin < milestone <= step for milestone in milestones)
 
     return scale

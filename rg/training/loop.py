@@ -81,6 +81,7 @@ class Loop:
         self.is_main = self.ranks.rank == 0
         self.objective = objective
         self.mixes = bool(config.input.mixup or config.input.cutmix)
+        self.shrinking_steps = config.model.sampler.shrink_epochs * steps_per_epoch
         self.meter = Meter(self.objective.names, labelled=objective.labelled)
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
@@ -172,6 +173,8 @@ class Loop:
         """One optimiser step; returns the flags of its last micro step."""
         self.engine.keep_statistics()
         self.engine.train_mode()
+        if self.engine.model.sampler:
+            self.engine.model.sampler.shrinking = self.step < self.shrinking_steps
         skip, micro_steps = False, []
         for micro in range(self.config.train.accumulation):
             self._at("reading data")
@@ -207,9 +210,10 @@ class Loop:
         images, shares = batch.images, None
         if self.mixes and seeds is not None:
             images, shares = mix(images.to(self.ranks.device, non_blocking=True), seeds, self.config.input)
-        output, moved, inverse = self._forward(images, seeds, batch.part_maps)
+        output, streams, moved, inverse = self._forward(images, seeds, batch.part_maps)
         labels = batch.labels.to(output.logits.device, non_blocking=True)
-        means, rows = objective.of_images(output, labels, moved, inverse, shares), objective.rows(output)
+        means = objective.of_images(output, labels, moved, inverse, shares, streams)
+        rows = objective.rows(output)
         finite = torch.isfinite(torch.stack(list(means.values()))).all() & torch.isfinite(rows).all()
         flags = StepFlags.pack(finite, max(self.received, default=0), self.checkpoints.busy)
         rows, all_flags = self.group.gather(rows, flags, sizes)
@@ -230,17 +234,19 @@ class Loop:
         sizes, rank = self.engine.sizes, self.ranks.rank
         return image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank])
 
-    def _forward(self, images: Tensor, seeds: Tensor | None, part_maps: Any) -> tuple[Any, Any, Any]:
-        """Output of the model, what it says of moved images and how they moved, see ``of_images`` of the objective."""
+    def _forward(self, images: Tensor, seeds: Tensor | None, part_maps: Any) -> tuple[Any, Any, Any, Any]:
+        """What ``of_images`` of the objective takes: output, streams, what was said of moved images, how they moved."""
         if seeds is None or not self.objective.noisy:
-            return self.engine(images), None, None
+            return self.engine(images), None, None, None
         images = images.to(self.ranks.device, non_blocking=True)
         seeds = seeds.to(images.device)
+        if self.config.model.sampler.kind == "trilinear":
+            return *self.engine(images, seeds), None, None
         if not self.objective.moved:
-            return self.engine(images, seeds), None, None
+            return self.engine(images, seeds), None, None, None
         moved, inverse = self.objective.move(images, seeds, part_maps)
         output, assign = self.engine(images, seeds, moved)
-        return output, assign, inverse
+        return output, None, assign, inverse
 
     def _warn_not_finite(self, batch: Batch, values: Tensor) -> None:
         logger.warning(

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from rg.config import RunConfig
 from rg.model import terms
-from rg.model.losses import classification_loss, occurrence_prior_loss, prior_quantiles
+from rg.model.losses import classification_loss, distillation_loss, occurrence_prior_loss, prior_quantiles
 from rg.model.motion import move, random_motions
 from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
+from rg.model.samplers import Streams
 from rg.training.mixing import partners
 
 OPTIONAL = (
@@ -27,6 +28,7 @@ OPTIONAL = (
     "orthogonality",
     "entropy",
 )
+OF_STREAMS = ("detail", "glimpse", "distillation")
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
@@ -59,10 +61,14 @@ class Objective:
         self.config, self.parts = config.loss, config.model.grouping.num_parts
         groups = config.model.kind == "region_grouping"
         active = [name for name in OPTIONAL if groups and getattr(config.loss, f"{name}_weight") > 0]
+        active += [name for name in OF_STREAMS if getattr(config.loss, f"{name}_weight") > 0]
         self.names = ("classification", "prior", *active)
         self.past = self._prior_itself() if config.loss.prior_queue and groups else None
         self.moved = self._choose(sizes, rank) if "equivariance" in active else []
-        self.noisy = groups and bool(config.model.grouping.gumbel or config.model.head.part_dropout or self.moved)
+        sampler = config.model.sampler
+        self.noisy = sampler.kind == "trilinear" or bool(sampler.kind == "saliency" and sampler.shrink_epochs)
+        if groups:
+            self.noisy |= bool(config.model.grouping.gumbel or config.model.head.part_dropout or self.moved)
 
     def _choose(self, sizes: Sequence[int], rank: int) -> list[int]:
         total, share = sum(sizes), Fraction(str(self.config.equivariance_share))
@@ -117,6 +123,7 @@ class Objective:
         moved: Tensor | None,
         inverse: Tensor | None,
         shares: Tensor | None = None,
+        streams: Streams | None = None,
     ) -> dict[str, Tensor]:
         """Means over the images of this rank, by name.
 
@@ -126,8 +133,16 @@ class Objective:
             moved: Assignment of the moved images, None without the equivariance term.
             inverse: What moves them back.
             shares: What mixed images kept of themselves, see ``rg.training.mixing``; None if they are not mixed.
+            streams: What a trilinear sampler adds, None without one.
         """
         means = {"classification": self._classification(output.logits, labels, shares)}
+        if streams is not None:
+            compute = {
+                "detail": lambda: self._classification(streams.detail, labels, shares),
+                "glimpse": lambda: self._classification(streams.glimpse, labels, shares),
+                "distillation": lambda: distillation_loss(output.logits, streams.detail),
+            }
+            means |= {name: compute[name]() for name in OF_STREAMS if name in self.names}
         if not isinstance(output, ModelOutput):
             return means
         assign, parts = output.assign, output.assign[:, : self.parts]

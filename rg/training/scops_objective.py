@@ -87,7 +87,13 @@ class ScopsObjective:
         return output.logits
 
     def of_images(
-        self, output: ModelOutput, _labels: Tensor, training: ScopsTraining, sight: Sight, _shares: Tensor | None = None
+        self,
+        output: ModelOutput,
+        _labels: Tensor,
+        training: ScopsTraining,
+        sight: Sight,
+        _shares: Tensor | None = None,
+        _streams: None = None,
     ) -> dict[str, Tensor]:
         """Means over the images of this rank, by name.
 
@@ -97,6 +103,7 @@ class ScopsObjective:
             training: Of the model, too.
             sight: See ``move``.
             _shares: None, as images are not mixed.
+            _streams: None, as there is no sampler.
         """
         assign, parts = output.assign, output.assign[:, :-1]
         logits, basis = training

@@ -19,24 +19,38 @@ from pipelines.files import sha256
 from pipelines.shards import reader, writer
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
+from rg.config import (
+    BackboneConfig,
+    GroupingConfig,
+    HeadConfig,
+    InputConfig,
+    ModelConfig,
+    RunConfig,
+    SamplerConfig,
+)
+from rg.explain import overlays, pictures
 from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
 from rg.explain.facts import PartExplanation, at_image_size
+from rg.model import grids
 from rg.model.device import pick_device
 from rg.model.region_grouping import RegionGroupingModel
+from rg.model.samplers import Sampled
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import WEIGHTS, Classes, save_config, save_weights
 from rg.runs.part_names import read_parts, unnamed
 
+NO_SAMPLER = SamplerConfig()
 
-def make(multi_label=False, backbone="tf_efficientnet_lite0", **size):
+
+def make(multi_label=False, backbone="tf_efficientnet_lite0", sampler=NO_SAMPLER, **size):
     torch.manual_seed(0)
     config = RunConfig(
         model=ModelConfig(
             backbone=BackboneConfig(name=backbone, weights="imagenet" if "lite0" in backbone else "none"),
             grouping=GroupingConfig(num_parts=4, standardize=True, smoothing_padding="same"),
             head=HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
+            sampler=sampler,
         ),
         input=InputConfig(**({"short_side": 72, "crop": 64, "test_short_side": 64} | size)),
     )
@@ -90,6 +104,51 @@ def test_so_does_that_of_the_rival(multi_label):
         assert asked.contribution_map().sum(dtype=float) == pytest.approx(asked.logit - asked.constant, abs=1e-4)
     with pytest.raises(ValueError, match="versus: expected one of the 3 classes, got 'kite'"):
         explainer.explain(noise(64, 64), versus="kite")
+
+
+def test_behind_a_sampler_all_is_told_in_pixels_of_the_photo(monkeypatch):
+    """Through a known grid, which shows the place (0.2, -0.1) of the window twice as large."""
+    sampler = SamplerConfig("saliency", 64, 1, "test_resnet", "none", glimpse=64)
+    explainer = make(sampler=sampler, short_side=96, crop=96, test_short_side=96)
+    places = torch.linspace(-1, 1, 9)
+    nodes = 0.5 * torch.stack([places.expand(9, -1), places[:, None].expand(-1, 9)], 2) + torch.tensor([0.2, -0.1])
+
+    def forward(images, *_):
+        own = nodes.expand(len(images), -1, -1, -1)
+        return Sampled(grids.sample(images, own, 64), own)
+
+    monkeypatch.setattr(explainer.model.sampler, "forward", forward)
+    explanation = explainer.explain(noise(140, 96), top_k=3)
+    assert explanation.window == (22, 0, 118, 96)  # a sampler takes squares
+    total = explanation.logit - explanation.constant
+    assert sum(part.contribution for part in explanation.parts) == pytest.approx(total, abs=1e-4)
+    assert explanation.contribution_map().sum(dtype=float) == pytest.approx(total, abs=1e-4)
+    assert explanation.zoom.shape == (17, 17, 2)
+    np.testing.assert_allclose(explanation.zoom[0, 0], [0.35, 0.2], atol=1e-6)
+    np.testing.assert_allclose(explanation.zoom[-1, -1], [0.85, 0.7], atol=1e-6)
+    assert explanation.assign.shape == (4, 6, 6)  # of the 96 pixels, not of the 64 that were seen
+    model = explainer.model
+    with torch.no_grad():
+        shown = torch.from_numpy(np.array(noise(140, 96).crop((22, 0, 118, 96)))).permute(2, 0, 1)[None]
+        own = model.describe(model.features(shown)).assign
+    expected = grids.carry_back(own, nodes[None], (6, 6))[0].numpy()
+    np.testing.assert_allclose(explanation.assign, expected, atol=1e-5)
+    assert pictures.panel(explanation).width > pictures.panel(dataclasses.replace(explanation, zoom=None)).width + 300
+    with pytest.raises(ValueError, match="view: expected crop or auto"):
+        explainer.explain(noise(140, 96), view="whole")
+
+
+def test_the_lines_of_a_zoom_lie_where_the_grid_says():
+    """Of a grid that shows the middle half: five lines either way."""
+    places = np.linspace(0.25, 0.75, 5)
+    zoom = np.stack(np.meshgrid(places, places), 2)
+    explanation = dataclasses.replace(make().explain(noise(65, 65)), zoom=zoom)
+    before, after = (np.asarray(draw(explanation)).astype(int) for draw in (overlays.photo, overlays.zoom_overlay))
+    changed = (before != after).any(2)
+    lines = np.zeros((65, 65), dtype=bool)
+    lines[16:49:8, 16:49] = lines[16:49, 16:49:8] = True
+    assert (changed <= lines).all()
+    assert changed.sum() > 0.99 * lines.sum()  # a pixel may have had the colour of the line
 
 
 SURE = Confidence(None, 0.0, None, 0.95, 0.01, 1.0, 1.0, 100, "birds", "0" * 64)

@@ -20,7 +20,15 @@ from torch import nn
 from kernels import operators
 from pipelines.files import sha256, write_json
 from rg.cli.main import main
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, InputConfig, ModelConfig, RunConfig
+from rg.config import (
+    BackboneConfig,
+    GroupingConfig,
+    HeadConfig,
+    InputConfig,
+    ModelConfig,
+    RunConfig,
+    SamplerConfig,
+)
 from rg.explain.explainer import Explainer
 from rg.export import export as module
 from rg.export.export import Sizes, describe, export, find_sizes, trace
@@ -30,10 +38,13 @@ from rg.runs.folder import Classes, load_model, save_config, save_weights
 
 CLASSES = ("wren", "robin", "jay")
 TOLERANCE = 1e-4  # what every exported model is promised to keep
+NO_SAMPLER = SamplerConfig()
 ENVIRONMENT = {"python": "3.11.7", "torch": "2.9.0"}
 
 
-def make_run(folder, backbone="resnet18", multi_label=False, padding="valid", kind="region_grouping", crop=80):
+def make_run(
+    folder, backbone="resnet18", multi_label=False, padding="valid", kind="region_grouping", crop=80, sampler=NO_SAMPLER
+):
     """A run with random weights, whose head tells images apart and whose assignments are sharp."""
     torch.manual_seed(0)
     weights = "imagenet" if "lite0" in backbone else "none"
@@ -43,6 +54,7 @@ def make_run(folder, backbone="resnet18", multi_label=False, padding="valid", ki
             GroupingConfig(num_parts=4, standardize=True, smoothing_padding=padding),
             HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
             kind,
+            sampler=sampler,
         ),
         input=InputConfig(short_side=max(96, crop), crop=crop),
     )
@@ -249,6 +261,31 @@ def paths_in(file):
         with zipfile.ZipFile(file) as archive:
             content = b"".join(archive.read(name) for name in archive.namelist())
     return set(re.findall(rb"/[\w./-]*(?:/rg/|site-packages)[\w./-]*", content))
+
+
+@pytest.mark.parametrize("kind,format", [("saliency", "torch-export"), ("trilinear", "onnx")])
+def test_a_sampler_is_part_of_what_is_exported(tmp_path, kind, format):
+    """And assignments are those of the images, of any batch."""
+    sampler = SamplerConfig(kind, 64, 2, "test_resnet", "none", glimpse=64)
+    run = make_run(tmp_path / "run", padding="same", crop=96, sampler=sampler)
+    model = load_model(run)[0]
+    with torch.no_grad():
+        for parameter in model.sampler.parameters():
+            parameter.normal_(std=0.3)  # so that it does zoom
+        model.dictionary.raw_sigma.fill_(0)  # rounding of places in the image is much for very sharp assignments
+    save_weights(run, model)
+    path, _ = export(run, format)
+    images = noise(3, 3, 96, 96)
+    with torch.no_grad():
+        sampled = model.sampler(images)
+        expected = model.double()(images.double())
+    assert (sampled.nodes.diff(dim=2)[..., 0].amax() / sampled.nodes.diff(dim=2)[..., 0].amin()) > 1.05
+    assert expected.assign.shape == (3, 4, 6, 6)
+    if format == "onnx":
+        found = session_of(path).run(None, {"images": images.numpy()})[1]
+    else:
+        found = torch.export.load(path).module()(images)["assign"].detach()
+    np.testing.assert_allclose(found, expected.assign, rtol=0, atol=TOLERANCE)
 
 
 def test_no_folder_of_this_machine_is_in_a_file(lite0, tmp_path):

@@ -90,12 +90,6 @@ def test_a_dilated_resnet_is_that_of_torchvision(images):
         torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_only_resnets_are_dilated():
-    config = BackboneConfig(name="tf_efficientnet_lite0", weights="none", dilated=True)
-    with pytest.raises(ValueError, match=r"model.backbone.dilated: expected false, .* got true for tf_efficientnet"):
-        build_backbone(config)
-
-
 def test_vgg_gives_two_layers_of_its_last_block(tmp_path, images):
     torch.manual_seed(0)
     network = torchvision.models.vgg19(num_classes=3).eval()

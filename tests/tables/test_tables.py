@@ -175,6 +175,8 @@ CASES = [
     ("cub200_scops", "Table 4", "SCOPS", {"CUB-001": 15, "CUB-002": 16, "CUB-003": 17, "all 200": 8}),
     ("inat2017_resnet101", "Table 5", "Ours", {"Acc": 64}),
     ("inat2017_resnet101_plain", "Table 5", "ResNet101 (ours)", {"Acc": 61}),
+    ("inat2017_resnet101_saliency_plain", "Table 5", "SSN", {"Acc": 61}),
+    ("inat2017_resnet50_tasn_plain", "Table 5", "TASN", {"Acc": 61}),
     ("inat2017_resnet101", "Table 6", "Ours", {"Error": 9}),
     ("inat2017_resnet101_plain", "Table 6", "CAM [70]", {"Error": 11}),
     ("inat2017_resnet101_plain", "Table 6", "Grad-CAM [47]", {"Error": 12}),

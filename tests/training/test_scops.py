@@ -88,6 +88,7 @@ def test_it_goes_on_bit_for_bit_from_the_middle_of_an_epoch(small_birds, finishe
     "changed,message",
     [
         ({"model__grouping__background": False}, "model.grouping.background: expected true with model.kind = scops"),
+        ({"model__sampler__kind": "saliency"}, "model.sampler.kind: expected none with model.kind = scops"),
         ({"input__mixup": 0.2}, "input.mixup: expected 0 with model.kind = scops, got 0.2"),
         ({"model__scops__equivariance_weight": -1}, "model.scops.equivariance_weight: expected 0 or more, got -1"),
         ({"model__scops__features": "vgg20"}, "neither resnet50, resnet101 nor a timm model: 'vgg20'"),

@@ -31,7 +31,7 @@ from rg.distributed.heartbeat import Heartbeat
 from rg.distributed.ranks import Ranks
 from rg.evaluation.evaluate import evaluate
 from rg.runs.folder import load_model
-from rg.training.objective import OPTIONAL
+from rg.training.objective import OF_STREAMS, OPTIONAL
 from rg.training.train import _starts_with_statistics_of_batches
 from tests.support import forked
 
@@ -194,6 +194,46 @@ def test_a_run_with_every_option_of_training_goes_on_bit_for_bit(small_birds, tm
     assert (whole / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
     trained = load_file(last / "trained.safetensors")
     assert not torch.equal(trained["dictionary.centers"], load_file(whole / "model.safetensors")["dictionary.centers"])
+
+
+SAMPLED = {
+    "input.short_side": 104,
+    "input.crop": 96,
+    "input.test_short_side": 0,
+    "input.test_crop": 0,
+    "model.sampler.size": 64,
+    "model.sampler.glimpse": 64,
+    "model.sampler.oversampling": 2,
+    "model.sampler.network": "tf_efficientnet_lite0",
+    "train.epochs": 2,
+    "train.checkpoint_steps": 3,
+    "train.keep_checkpoints": 9,
+}
+TEACHING = {"model.sampler.kind": "trilinear", **{f"loss.{name}_weight": 0.5 for name in OF_STREAMS}}
+SHRINKING = {"model.sampler.kind": "saliency", "model.sampler.shrink_epochs": 1, "optimizer.restarts": "[1]"}
+
+
+@pytest.mark.parametrize("kind", ["region_grouping", "plain"])
+@pytest.mark.parametrize("sampler", [SHRINKING, TEACHING])
+def test_a_run_behind_a_sampler_goes_on_bit_for_bit_and_is_evaluated(small_birds, tmp_path, sampler, kind):
+    """From a checkpoint in the middle of the first epoch, in which SSN shrinks."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    settings = SAMPLED | sampler | {"model.kind": kind}
+    assert run(small_birds, whole, **settings).returncode == 0
+    shutil.copytree(whole, resumed)
+    for step in (4, 6, 8):
+        shutil.rmtree(resumed / "checkpoints" / f"step-{step:08d}")
+    result = run(small_birds, resumed, "--resume", **settings)
+    assert "continue at step 3 of 8" in result.stderr
+    assert metrics(resumed) == metrics(whole)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    train = [line for line in metrics(whole) if line["kind"] == "train"]
+    names = {f"{name}_loss" for name in OF_STREAMS} if sampler is TEACHING else set()
+    assert all(names == {f"{name}_loss" for name in OF_STREAMS} & {*line} for line in train)
+    evaluate(whole, small_birds, device="cpu")
+    measured = json.loads((whole / "metrics.json").read_text())
+    error = measured["landmark_error" if kind == "region_grouping" else "dff_landmark_error"]
+    assert 0 < error < 1
 
 
 def test_more_epochs_go_on_after_the_end(small_birds, finished, tmp_path):
@@ -616,6 +656,11 @@ def test_learning_rate_schedules():
     assert [poly(step) for step in (0, 10, 30, 50)] == pytest.approx([1 / 11, 1, 0.5**0.9, 0])
     step = lr_scale(OptimizerConfig(schedule="step", milestones=(2, 4), gamma=0.1), epochs=5, steps_per_epoch=10)
     assert [step(n) for n in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
+    anew = OptimizerConfig(schedule="step", milestones=(1, 3), restarts=(2,), gamma=0.1)
+    step = lr_scale(anew, epochs=4, steps_per_epoch=10)
+    assert [step(n) for n in (9, 10, 19, 20, 29, 30, 39)] == pytest.approx([1, 0.1, 0.1, 1, 1, 0.1, 0.1])
+    cosine = lr_scale(OptimizerConfig(restarts=(2,)), epochs=4, steps_per_epoch=10)
+    assert [cosine(n) for n in (0, 10, 20, 30, 40)] == pytest.approx([1, 0.5, 1, 0.5, 0], abs=1e-12)
 
 
 def test_activation_checkpointing_gives_the_same_bits(small_birds, finished, tmp_path):

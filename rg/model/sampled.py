@@ -1,0 +1,70 @@
+"""What both kinds of model begin with: a backbone, and perhaps a sampler that chooses the pixels it sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rg.config import SamplerConfig
+from rg.model.backbones import Backbone
+from rg.model.grids import carry_back
+from rg.model.samplers import Sampled, build_sampler
+
+
+class SampledModel(nn.Module):
+    """A model behind a sampler, or behind none.
+
+    Args:
+        backbone: Feature extractor.
+        sampler_config: What chooses the pixels that it sees.
+        num_classes: Number of classes, or of attributes.
+        multi_label: Attributes instead of classes.
+        pretrained: Load the weights of the sampler's network; False when a checkpoint follows.
+
+    Attributes:
+        sampler: That, or None.
+        backbone: Feature extractor.
+
+    Raises:
+        ValueError: the sampler cannot be built, or is trilinear with attributes.
+    """
+
+    def __init__(
+        self, backbone: Backbone, sampler_config: SamplerConfig, num_classes: int, multi_label: bool, pretrained: bool
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sampler = build_sampler(sampler_config, num_classes, multi_label, pretrained)
+        self.num_classes = num_classes
+        self.multi_label = multi_label
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> what the backbone sees of them."""
+        return self.sampler(images).images if self.sampler else images
+
+    @torch.no_grad()
+    def onto_images(self, maps: Tensor, images: Tensor) -> Tensor:
+        """Maps of what the backbone sees as maps of the images themselves.
+
+        Args:
+            maps: [N, K, h, w].
+            images: [N, 3, H, W], uint8 or float in 0..255.
+
+        Returns:
+            [N, K, h', w'] with the stride of the backbone on the images; without a sampler the maps as they are.
+        """
+        return self.carry_back(maps, self.sampler(images), images) if self.sampler else maps
+
+    def carry_back(self, maps: Tensor, sampled: Sampled, images: Tensor) -> Tensor:
+        """``onto_images`` where it is known what the sampler makes of the images."""
+        stride = self.backbone.stride
+        size = (max(1, images.shape[2] // stride), max(1, images.shape[3] // stride))
+        return carry_back(maps, sampled.nodes.detach(), size)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the pretrained networks, and all others (the new layers)."""
+        pretrained = list(self.backbone.parameters())
+        if self.sampler:
+            pretrained += self.sampler.network.parameters()
+        known = set(map(id, pretrained))
+        return pretrained, [parameter for parameter in self.parameters() if id(parameter) not in known]
