@@ -525,7 +525,7 @@ def _scops(config: RunConfig, parts: int, epochs: int) -> RunConfig:
 
 
 def _scops_of_lite0(config: RunConfig) -> RunConfig:
-    """SCOPS on Lite0, which does not learn; weights and rates are for its features, whose squares are 100 x VGG's."""
+    """SCOPS on Lite0, which does not learn; weights and rates are for its features, found on the drawn birds."""
     return replace(
         config,
         model=replace(
