@@ -167,6 +167,41 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
+class ScopsConfig:
+    """What ``model.kind: scops`` learns from in place of labels; ``rg.model.scops_terms`` defines the terms.
+
+    A term of weight 0 is not computed. The weights are the published ones.
+
+    Attributes:
+        concentration_weight: Parts are compact.
+        equivariance_weight: Every position belongs to the same part when the image is warped and its colours change.
+        landmark_equivariance_weight: The centres of the parts move with the image.
+        semantic_consistency_weight: A part has one feature of a network that does not learn, over all images.
+        orthonormality_weight: The features of the parts differ.
+        features: That network: vgg19 (torchvision), or a backbone, of which the maps of strides 16 and 32 are taken.
+        feature_weights: imagenet (downloaded, or taken from an installed weights package), none, or the path of a file.
+        saliency: Where the object is: the masks of the training data (mask), or what stands out from the image itself
+            (spectral_residual).
+    """
+
+    concentration_weight: float = 10.0
+    equivariance_weight: float = 1000.0
+    landmark_equivariance_weight: float = 100.0
+    semantic_consistency_weight: float = 10000.0
+    orthonormality_weight: float = 0.1
+    features: str = "vgg19"
+    feature_weights: str = "imagenet"
+    saliency: Literal["mask", "spectral_residual"] = "spectral_residual"
+
+    def __post_init__(self) -> None:
+        weights = {field_.name: getattr(self, field_.name) for field_ in dataclasses.fields(self)}
+        weights = {name: value for name, value in weights.items() if name.endswith("_weight")}
+        for name, value in weights.items():
+            _require(value >= 0, f"model.scops.{name}", "0 or more", value)
+        _require(any(weights.values()), "model.scops", "a weight above 0", "none")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Sampler -> backbone -> grouping -> head.
 
@@ -176,18 +211,29 @@ class ModelConfig:
         head: Region transform, attention and classifier.
         kind: region_grouping, or plain: the whole network of the backbone with a linear classifier, to compare with. Of
             grouping it takes the number of parts for deep feature factorisation; nothing of head, of the strides of the
-            backbone, and of the loss the classification alone.
+            backbone, and of the loss the classification alone. Or scops: parts without labels (Hung et al., CVPR 2019),
+            to compare with. Of grouping it takes the number of parts and the background; nothing of head and loss.
         init: none, or where all weights come from that fit: a run folder, one of its checkpoints, or a file. The
             backbone has to be the same; layers for other classes or parts start anew.
         sampler: What chooses the pixels that the backbone sees.
+        scops: What a model of kind scops learns from.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    kind: Literal["region_grouping", "plain"] = "region_grouping"
+    kind: Literal["region_grouping", "plain", "scops"] = "region_grouping"
     init: str = "none"
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    scops: ScopsConfig = field(default_factory=ScopsConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind != "scops" or self.grouping.background,
+            "model.grouping.background",
+            "true with model.kind = scops",
+            self.grouping.background,
+        )
 
 
 @dataclass(frozen=True)
@@ -273,7 +319,8 @@ class OptimizerConfig:
             all patterns that match multiply.
         depth_decay: Factor for every block of the backbone from the head downwards: the last block learns at lr times
             this, the one before at lr times its square, and what lies before the first block slowest.
-        schedule: cosine (to zero over the whole run) or step.
+        schedule: cosine or poly (both to zero over the whole run; poly: by what is left of it, to the power of 0.9), or
+            step.
         milestones: Epochs at which a step schedule multiplies the learning rate by gamma.
         restarts: Epochs at which the schedule begins anew, without warm-up. Milestones count up to the next one.
         gamma: Factor of the step schedule.
@@ -290,7 +337,7 @@ class OptimizerConfig:
     weight_decay: float = 5e-4
     rates: dict[str, float] = field(default_factory=dict)
     depth_decay: float = 1.0
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "poly", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     restarts: tuple[int, ...] = ()
     gamma: float = 0.1
@@ -314,7 +361,7 @@ class OptimizerConfig:
         _require(
             (self.schedule == "step") == bool(self.milestones),
             "optimizer.milestones",
-            "epochs for schedule=step and none for schedule=cosine",
+            "epochs for schedule=step and none for others",
             self.milestones,
         )
         ascending = [0, *self.restarts] == sorted({0, *self.restarts})
@@ -560,6 +607,12 @@ class RunConfig:
             "0 without model.grouping.background",
             self.loss.background_weight,
         )
+        if self.model.kind == "scops":
+            for name in ("mixup", "cutmix"):
+                value = getattr(self.input, name)
+                _require(value == 0, f"input.{name}", "0 with model.kind = scops", value)
+            kind = self.model.sampler.kind
+            _require(kind == "none", "model.sampler.kind", "none with model.kind = scops", kind)
         sampler = self.model.sampler
         for name in ("detail_weight", "glimpse_weight", "distillation_weight"):
             weight = getattr(self.loss, name)

@@ -36,7 +36,7 @@ from rg.config import RunConfig
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
-from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, load_config, load_model, read_record
+from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, check_labelled, load_config, load_model, read_record
 from rg.runs.progress import progress_bar
 
 
@@ -151,6 +151,7 @@ def check(runs: Sequence[Path], data: Location, split: str | None = None) -> Non
 
 def _load(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]:
     model, config, classes = load_model(run)
+    check_labelled(run, config)
     classes.check(Classes.of(manifest), "--data", run)
     return model.requires_grad_(False).to(pick_device(device)).to(memory_format=torch.channels_last), config
 

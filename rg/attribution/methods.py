@@ -24,6 +24,7 @@ from rg.attribution.maps import (
 )
 from rg.attribution.stability import Explain
 from rg.model.build import Model
+from rg.model.plain import PlainModel
 from rg.model.region_grouping import RegionGroupingModel
 
 POSITIONS = 50_000  # of feature maps, that the factors are fitted on
@@ -73,7 +74,7 @@ def methods(model: Model, factors: DeepFeatureFactorization, steps: int, seed: i
     functions: dict[str, Explain | str] = {"attribution": NO_PARTS, "contribution": NO_PARTS, "cam": NO_CAM}
     if isinstance(model, RegionGroupingModel):
         functions |= {"attribution": partial(part_attribution, model), "contribution": partial(contribution_map, model)}
-    else:
+    if isinstance(model, PlainModel):
         functions |= {"cam": partial(cam, model)}
     functions |= {
         "grad_cam": partial(grad_cam, model),

@@ -31,7 +31,9 @@ from rg.explain.explainer import Explainer
 from rg.model.build import Model, class_logits, mean_with_mirror
 from rg.model.device import pick_device
 from rg.model.losses import occurrence_prior_loss
+from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput, RegionGroupingModel
+from rg.model.scops import ScopsModel
 from rg.runs import inputs
 from rg.runs.confidence import Confidence, read_confidence, write_confidence
 from rg.runs.folder import CONFIDENCE, METRICS, PART_PICTURES, PREDICTIONS, WEIGHTS, Classes, load_model, of_view
@@ -101,14 +103,14 @@ def evaluate(
     shards = {name: manifest.split(name).sha256 for name in sorted(needed)}
     weights = sha256(run / WEIGHTS)
     answers: Answers
-    if isinstance(model, RegionGroupingModel):
+    if not isinstance(model, PlainModel):
         parts = named_by_people(run, model.background.tolist(), config.model.grouping.background)
         answers, measured, predictions = _measure_parts(model, load, fit, split, evaluation, config, parts)
     else:
         answers, measured, predictions = evaluate_plain(model, load, fit, split, evaluation, config)
     measured["levels"] = _levels(answers)
     confidence = None
-    if "val" in manifest.splits:
+    if "val" in manifest.splits and answers.labelled:
         validation = answers if split == "val" else _answers(model, load("val", evaluation.view), evaluation)
         targets = evaluation.target_precision, evaluation.false_alarms
         confidence = fit_confidence(
@@ -129,7 +131,7 @@ def evaluate(
         file.writelines(map(json_line, predictions(used.temperature if used else None)))
     if confidence:
         write_confidence(run / of_view(CONFIDENCE, view), confidence)
-    if isinstance(answers, Tally) and isinstance(model, RegionGroupingModel) and view is None:
+    if isinstance(answers, Tally) and not isinstance(model, PlainModel) and view is None:
         explainer = Explainer(model, config, classes, pick_device(device), parts)
         areas, occurrences = (torch.cat(batches).numpy() for batches in (answers.wins, answers.occurrence))
         write_part_pictures(run, list(part_pictures(explainer, data, split, answers.keys, areas, occurrences)))
@@ -140,7 +142,7 @@ def evaluate(
 
 
 def _measure_parts(
-    model: RegionGroupingModel,
+    model: RegionGroupingModel | ScopsModel,
     load: Callable[[str, str], Loader],
     fit: str,
     split: str,
@@ -153,6 +155,8 @@ def _measure_parts(
     same_view = evaluation.landmark_view == evaluation.view
     seen = _tally(model, loader, evaluation, answer=True, explain=True, hits=same_view)
     result = {"damaged": loader.damaged} | _measure(seen, config, parts)
+    if isinstance(model, ScopsModel):
+        result["saliency"] = config.model.scops.saliency
     landmark_errors: dict[str, np.ndarray] = {}
     tested, fitted = seen, None
     if loader.manifest.landmarks:
@@ -171,7 +175,11 @@ def _measure_parts(
 def _levels(answers: Answers) -> dict[str, dict[str, float]]:
     """Accuracy at the levels above the classes; nothing where the names tell of none."""
     manifest = answers.manifest
-    levels = {} if manifest.multi_label else rollup.levels(manifest.classes, manifest.super_categories)
+    levels = (
+        {}
+        if manifest.multi_label or not answers.labelled
+        else rollup.levels(manifest.classes, manifest.super_categories)
+    )
     return rollup.accuracies(*answers.arrays(), levels) if levels else {}
 
 
@@ -181,7 +189,7 @@ def _calibration(answers: Answers, confidence: Confidence | None) -> dict[str, A
     trust: dict[str, Any] = {"temperature": temperature, "selective": None}
     for name, divisor in (("reliability", 1.0), ("calibrated_reliability", temperature)):
         trust[name] = None
-        if divisor:
+        if divisor and answers.labelled:
             measured = asdict(calibration.reliability(*calibration.confidences(*answers.arrays(), divisor)))
             trust[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in measured.items()}
     if confidence:
@@ -191,7 +199,7 @@ def _calibration(answers: Answers, confidence: Confidence | None) -> dict[str, A
 
 def _answers(model: Model, loader: Loader, evaluation: EvaluationConfig) -> Answers:
     """What the model says of the classes of a split, and its presence if it has parts."""
-    if isinstance(model, RegionGroupingModel):
+    if not isinstance(model, PlainModel):
         return _tally(model, loader, evaluation, answer=True)
     device = next(model.parameters()).device
     answers = Answers(loader.manifest, threshold(evaluation))
@@ -217,7 +225,7 @@ def _check(evaluation: EvaluationConfig, classes: Classes, manifest: Manifest) -
 
 
 def _tally(
-    model: RegionGroupingModel,
+    model: RegionGroupingModel | ScopsModel,
     loader: Loader,
     evaluation: EvaluationConfig,
     answer: bool = False,
@@ -246,7 +254,7 @@ def _tally(
             logits = output.logits
             if answer and evaluation.flip:
                 output = output._replace(logits=mean_with_mirror(model, images, logits))
-            if explain:
+            if explain and isinstance(model, RegionGroupingModel):
                 explained = output.logits.topk(min(2, logits.shape[1])).indices  # the label and its rival
                 parts, constants = model.contributions(output, explained)
                 error = (parts.sum(2) + constants - logits.gather(1, explained)).abs().max().item()

@@ -74,7 +74,7 @@ FIELD = (  # the protocol of later work; keys are those of "field" in metrics.js
 
 def not_measured(result: Mapping[str, Any]) -> list[str]:
     """One line that names the metrics that the data set cannot tell, and why; none if there is nothing to name."""
-    absent = {metric.name: metric.needs for metric in MEASURED if result[metric.key] is None}
+    absent = {metric.name: metric.needs for metric in MEASURED if result[metric.key] is None and metric.needs}
     if not absent:
         return []
     needs = " or ".join(", ".join(dict.fromkeys(itertools.chain(*absent.values()))).rsplit(", ", 1))

@@ -35,7 +35,7 @@ class Answers:
         threshold: Attributes hold where their logit is above this.
         keys: Sample keys.
         labels: int64 [n] or [n, L] of every batch, like the next ones.
-        logits: float32 [n, classes].
+        logits: float32 [n, classes]; no classes for a model that names none.
         presences: float32 [n], of a model with parts.
     """
 
@@ -52,15 +52,15 @@ class Answers:
         Raises:
             ValueError: one is not finite, so that nothing could be measured in the end.
         """
-        finite = torch.isfinite(logits).flatten(1).all(1)
-        if not finite.all():
-            key = batch.keys[int(finite.int().argmin())]
-            raise ValueError(
-                f"{key}: the model gives logits that are not finite; training diverged, or its weights are damaged"
-            )
+        _check_finite(batch, logits, "logits")
         self.keys += batch.keys
         self.labels.append(batch.labels)
         self.logits.append(logits)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the model names classes."""
+        return self.logits[0].shape[1] > 0
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and labels of all images."""
@@ -72,6 +72,9 @@ class Answers:
 
     def accuracies(self) -> dict[str, Any]:
         """What metrics.json holds of the classes, as fractions."""
+        if not self.labelled:
+            count = sum(map(len, self.labels))
+            return {"samples": count, "chance": None, "accuracy": None, "mean_class_accuracy": None}
         labels, correct = torch.cat(self.labels), self.correct()
         if labels.ndim == 2:
             mean_class_accuracy = correct.mean(0).mean()
@@ -92,8 +95,12 @@ class Answers:
         return (logits.argmax(1) == labels).double()
 
     def predictions(self, temperature: float | None) -> Iterator[dict[str, Any]]:
-        """One line of predictions.jsonl per image, with the probability at that temperature."""
+        """One line of predictions.jsonl per image, with the probability at that temperature, if classes are named."""
         keys = iter(self.keys)
+        if not self.labelled:
+            for key, label in zip(keys, torch.cat(self.labels).tolist(), strict=True):
+                yield {"key": key, "label": label}
+            return
         for labels, logits in zip(self.labels, self.logits, strict=True):
             multi_label = labels.ndim == 2
             best = probabilities(logits.numpy(), temperature, multi_label).max(1)
@@ -161,6 +168,7 @@ class Tally(Answers):
         """Take note of the answers to one batch, and of where its parts are."""
         map_height, map_width = output.assign.shape[2:]
         height, width = batch.images.shape[2:]
+        _check_finite(batch, output.assign, "maps")
         self.answer(batch, output.logits)
         self.presences.append(output.presence)
         middles = part_centers(output.assign)
@@ -222,15 +230,17 @@ class Tally(Answers):
             "occurrence": torch.cat(self.occurrence),
             "attention": torch.cat(self.attention),
             "area": torch.cat(self.wins),
-            "contributions": torch.cat(self.contributions),
         }
-        explained = torch.cat(self.logits).argmax(1).tolist()
+        if self.labelled:
+            part_values["contributions"] = torch.cat(self.contributions)
+            explained = torch.cat(self.logits).argmax(1).tolist()
         for n, line in enumerate(self.predictions(temperature)):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
             line |= {name: [round(value, 6) for value in values[n].tolist()] for name, values in part_values.items()}
+            if self.labelled:
+                line["explained"] = explained[n]
             yield line | {
-                "explained": explained[n],
                 "landmark_error": float(errors.mean()) if len(errors) else None,
                 "pointing": self.pointing[n],
             }
@@ -238,7 +248,8 @@ class Tally(Answers):
     def per_image(self) -> PerImage:
         """Accuracy, pointing error and scores on part maps."""
         samples = PerImage()
-        samples.mean("accuracy", self.correct().numpy())
+        if self.labelled:
+            samples.mean("accuracy", self.correct().numpy())
         samples.mean("pointing_error", np.array([np.nan if hit is None else not hit for hit in self.pointing]))
         if self.pixel_tables and len(self.manifest.parts) > 1:
             samples.tables["part_map_nmi", "part_map_ari"] = np.concatenate(self.pixel_tables)[:, 1:]
@@ -283,6 +294,15 @@ class Tally(Answers):
             return boxes, np.where(known, 1, np.nan)[:, None].repeat(2, axis=1)
         lengths = sides / distance[:, None]
         return np.concatenate([np.zeros_like(sides), sides], axis=1), lengths
+
+
+def _check_finite(batch: Batch, values: Tensor, what: str) -> None:
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not finite.all():
+        key = batch.keys[int(finite.int().argmin())]
+        raise ValueError(
+            f"{key}: the model gives {what} that are not finite; training diverged, or its weights are damaged"
+        )
 
 
 def _boxes(batch: Batch) -> list[np.ndarray]:

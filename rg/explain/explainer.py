@@ -26,10 +26,11 @@ from rg.model.device import pick_device
 from rg.model.evaluating import evaluating
 from rg.model.grids import mesh
 from rg.model.maps import part_centers
-from rg.model.region_grouping import RegionGroupingModel
+from rg.model.region_grouping import ModelOutput, RegionGroupingModel
+from rg.model.scops import ScopsModel
 from rg.runs import inputs
 from rg.runs.confidence import Confidence, probabilities, read_confidence
-from rg.runs.folder import Classes, load_region_grouping
+from rg.runs.folder import Classes, load_with_parts
 from rg.runs.part_names import Part, read_parts, unnamed
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Explainer:
 
     def __init__(
         self,
-        model: RegionGroupingModel,
+        model: RegionGroupingModel | ScopsModel,
         config: RunConfig,
         classes: Classes,
         device: torch.device,
@@ -103,7 +104,7 @@ class Explainer:
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
         """Read a run folder; see ``rg.load``."""
         _check_process()
-        model, config, classes = load_region_grouping(Path(run))
+        model, config, classes = load_with_parts(Path(run))
         parts = read_parts(Path(run), model.background.tolist(), config.model.grouping.background)
         others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
         return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)), others)
@@ -197,6 +198,8 @@ class Explainer:
         _check_process()
         if min(top_k, batch_size, jobs) < 1:
             raise ValueError(f"top_k, batch_size, jobs: expected at least 1, got {top_k}, {batch_size}, {jobs}")
+        if versus is not None and isinstance(self.model, ScopsModel):
+            raise ValueError(f"versus: expected None, as the run learned without labels and names none, got {versus!r}")
         if versus is not None and versus not in self.classes.names:
             raise ValueError(f"versus: expected one of the {len(self.classes.names)} classes, got {versus!r}")
         view = self.resolve_view(view)
@@ -310,6 +313,9 @@ class Explainer:
         """One for each image; all of the model is done when the first is there."""
         shown = torch.stack([image.shown for image in waiting]).to(self.device)
         output = self.model(shown)
+        if not isinstance(self.model, RegionGroupingModel):
+            yield from self._without_label(waiting, output)
+            return
         zoom = None
         if self.model.sampler:
             zoom = (mesh(self.model.sampler(shown).nodes, ZOOM_LINES).float().cpu().numpy() + 1) / 2
@@ -334,7 +340,6 @@ class Explainer:
         contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
         for n, image in enumerate(waiting):
             strongest, attribution = at_image_size(assign[n], attention[n], image.window, image.pixels.shape[:2])
-            x0, y0, x1, y1 = image.window
             label, *rest = compared[n].tolist()
             rival = None
             if rest:
@@ -349,26 +354,64 @@ class Explainer:
                 rival=rival,
                 attribution=attribution,
                 assign=assign[n],
-                parts=[
-                    PartExplanation(
-                        index=k,
-                        name=part.name,
-                        strongest=strongest,
-                        center=(float(x0 + centers[n, k, 0] * (x1 - x0)), float(y0 + centers[n, k, 1] * (y1 - y0))),
-                        occurrence=float(occurrence[n, k]),
-                        attention=float(attention[n, k]),
-                        contribution=float(contributions[n, 0, k]),
-                        rival_contribution=float(contributions[n, 1, k]) if rival else 0.0,
-                        background=part.background,
-                    )
-                    for k, part in enumerate(self.parts)
-                ],
+                parts=self._parts(strongest, image.window, centers[n], occurrence[n], attention[n], contributions[n]),
                 image=image.pixels,
                 window=image.window,
                 source=image.source,
                 answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
                 zoom=None if zoom is None else zoom[n],
             )
+
+    def _without_label(self, waiting: Sequence[_Waiting], output: ModelOutput) -> Iterator[Explanation]:
+        """One for each image, of a model that names no class: the parts alone."""
+        centers = part_centers(output.assign).cpu().numpy()
+        assign, attention, occurrence = (
+            values.float().cpu().numpy() for values in (output.assign, output.attention, output.occurrence)
+        )
+        nothing = torch.zeros(1, len(self.parts))
+        for n, image in enumerate(waiting):
+            strongest, attribution = at_image_size(assign[n], attention[n], image.window, image.pixels.shape[:2])
+            yield Explanation(
+                label="",
+                probability=0.0,
+                logit=0.0,
+                constant=0.0,
+                top_k=[],
+                rival=None,
+                attribution=attribution,
+                assign=assign[n],
+                parts=self._parts(strongest, image.window, centers[n], occurrence[n], attention[n], nothing),
+                image=image.pixels,
+                window=image.window,
+                source=image.source,
+                answer="none",
+            )
+
+    def _parts(
+        self,
+        strongest: np.ndarray,
+        window: Box,
+        centers: np.ndarray,
+        occurrence: np.ndarray | Tensor,
+        attention: np.ndarray,
+        contributions: Tensor,
+    ) -> list[PartExplanation]:
+        """The parts of one image: centres [K, 2], occurrence and attention [K], contributions [1 or 2, K]."""
+        x0, y0, x1, y1 = window
+        return [
+            PartExplanation(
+                index=k,
+                name=part.name,
+                strongest=strongest,
+                center=(float(x0 + centers[k, 0] * (x1 - x0)), float(y0 + centers[k, 1] * (y1 - y0))),
+                occurrence=float(occurrence[k]),
+                attention=float(attention[k]),
+                contribution=float(contributions[0, k]),
+                rival_contribution=float(contributions[1, k]) if len(contributions) > 1 else 0.0,
+                background=part.background,
+            )
+            for k, part in enumerate(self.parts)
+        ]
 
 
 def _check_process() -> None:

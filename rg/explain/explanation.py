@@ -21,6 +21,8 @@ class Explanation(Facts):
     """Why one image got its label; see ``Facts`` for what it holds."""
 
     def __repr__(self) -> str:
+        if self.answer == "none":
+            return f"Explanation(parts={len(self.parts)})"
         return f"Explanation(label={self.label!r}, probability={percent(self.probability)}, parts={len(self.parts)})"
 
     def _repr_html_(self) -> str:

@@ -94,7 +94,8 @@ class Facts:
         window: x0, y0, x1, y1 in pixels: what the model saw of the image.
         source: Path of the image, if it came from a file.
         answer: Whether the model stands by the label: "label"; "unsure", its probability is below the threshold of the
-            run; "unknown", no known part fits what the image shows.
+            run; "unknown", no known part fits what the image shows; "none", the model names no class, so that the label
+            is empty and all that is said of labels and logits is 0.
         zoom: What a sampler made of the window: float32 [L, L, 2], x and y as shares of its sides of places that the
             backbone saw evenly spaced, from edge to edge; None without a sampler.
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if

@@ -50,7 +50,8 @@ def explain_files(
         view: See ``Explainer.explain``.
         batch_size: Images at once, if they have the same shape.
         device: See ``rg.load``.
-        pictures: png, webp, or none: neither pictures nor a page.
+        pictures: png, webp, or none: neither pictures nor a page. A run without labels gets no page either, which sorts
+            images by them.
         jobs: Threads that decode, and as many that draw.
         overwrite: Begin anew.
         write_page: Writes a page that shows the folder; called at the end, also of a run that is stopped.
@@ -72,6 +73,7 @@ def explain_files(
         "view": view,
         "pictures": pictures,
     }
+    labelled = explainer.config.model.kind != "scops"
     row = read_part_pictures(run, len(explainer.parts))
     class_names = () if explainer.classes.multi_label else set(explainer.classes.names)
     with open_folder(out, files, settings, class_names, overwrite) as folder:
@@ -86,7 +88,7 @@ def explain_files(
             logger.info("stopped; the same command goes on where it stopped")
             raise
         finally:
-            if write_page and pictures != "none":
+            if write_page and pictures != "none" and labelled:
                 write_page(out)
     if left_out == len(files):
         raise ValueError(f"none of {len(files)} images could be decoded")
@@ -116,6 +118,9 @@ def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: st
             done += 1
             progress(done + left_out, total)
             if total <= FEW:
+                if line["answer"] == "none":
+                    logger.info("%s: %s", line["source"], ANSWERS["none"])
+                    continue
                 answer = f"{ANSWERS[line['answer']]}, " if ANSWERS[line["answer"]] else ""
                 seen = f", saw {percent(line['seen'], 0)} of the image" if line["seen"] < MOSTLY else ""
                 probability = percent(line["probability"])

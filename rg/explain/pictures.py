@@ -19,11 +19,16 @@ PANEL_HEIGHT, PANEL_MAX_WIDTH, BARS_WIDTH, COLUMN_MIN_WIDTH, MARGIN, GAP, CAPTIO
 HEAD = MARGIN + 74  # what stands above the captions
 BARS_MIN_WIDTH, ROW_HEIGHT, NAME_WIDTH = 260, 24, 96
 TITLE, TEXT, VALUE, SMALL = 26, 16, 15, 13  # heights of letters in pixels
-ANSWERS = {"label": "", "unsure": "unsure", "unknown": "no known part fits"}  # in words
+ANSWERS = {  # in words
+    "label": "",
+    "unsure": "unsure",
+    "unknown": "no known part fits",
+    "none": "learned without labels, names no class",
+}
 
 
 def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
-    """Image, parts, attribution and contributions side by side under the label.
+    """Image, parts, attribution and contributions side by side under the label; without one, image and parts.
 
     The last column says why it is the label and not the rival, where there is one.
 
@@ -39,6 +44,8 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
         ("attribution", attribution_overlay(explanation, size=size)),
         (contributions, contribution_bars(explanation)),
     ]
+    if explanation.answer == "none":
+        columns = columns[:2]
     if explanation.zoom is not None:
         columns.insert(1, ("zoom", zoom_overlay(explanation, size)))
     if explanation.rival:
@@ -48,9 +55,11 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
     total = 2 * MARGIN + sum(widths) + GAP * (len(columns) - 1)
     out = Image.new("RGB", (total, HEAD + CAPTION + PANEL_HEIGHT + MARGIN), PAPER)
     draw = ImageDraw.Draw(out)
-    draw_text(draw, (MARGIN, MARGIN), shorten(explanation.label, TITLE, total - 2 * MARGIN), INK, TITLE)
+    draw_text(draw, (MARGIN, MARGIN), shorten(explanation.label or "parts", TITLE, total - 2 * MARGIN), INK, TITLE)
     words = ANSWERS[explanation.answer]
     line = f"{words}: {percent(explanation.probability)}" if words else percent(explanation.probability)
+    if explanation.answer == "none":
+        line = words
     if len(explanation.top_k) > 1:
         name, probability = explanation.top_k[1]
         line += f", then {name} with {percent(probability)}"

@@ -42,7 +42,15 @@ from rg.model.backbones import RESNETS
 from rg.model.region_grouping import RegionGroupingModel
 from rg.model.weights import load_weights
 from rg.runs.environment import environment
-from rg.runs.folder import RECORD, Classes, load_config, load_region_grouping, save_config, save_weights
+from rg.runs.folder import (
+    RECORD,
+    Classes,
+    check_labelled,
+    load_config,
+    load_region_grouping,
+    save_config,
+    save_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +59,7 @@ SETTINGS = {
     "model.kind": "region_grouping",
     "model.backbone.stride": 16,
     "model.backbone.fused_strides": [],
+    "model.backbone.dilated": False,
     "model.grouping.background": False,
     "model.grouping.centered": False,
     "model.grouping.standardize": False,
@@ -156,6 +165,7 @@ def export_checkpoint(run: Path, path: Path) -> None:
         raise ValueError(f"out: {path} exists; choose another file")
     check_file(path, "out")
     config, _ = load_config(run)
+    check_labelled(run, config)
     _check_architecture(config.model)
     model, _, _ = load_region_grouping(run)
     state = {

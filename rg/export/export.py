@@ -39,7 +39,7 @@ from rg.model.build import Model
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs.confidence import read_confidence_of_input
 from rg.runs.environment import environment
-from rg.runs.folder import Classes, load_model
+from rg.runs.folder import Classes, check_labelled, load_model
 from rg.runs.part_names import read_parts
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ def export(run: Path, format: str = "onnx", out: Path | None = None) -> tuple[Pa
     if format == "onnx":
         _require_onnx()
     model, config, classes = load_model(run)
+    check_labelled(run, config)
     crop = config.input.test_size[1]
     sizes = find_sizes(model, crop)
     logger.info("%s: exporting for %s", run, sizes)

@@ -31,6 +31,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESNETS = ("resnet50", "resnet101")
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
+VGG_OUTPUTS = ("31", "35")  # relu5_2 and relu5_4 of VGG-19
 CLASSIFIERS = ("fc.", "classifier.", "head.")  # of networks, which need not fit
 PATIENCE = 10  # seconds, with a server that does not answer
 
@@ -199,6 +200,40 @@ def build_network(config: BackboneConfig, pretrained: bool = True) -> Backbone:
     if config.name in RESNETS:
         return _resnet(replace(config, stride=32, fused_strides=(), dilated=False), source)
     return _whole_timm(config.name, source)
+
+
+def build_features(name: str, weights: str) -> Backbone:
+    """A network whose features are looked at and never learn (SCOPS, CVPR 2019).
+
+    Args:
+        name: vgg19, of which relu5_2 and relu5_4 are taken; or a backbone, of which the maps of strides 16 and 32 are.
+        weights: imagenet, none, or the path of a file, see ``BackboneConfig``.
+
+    Raises:
+        ValueError: see ``build_backbone``.
+    """
+    if name != "vgg19":
+        config = BackboneConfig(name=name, weights=weights, stride=16, fused_strides=(32,))
+        return build_backbone(config).requires_grad_(False).eval()
+    import torchvision
+
+    network = torchvision.models.vgg19(weights=None)
+    if weights == "imagenet":
+        enum = torchvision.models.VGG19_Weights
+        network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), name))
+    elif weights != "none":
+        _load(network, _fit(load_weights(Path(weights)), network, weights), weights, ("classifier.",))
+    features = Stages()
+    features.outputs = VGG_OUTPUTS
+    for number, layer in network.features[: int(VGG_OUTPUTS[-1]) + 1].named_children():
+        features.add_module(number, layer)
+    return Backbone(features, (512, 512), 16, IMAGENET_MEAN, IMAGENET_STD).requires_grad_(False).eval()
+
+
+def feature_channels(name: str) -> int:
+    """Channels of ``build_features``, for which no weights are needed."""
+    with torch.device("meta"):
+        return build_features(name, "none").channels
 
 
 def _resnet(config: BackboneConfig, source: str) -> Backbone:

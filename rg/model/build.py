@@ -1,4 +1,4 @@
-"""The model that a configuration names, and what is asked of a model of either kind."""
+"""The model that a configuration names, and what is asked of a model of any kind."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from torch import Tensor
 from rg.config import ModelConfig
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import RegionGroupingModel
+from rg.model.scops import ScopsModel
 
-Model: TypeAlias = RegionGroupingModel | PlainModel
+Model: TypeAlias = RegionGroupingModel | PlainModel | ScopsModel
 
 
 def build_model(config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True) -> Model:
     """The model of the kind that the configuration names; see there for the arguments and errors."""
     if config.kind == "plain":
         return PlainModel(config.backbone, num_classes, multi_label, pretrained, config.sampler)
+    if config.kind == "scops":
+        return ScopsModel(config, pretrained)
     return RegionGroupingModel(config, num_classes, multi_label, pretrained)
 
 

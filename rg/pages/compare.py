@@ -38,7 +38,7 @@ from rg.pages.numbers import percent, signed
 from rg.pages.templates import template
 from rg.runs import inputs
 from rg.runs.confidence import Answer, Confidence, probabilities, read_confidence_of_input
-from rg.runs.folder import WEIGHTS, Classes, load_model
+from rg.runs.folder import WEIGHTS, Classes, check_labelled, load_model
 from rg.runs.part_names import Part, read_parts
 from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import image_progress
@@ -74,6 +74,7 @@ class Side:
     def load(cls, run: Path, left_out: frozenset[str] = frozenset(BASELINES)) -> Side:
         """Read a run folder."""
         model, config, classes = load_model(run)
+        check_labelled(run, config)
         return cls(run, model, config, classes, read_confidence_of_input(run, config), left_out)
 
     @property

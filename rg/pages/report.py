@@ -38,6 +38,7 @@ from rg.runs.folder import (
     PREDICTIONS,
     REPORT,
     Classes,
+    check_labelled,
     check_shards,
     check_weights,
     load_config,
@@ -105,6 +106,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     config, classes = load_config(run)
     if config.model.kind == "plain":
         raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
+    check_labelled(run, config)
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = read_json(run / METRICS, "weights"), read_record(run)

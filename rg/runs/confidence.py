@@ -19,7 +19,7 @@ from rg.runs.folder import CONFIDENCE, has_weights, of_view, read_json
 logger = logging.getLogger(__name__)
 
 
-Answer: TypeAlias = Literal["label", "unsure", "unknown"]
+Answer: TypeAlias = Literal["label", "unsure", "unknown", "none"]
 FEWEST_FOR_TEMPERATURE = 50  # a fitted parameter costs 1 / (2 N) nats an image (Akaike, 1974): here a hundredth
 CHANCE, HIGHEST_TARGET = 0.05, 0.99  # see fewest_for_threshold
 LEAST, MOST = float(np.finfo(np.float64).tiny), float(np.nextafter(1, 0))  # of a probability

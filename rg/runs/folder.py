@@ -24,7 +24,9 @@ from pipelines.files import atomic_write, check_content, sha256, write_json
 from pipelines.shards.manifest import Manifest, Schema
 from rg.config import RunConfig
 from rg.model.build import Model, build_model
+from rg.model.plain import PlainModel
 from rg.model.region_grouping import RegionGroupingModel
+from rg.model.scops import ScopsModel
 
 logger = logging.getLogger(__name__)
 
@@ -222,15 +224,39 @@ def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
 
 
 def load_region_grouping(run: Path) -> tuple[RegionGroupingModel, RunConfig, Classes]:
+    """``load_model`` where parts that speak for a class are needed.
+
+    Raises:
+        ValueError: see there; or the run holds a plain network, or names no class.
+    """
+    model, config, classes = load_with_parts(run)
+    check_labelled(run, config)
+    assert isinstance(model, RegionGroupingModel)
+    return model, config, classes
+
+
+def load_with_parts(run: Path) -> tuple[RegionGroupingModel | ScopsModel, RunConfig, Classes]:
     """``load_model`` where parts are needed.
 
     Raises:
         ValueError: see there; or the run holds a plain network.
     """
     model, config, classes = load_model(run)
-    if not isinstance(model, RegionGroupingModel):
+    if isinstance(model, PlainModel):
         raise ValueError(f"{run}: holds a plain network, which has no parts to show (model.kind)")
     return model, config, classes
+
+
+def check_labelled(run: Path, config: RunConfig) -> None:
+    """Refuse a run that names no class, where one is needed.
+
+    Raises:
+        ValueError: the run learned without labels.
+    """
+    if config.model.kind == "scops":
+        raise ValueError(
+            f"{run}: expected a run that names classes, got one of model.kind = scops, which learned without labels"
+        )
 
 
 def _misfit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from rg.explain.explainer import Explainer
 from rg.pages.scripts import script
+from rg.runs.folder import check_labelled, load_config
 from rg.runs.part_pictures import read_part_pictures
 from rg.server.headers import SecureHeaders
 from rg.server.protocol import Protocol
@@ -87,6 +88,7 @@ def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str
         ValueError: the folder holds no finished run.
         OSError: the address is taken, or not of this machine.
     """
+    check_labelled(run, load_config(run)[0])
     explainer = Explainer.load(run, device)
     names = {host, f"[{host}]" if ":" in host else host, "localhost", "127.0.0.1", "[::1]", *allow_host}
     shown = samples(run, explainer.classes), read_part_pictures(run, len(explainer.parts))

@@ -27,7 +27,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, level in result["levels"].items():
         rows.append((f"Accuracy by {name.replace('_', '-')}", percent(level["accuracy"], 2)))
-    rows.append(("Calibration error", percent(result["reliability"]["ece"], 2)))
+    if result["reliability"] is not None:
+        rows.append(("Calibration error", percent(result["reliability"]["ece"], 2)))
     if result["temperature"] is not None:
         error, temperature = result["calibrated_reliability"]["ece"], result["temperature"]
         rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {percent(error, 2)} at temperature {temperature:.2f}")
@@ -41,7 +42,10 @@ def table(result: dict[str, Any]) -> str:
     if "parts" in result:
         part_lines = _part_lines(result)
         rows.append(("Occurrence prior loss", f"{result['prior_loss']:.4f}"))
-        rows.append(("Contributions less their logit", f"{result['decomposition_error']:.1e} at most"))
+        if "saliency" in result:
+            rows.append(("Learned without labels", f"saliency: {result['saliency']}"))
+        else:
+            rows.append(("Contributions less their logit", f"{result['decomposition_error']:.1e} at most"))
         parts = sum(part["state"] != "background slot" for part in result["parts"])
         rows.append(("Parts in use", f"{result['parts_in_use']} of {parts}"))
     else:

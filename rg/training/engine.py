@@ -56,6 +56,7 @@ STATES: Mapping[str, Mapping[str, str]] = {  # of an optimiser, and what their n
     "sgd": {"momentum_buffer": ""},
     "adamw": {"exp_avg": "exp_avg.", "exp_avg_sq": "exp_avg_sq."},
 }
+POLY_POWER = 0.9  # DeepLab (Chen et al., 2018)
 STEP = "step"  # how many AdamW has taken, by which it corrects its moments
 LARGEST_STAGE = 2
 SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -376,7 +377,7 @@ def micro_batches(config: RunConfig, world_size: int) -> list[int]:
 
 
 def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
-    """step -> factor of the learning rate: linear warm-up, then a cosine to zero or steps, anew after every restart."""
+    """step -> factor of the learning rate: linear warm-up, then to zero or in steps, anew after every restart."""
     warmup = config.warmup_epochs * steps_per_epoch
     begins = [epoch * steps_per_epoch for epoch in (0, *config.restarts)]
     milestones = [epoch * steps_per_epoch for epoch in config.milestones]
@@ -386,9 +387,12 @@ def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
             return (step + 1) / (warmup + 1)
         begin = max(begin for begin in begins if begin <= step)
         end = min((later for later in begins if later > step), default=epochs * steps_per_epoch)
+        first = max(begin, warmup)
+        progress = (step - first) / max(1, end - first)
         if config.schedule == "cosine":
-            first = max(begin, warmup)
-            return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, end - first)))
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if config.schedule == "poly":
+            return max(0.0, 1 - progress) ** POLY_POWER
         return config.gamma ** sum(begin < milestone <= step for milestone in milestones)
 
     return scale

@@ -21,10 +21,11 @@ class Meter:
     Args:
         terms: Names of the terms of the loss.
         sums: What ``values()`` was when the run was stopped, None at the start.
+        labelled: Whether there is an accuracy, too, the last of the values.
     """
 
-    def __init__(self, terms: Sequence[str], sums: Sequence[float] | None = None) -> None:
-        self.names = ("loss", *(f"{name}_loss" for name in terms), "accuracy")
+    def __init__(self, terms: Sequence[str], sums: Sequence[float] | None = None, labelled: bool = True) -> None:
+        self.names = ("loss", *(f"{name}_loss" for name in terms), *(["accuracy"] if labelled else []))
         self._sums = torch.tensor(sums or [0.0] * (len(self.names) + 1), dtype=torch.float64)
         self.start_clock()
 

@@ -25,9 +25,6 @@ from rg.distributed.heartbeat import Heartbeat
 from rg.distributed.host_copy import HostCopy
 from rg.model.losses import classification_loss
 from rg.model.noise import image_seeds
-from rg.model.plain import PlainOutput
-from rg.model.region_grouping import ModelOutput
-from rg.model.samplers import Streams
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
 from rg.training.checkpoints import MODEL, MOMENTUM, QUEUE, TRAINED, Checkpoint, Checkpoints
@@ -35,11 +32,13 @@ from rg.training.engine import Engine
 from rg.training.history import History, Meter
 from rg.training.mixing import mix
 from rg.training.objective import Objective
+from rg.training.scops_objective import ScopsObjective
 from rg.training.step_flags import StepFlags
 
 logger = logging.getLogger(__name__)
 
 STOPPED = 75  # exit code of a run that saved a checkpoint because a signal asked it to stop: start it again
+SHOWN = {"prior_loss": "prior", "accuracy": "acc"}  # on the line of progress, beside the loss
 
 
 class Loop:
@@ -65,7 +64,7 @@ class Loop:
         config: RunConfig,
         out: Path,
         engine: Engine,
-        objective: Objective,
+        objective: Objective | ScopsObjective,
         loader: Loader,
         val_loader: Loader | None,
         steps_per_epoch: int,
@@ -83,7 +82,7 @@ class Loop:
         self.objective = objective
         self.mixes = bool(config.input.mixup or config.input.cutmix)
         self.shrinking_steps = config.model.sampler.shrink_epochs * steps_per_epoch
-        self.meter = Meter(self.objective.names)
+        self.meter = Meter(self.objective.names, labelled=objective.labelled)
         self.skipped = self.skipped_in_a_row = 0
         self.accuracy: float | None = None  # of the last validation
 
@@ -98,7 +97,7 @@ class Loop:
         if not own and not self.is_main:
             counters = dict.fromkeys(counters, 0) | {"meter": None}
         self.loader.resume(state["loader"] | {name: counters[name] for name in ("read", "damaged")})
-        self.meter = Meter(self.objective.names, counters["meter"])
+        self.meter = Meter(self.objective.names, counters["meter"], self.objective.labelled)
         if not own:
             torch.manual_seed(_stream_seed(self.config.seed, self.step, self.ranks.rank))
             return
@@ -203,15 +202,15 @@ class Loop:
         """Forward and backward of a micro batch of the step.
 
         Returns:
-            Loss, its terms and accuracy of this rank; ``Objective.rows`` of all ranks; and ``StepFlags`` of all ranks,
-            packed [world, 3].
+            Loss, its terms and, with labels, accuracy of this rank; ``Objective.rows`` of all ranks; and ``StepFlags``
+            of all ranks, packed [world, 3].
         """
         sizes, objective = self.engine.sizes, self.objective
         seeds = self._seeds(micro) if self.objective.noisy or self.mixes else None
         images, shares = batch.images, None
         if self.mixes and seeds is not None:
             images, shares = mix(images.to(self.ranks.device, non_blocking=True), seeds, self.config.input)
-        output, streams, moved, inverse = self._forward(images, seeds)
+        output, streams, moved, inverse = self._forward(images, seeds, batch.part_maps)
         labels = batch.labels.to(output.logits.device, non_blocking=True)
         means = objective.of_images(output, labels, moved, inverse, shares, streams)
         rows = objective.rows(output)
@@ -226,7 +225,8 @@ class Loop:
             by_name = means | of_batch
             loss = objective.total(by_name)
             terms = [by_name[name] for name in objective.names if name in by_name]
-            values = torch.stack([loss, *terms, _correct(output.logits, labels)])
+            scores = [_correct(output.logits, labels)] if objective.labelled else []
+            values = torch.stack([loss, *terms, *scores])
         return values.detach(), rows.detach(), arriving
 
     def _seeds(self, micro: int) -> Tensor:
@@ -234,10 +234,8 @@ class Loop:
         sizes, rank = self.engine.sizes, self.ranks.rank
         return image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank])
 
-    def _forward(
-        self, images: Tensor, seeds: Tensor | None
-    ) -> tuple[ModelOutput | PlainOutput, Streams | None, Tensor | None, Tensor | None]:
-        """What ``Objective.of_images`` takes: output, streams, assignment of moved images and what moves it back."""
+    def _forward(self, images: Tensor, seeds: Tensor | None, part_maps: Any) -> tuple[Any, Any, Any, Any]:
+        """What ``of_images`` of the objective takes: output, streams, what was said of moved images, how they moved."""
         if seeds is None or not self.objective.noisy:
             return self.engine(images), None, None, None
         images = images.to(self.ranks.device, non_blocking=True)
@@ -246,7 +244,7 @@ class Loop:
             return *self.engine(images, seeds), None, None
         if not self.objective.moved:
             return self.engine(images, seeds), None, None, None
-        moved, inverse = self.objective.move(images, seeds)
+        moved, inverse = self.objective.move(images, seeds, part_maps)
         output, assign = self.engine(images, seeds, moved)
         return output, None, assign, inverse
 
@@ -353,8 +351,7 @@ class Loop:
     def _show(self, bar: tqdm, record: dict[str, float]) -> None:
         shown = {
             "loss": f"{record['loss']:.3f}",
-            "prior": f"{record['prior_loss']:.3f}",
-            "acc": f"{record['accuracy']:.3f}",
+            **{text: f"{record[name]:.3f}" for name, text in SHOWN.items() if name in record},
             "img/s": f"{record['images_per_second']:.0f}",
             "wait": f"{record['data_wait']:.0%}",
         }

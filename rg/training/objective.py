@@ -45,6 +45,7 @@ class Objective:
 
     Attributes:
         names: Of the terms.
+        labelled: Whether labels are learned from, so that there is an accuracy.
         moved: Which images of this rank the equivariance term compares; spread evenly over the micro batch of all
             ranks, whatever their number.
         past: Occurrences of past steps [Q, K], the newest last; None without a queue.
@@ -53,6 +54,8 @@ class Objective:
     Raises:
         ValueError: a rank has no image for the equivariance term.
     """
+
+    labelled = True
 
     def __init__(self, config: RunConfig, sizes: Sequence[int], rank: int) -> None:
         self.config, self.parts = config.loss, config.model.grouping.num_parts
@@ -99,8 +102,8 @@ class Objective:
             fresh = rows[-len(self.past) :, : self.parts].detach().to(self.past)
             self.past = torch.cat([self.past.to(rows.device), fresh.to(rows.device)])[len(fresh) :]
 
-    def move(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Moved images for the equivariance term and what moves them back, see ``random_motions``."""
+    def move(self, images: Tensor, seeds: Tensor, _part_maps: None = None) -> tuple[Tensor, Tensor]:
+        """Moved images for the equivariance term and what moves them back, see ``random_motions``; no part maps."""
         forward, inverse = random_motions(seeds[self.moved], *images.shape[2:])
         return move(images[self.moved], forward), inverse
 

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from pipelines.batches.loader import Loader
 from pipelines.files import check_folder, write_json
 from pipelines.locks import owned_folder
 from pipelines.shards.manifest import Manifest
+from pipelines.shards.samples import PART_MAP
 from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, LossConfig, RunConfig, differences, flatten
 from rg.distributed import ranks
@@ -47,6 +48,7 @@ from rg.training.engine import Engine, check_compiler, micro_batches
 from rg.training.loop import Loop
 from rg.training.objective import Objective
 from rg.training.parameters import choose_learning, parameter_groups
+from rg.training.scops_objective import ScopsObjective
 from rg.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
@@ -142,7 +144,9 @@ def _set_up(
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes.of(manifest)
     deepspeed_settings = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
-    objective = group.together(lambda: Objective(config, micro_batches(config, ranks.world_size), ranks.rank))
+    objective = group.together(
+        lambda: _objective(config, manifest, micro_batches(config, ranks.world_size), ranks.rank)
+    )
     group.together(lambda: check_compiler(config, ranks.device))
     agree(group, _facts(config, manifest, deepspeed_settings, resume))
     # By one rank for all; a folder to resume that is not there is told of below.
@@ -150,7 +154,7 @@ def _set_up(
     group.together(lambda: owned.enter_context(owned_folder(out)) if owns else None)
     checkpoint = find(out / CHECKPOINTS, group) if resume != "no" else None
     goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, checkpoint, ranks.rank))
-    validates = "val" in manifest.splits and config.train.validate_epochs > 0
+    validates = "val" in manifest.splits and config.train.validate_epochs > 0 and objective.labelled
     training, testing = inputs.training_geometry(config.input), inputs.evaluation_geometry(config.input)
     loader = group.together(lambda: _loader(config, data, "train", training, group))
     val_loader = group.together(lambda: _loader(config, data, "val", testing, group)) if validates else None
@@ -169,6 +173,8 @@ def _set_up(
         out / WEIGHTS,
     )
     record = {"recipe": recipe, "command": command, "run": checkpoints.run}
+    if config.model.kind == "scops":
+        record["saliency"] = config.model.scops.saliency
     record |= origin | _record(data, manifest, group, deepspeed_settings)
     if ranks.rank == 0:
         _write_record(out, config, classes, record, checkpoint if goes_on else None)
@@ -180,14 +186,27 @@ def _set_up(
     return loop
 
 
+def _objective(config: RunConfig, manifest: Manifest, sizes: Sequence[int], rank: int) -> Objective | ScopsObjective:
+    """What the steps make small."""
+    if config.model.kind != "scops":
+        return Objective(config, sizes, rank)
+    if config.model.scops.saliency == "mask" and PART_MAP not in manifest.fields:
+        raise ValueError(
+            f"model.scops.saliency: expected spectral_residual, as {manifest.dataset} has no masks, got mask"
+        )
+    return ScopsObjective(config.model.scops)
+
+
 def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, group: Group) -> Loader:
     ranks = group.ranks
     batch = config.train.global_batch // config.train.accumulation
+    masked = config.model.kind == "scops" and config.model.scops.saliency == "mask"
     return Loader(
         data,
         split,
         geometry,
         batch if geometry.training else max(micro_batches(config, ranks.world_size)),
+        annotations=geometry.training and masked,
         decoding=inputs.decoding(config.input, ranks.device, group.sharing),
         seed=config.seed,
         rank=ranks.rank,

@@ -167,10 +167,12 @@ CASES = [
     ("celeba_attributes_resnet101_plain", "Table 1", "ResNet101", {"Acc": 62}),
     ("celeba_landmarks_resnet101", "Table 2", "Ours", {"Err": 8}),
     ("celeba_landmarks_resnet101_plain", "Table 2", "DFF", {"Err": 31}),
+    ("celeba_landmarks_scops", "Table 2", "SCOPS", {"Err": 8}),
     ("cub200_resnet101", "Table 3", "Ours", {"Acc": 64}),
     ("cub200_resnet101_plain", "Table 3", "ResNet101", {"Acc": 61}),
     ("cub200_resnet101", "Table 4", "Ours", {"CUB-001": 15, "CUB-002": 16, "CUB-003": 17, "all 200": 8}),
     ("cub200_resnet101_plain", "Table 4", "DFF", {"CUB-001": 32, "CUB-002": 33, "CUB-003": 34, "all 200": 31}),
+    ("cub200_scops", "Table 4", "SCOPS", {"CUB-001": 15, "CUB-002": 16, "CUB-003": 17, "all 200": 8}),
     ("inat2017_resnet101", "Table 5", "Ours", {"Acc": 64}),
     ("inat2017_resnet101_plain", "Table 5", "ResNet101 (ours)", {"Acc": 61}),
     ("inat2017_resnet101_saliency_plain", "Table 5", "SSN", {"Acc": 61}),
@@ -192,6 +194,7 @@ CASES = [
     ("mini_inat_plain", "Creatures", "Grad-CAM", {"Pointing err": 12}),
     ("mini_inat_plain", "Creatures", "Guided Grad-CAM", {"Pointing err": 13}),
     ("mini_inat_plain", "Creatures", "DFF", {"Landmark err": 31}),
+    ("mini_inat_scops", "Creatures", "SCOPS", {"Landmark err": 8}),
 ]
 
 

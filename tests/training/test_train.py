@@ -652,6 +652,8 @@ def test_learning_rate_schedules():
     assert cosine(10) == 1
     assert cosine(30) == pytest.approx(0.5)
     assert cosine(50) == pytest.approx(0, abs=1e-12)
+    poly = lr_scale(OptimizerConfig(schedule="poly", warmup_epochs=1), epochs=5, steps_per_epoch=10)
+    assert [poly(step) for step in (0, 10, 30, 50)] == pytest.approx([1 / 11, 1, 0.5**0.9, 0])
     step = lr_scale(OptimizerConfig(schedule="step", milestones=(2, 4), gamma=0.1), epochs=5, steps_per_epoch=10)
     assert [step(n) for n in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
     anew = OptimizerConfig(schedule="step", milestones=(1, 3), restarts=(2,), gamma=0.1)
