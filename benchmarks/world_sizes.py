@@ -44,6 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
     "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
 }
 TERMS: dict[str, Any] = {f"{name}_weight": 0.3 for name in OPTIONAL} | {"equivariance_share": 0.75, "prior_queue": 24}
+STREAMS: dict[str, Any] = {f"{name}_weight": 0.5 for name in OF_STREAMS}
 GLOBAL_BATCH = 16
 UNTESTED = {"zero_allow_untested_optimizer": True}  # DeepSpeed does not know SGD to be safe with ZeRO
 
@@ -60,7 +61,7 @@ def settings(mode: str, size: int) -> RunConfig:
         loss, head = dataclasses.replace(loss, **TERMS), dataclasses.replace(head, part_dropout=0.3)
     sampler = SamplerConfig(MODES[mode].get("sampler", "none"), size=32, weights="none", glimpse=32, shrink_epochs=1)
     if sampler.kind == "trilinear":
-        loss = dataclasses.replace(loss, **{f"{name}_weight": 0.5 for name in OF_STREAMS})
+        loss = dataclasses.replace(loss, **STREAMS)
     train = dataclasses.replace(
         recipe.train,
         epochs=1,

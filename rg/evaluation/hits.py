@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rg.attribution.pointing import peaks
-from rg.model.noise import uniform
+from rg.model.noise import Stream, uniform
 
 HALF_BOX, SIDE = 36, 224  # pixels, of an image with that side
 CONSISTENT_FROM = 0.8  # share of the images of a class
@@ -69,6 +69,6 @@ def noisy(images: Tensor, first: int, pixel_std: Tensor) -> Tensor:
     """
     places = torch.arange(first, first + len(images), device=images.device)
     shape = images.shape[1:]
-    numbers = torch.stack([uniform(place, shape.numel(), 0).view(shape) for place in places.split(1)])
+    numbers = torch.stack([uniform(place, shape.numel(), Stream.MEASUREMENT).view(shape) for place in places.split(1)])
     noise = (NOISE * 2**0.5 * torch.erfinv(2 * numbers - 1)).clamp(-NOISE_LIMIT, NOISE_LIMIT)
     return images + noise * pixel_std

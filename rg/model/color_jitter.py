@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rg.model.noise import uniform
+from rg.model.noise import Stream, uniform
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, 0.3, 0.2, 0.2
-STREAM = 6
 
 
 def color_jitter(images: Tensor, seeds: Tensor) -> Tensor:
@@ -24,7 +23,7 @@ def color_jitter(images: Tensor, seeds: Tensor) -> Tensor:
     from torchvision.transforms import functional
 
     spreads = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE])
-    changes = (spreads * (2 * uniform(seeds, 4, STREAM).cpu() - 1)).tolist()
+    changes = (spreads * (2 * uniform(seeds, 4, Stream.COLOR_JITTER).cpu() - 1)).tolist()
     out = []
     for image, (brightness, contrast, saturation, hue) in zip(images / 255, changes, strict=True):
         image = functional.adjust_brightness(image, 1 + brightness)

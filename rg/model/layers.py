@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import kernels
 from rg.config import GroupingConfig, HeadConfig
-from rg.model.noise import uniform
+from rg.model.noise import Stream, uniform
 
 if not hasattr(kernels, "vlad_pooling"):
     place = getattr(kernels, "__file__", None) or "kernels"
@@ -23,7 +23,6 @@ if not hasattr(kernels, "vlad_pooling"):
     )
 
 RUNNING_MOMENTUM = 0.02
-GUMBEL_STREAM, DROPOUT_STREAM = 2, 3
 
 
 class FeatureStandardization(nn.Module):
@@ -135,14 +134,14 @@ def perturb(assign: Tensor, seeds: Tensor) -> Tensor:
     Returns:
         [N, K, H, W], sums to 1 over K.
     """
-    numbers = uniform(seeds, assign[0].numel(), GUMBEL_STREAM).view(assign.shape)
+    numbers = uniform(seeds, assign[0].numel(), Stream.GUMBEL).view(assign.shape)
     noisy = assign / -torch.log(numbers)
     return noisy / noisy.sum(1, keepdim=True)
 
 
 def kept_parts(seeds: Tensor, parts: int, dropout: float) -> Tensor:
     """Which parts the classification of an image hears of: bool [N, parts], at least one of every image."""
-    numbers = uniform(seeds, parts, DROPOUT_STREAM)
+    numbers = uniform(seeds, parts, Stream.PART_DROPOUT)
     return (numbers >= dropout) | (numbers == numbers.amax(1, keepdim=True))
 
 

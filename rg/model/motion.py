@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rg.model.noise import uniform
+from rg.model.noise import Stream, uniform
 
 LARGEST_ROTATION = math.pi / 2
 LARGEST_SHIFT = 0.2  # of half a side
 SCALES = (0.8, 1.4)
-STREAM = 1
 
 
 def random_motions(seeds: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -28,7 +27,7 @@ def random_motions(seeds: Tensor, height: int, width: int) -> tuple[Tensor, Tens
         forward, inverse: float32 [N, 2, 3] each, from places of the result to places of the source, both in -1 to 1 as
         ``torch.nn.functional.affine_grid`` takes them.
     """
-    turn, down, across, size = uniform(seeds, 4, STREAM).unbind(1)
+    turn, down, across, size = uniform(seeds, 4, Stream.MOTION).unbind(1)
     angle = LARGEST_ROTATION * (2 * turn - 1)
     scale = SCALES[0] + (SCALES[1] - SCALES[0]) * size
     shift = LARGEST_SHIFT * (2 * torch.stack([across, down], 1) - 1)

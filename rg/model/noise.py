@@ -6,6 +6,8 @@ the same noise whatever the number of ranks, and a resumed run has what the unin
 
 from __future__ import annotations
 
+from enum import IntEnum, unique
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,21 @@ from torch import Tensor
 GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, odd, as int64
 FIRST = -0x40A7B892E31B1A47
 SECOND = -0x6B2FB644ECCEEE15
+
+
+@unique
+class Stream(IntEnum):
+    """What random numbers of an image are for; those of other streams are independent."""
+
+    MEASUREMENT = 0
+    MOTION = 1
+    GUMBEL = 2
+    PART_DROPOUT = 3
+    MIXING = 4
+    SHRINKING = 5
+    DETAIL = 6
+    WARP = 7
+    COLOR_JITTER = 8
 
 
 def image_seeds(seed: int, step: int, micro: int, first: int, count: int) -> Tensor:
@@ -32,13 +49,13 @@ def image_seeds(seed: int, step: int, micro: int, first: int, count: int) -> Ten
     return torch.from_numpy(states[first:].view(np.int64).copy())
 
 
-def uniform(seeds: Tensor, count: int, stream: int) -> Tensor:
+def uniform(seeds: Tensor, count: int, stream: Stream) -> Tensor:
     """Uniform numbers.
 
     Args:
         seeds: Of the images, int64 [N].
         count: Numbers for every image.
-        stream: Which of the draws of a step: other streams are independent.
+        stream: What they are for.
 
     Returns:
         float32 [N, count], in (0, 1).

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from rg.config import BackboneConfig, SamplerConfig
 from rg.model import grids
 from rg.model.backbones import build_backbone
-from rg.model.noise import uniform
+from rg.model.noise import Stream, uniform
 
 SHARPNESS = 7  # of the softmax over positions in trilinear attention
-SHRINKING_STREAM, DETAIL_STREAM = 4, 5
 
 
 class Sampled(NamedTuple):
@@ -127,7 +126,7 @@ class TrilinearSampler(Sampler):
         sampled = self.sample(images, nodes, seeds)
         if not self.training or seeds is None:
             return Sampled(sampled, nodes)
-        channel = (uniform(seeds, 1, DETAIL_STREAM)[:, 0] * attention.shape[1]).long()
+        channel = (uniform(seeds, 1, Stream.DETAIL)[:, 0] * attention.shape[1]).long()
         detail = self._grid(attention[torch.arange(len(images), device=channel.device), channel])
         return Sampled(sampled, nodes, self.sample(images, detail, seeds), self.classifier(features.mean((2, 3))))
 
@@ -183,7 +182,7 @@ def shrink(images: Tensor, seeds: Tensor) -> Tensor:
     """
     side = images.shape[2]
     smallest = round(side * 64 / 224)
-    sides = (smallest + uniform(seeds, 1, SHRINKING_STREAM)[:, 0] * (side + 1 - smallest)).long().tolist()
+    sides = (smallest + uniform(seeds, 1, Stream.SHRINKING)[:, 0] * (side + 1 - smallest)).long().tolist()
     return torch.cat([_blur(image[None], own) for image, own in zip(images, sides, strict=True)])
 
 

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rg.model.noise import uniform
+from rg.model.noise import Stream, uniform
 
 LARGEST_ROTATION = math.pi / 3
 LARGEST_SHIFT = 0.1  # of half a side
 SCALES = (0.7, 2.0)  # places of the source per place of the warped image: above 1 it shows more of the source
 POINTS = 5  # of a side
 SIGMA = 0.01  # of half a side, by which the points move
-STREAM = 5
 
 
 def random_warps(seeds: Tensor, height: int, width: int) -> Tensor:
@@ -35,7 +34,7 @@ def random_warps(seeds: Tensor, height: int, width: int) -> Tensor:
     Returns:
         Coefficients float32 [N, 28, 2]: of the 25 points of the spline, of 1, of x and of y.
     """
-    numbers = uniform(seeds, 4 + 2 * POINTS**2, STREAM)
+    numbers = uniform(seeds, 4 + 2 * POINTS**2, Stream.WARP)
     turn, down, across, size = numbers[:, :4].unbind(1)
     angle = LARGEST_ROTATION * (2 * turn - 1)
     scale = SCALES[0] + (SCALES[1] - SCALES[0]) * size

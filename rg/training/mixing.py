@@ -11,9 +11,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from rg.config import InputConfig
-from rg.model.noise import uniform
-
-STREAM = 4
+from rg.model.noise import Stream, uniform
 
 
 def partners(count: int) -> list[int]:
@@ -43,7 +41,7 @@ def mix(images: Tensor, seeds: Tensor, config: InputConfig) -> tuple[Tensor, Ten
 
 def _kept(seeds: Tensor, height: int, width: int, config: InputConfig) -> Tensor:
     """What pairs keep of themselves at every pixel: float32 [N, H, W]."""
-    share, way, down, across = uniform(seeds, 4, STREAM).double().unbind(1)
+    share, way, down, across = uniform(seeds, 4, Stream.MIXING).double().unbind(1)
     ways = [_blended(share, height, width, config.mixup)] if config.mixup else []
     ways += [_outside_box(share, down, across, height, width, config.cutmix)] if config.cutmix else []
     return torch.where((way < 0.5)[:, None, None], ways[0], ways[-1])

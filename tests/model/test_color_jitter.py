@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from rg.model.color_jitter import STREAM, color_jitter
-from rg.model.noise import uniform
+from rg.model.color_jitter import color_jitter
+from rg.model.noise import Stream, uniform
 
 SEEDS = torch.tensor([4, 8, 15, 16, 23, 42])
 
@@ -20,7 +20,7 @@ def images():
 def test_against_pillow(images):
     """Pillow rounds to whole grey levels after each of four steps, and turns hues by whole 256ths of a circle."""
     changed = color_jitter(images, SEEDS)
-    for n, numbers in enumerate((2 * uniform(SEEDS, 4, STREAM) - 1).tolist()):
+    for n, numbers in enumerate((2 * uniform(SEEDS, 4, Stream.COLOR_JITTER) - 1).tolist()):
         brightness, contrast, saturation, hue = (x * y for x, y in zip((0.3, 0.3, 0.2, 0.2), numbers, strict=True))
         picture = Image.fromarray(images[n].permute(1, 2, 0).numpy().astype(np.uint8))
         picture = ImageEnhance.Brightness(picture).enhance(1 + brightness)

@@ -24,6 +24,7 @@ from rg.model import grids, samplers
 from rg.model.build import build_model
 from rg.model.losses import distillation_loss
 from rg.model.maps import part_centers
+from rg.model.noise import Stream, uniform
 
 NETWORK = {"network": "test_resnet", "weights": "none", "glimpse": 64, "size": 64}
 SALIENCY = SamplerConfig("saliency", **NETWORK)
@@ -144,7 +145,7 @@ def test_the_structure_is_all_channels_and_a_detail_one(images, monkeypatch):
     assert torch.equal(detail.amax((1, 2)), torch.ones(4))
     sampler(images[1:2], SEEDS[1:2])
     assert seen[-1].amax(1).argmax(1) == columns[1]  # whatever the other images of the batch are
-    assert len({int(samplers.uniform(SEEDS + n, 1, samplers.DETAIL_STREAM)[0, 0] * channels) for n in range(9)}) > 4
+    assert len({int(uniform(SEEDS + n, 1, Stream.DETAIL)[0, 0] * channels) for n in range(9)}) > 4
 
 
 def test_shrinking_depends_on_the_image_alone():
@@ -152,7 +153,7 @@ def test_shrinking_depends_on_the_image_alone():
     together = samplers.shrink(pixels, SEEDS)
     for n in range(4):
         torch.testing.assert_close(together[n : n + 1], samplers.shrink(pixels[n : n + 1], SEEDS[n : n + 1]))
-    sides = [16 + int(share * 41) for share in samplers.uniform(SEEDS, 1, samplers.SHRINKING_STREAM)[:, 0].tolist()]
+    sides = [16 + int(share * 41) for share in uniform(SEEDS, 1, Stream.SHRINKING)[:, 0].tolist()]
     kept = (together.flatten(1).var(1) / pixels.flatten(1).var(1)).tolist()
     assert np.argsort(sides).tolist() == np.argsort(kept).tolist()  # the smaller, the less is left of noise
     assert max(kept) < 1
