@@ -9,10 +9,10 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, softmax
 
+from rg.evaluation.rows import Rows, check_finite, slices
 from rg.runs.confidence import probabilities
 
 LOWEST, HIGHEST = 0.01, 100.0
-BLOCK = 1 << 20  # values in float64 at once
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Reliability:
     ece: float
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray | Rows, labels: np.ndarray) -> float:
     """The temperature T at which softmax(logits / T), or sigmoid(logits / T), fits the labels best.
 
     Minimises the mean negative log likelihood, or the mean binary cross entropy of attributes. Both are convex in
@@ -74,7 +74,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(brentq(lambda logarithm: slope(np.exp(logarithm)), np.log(LOWEST), np.log(HIGHEST))))
 
 
-def confidences(logits: np.ndarray, labels: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def confidences(logits: np.ndarray | Rows, labels: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """How sure every decision is, and whether it is right.
 
     Args:
@@ -135,12 +135,11 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
     )
 
 
-def _check(logits: np.ndarray, labels: np.ndarray) -> None:
+def _check(logits: np.ndarray | Rows, labels: np.ndarray) -> None:
     if logits.ndim != 2 or not logits.size:
         raise ValueError(f"logits: expected [N, C], got {list(logits.shape)}")
     N, C = logits.shape
-    if not np.isfinite([logits.min(), logits.max()]).all():
-        raise ValueError(f"logits: expected finite values, got {logits.min()} to {logits.max()}")
+    check_finite(logits)
     if labels.shape not in ((N,), (N, C)):
         raise ValueError(f"labels: expected [{N}] or [{N}, {C}], got {list(labels.shape)}")
     highest = 1 if labels.ndim == 2 else C - 1
@@ -148,10 +147,9 @@ def _check(logits: np.ndarray, labels: np.ndarray) -> None:
         raise ValueError(f"labels: expected 0 to {highest}, got {labels.min()} to {labels.max()}")
 
 
-def _blocks(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    count = 1 + logits.size // BLOCK
-    for z, y in zip(np.array_split(logits, count), np.array_split(labels, count), strict=True):
-        yield z.astype(np.float64), y
+def _blocks(logits: np.ndarray | Rows, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for rows in slices(logits):
+        yield logits[rows].astype(np.float64), labels[rows]
 
 
 def _means(sums: np.ndarray, counts: np.ndarray) -> tuple[float | None, ...]:

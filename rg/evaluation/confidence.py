@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rg.evaluation import calibration
+from rg.evaluation.rows import Rows
 from rg.runs.confidence import (
     FEWEST_FOR_TEMPERATURE,
     Confidence,
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def fit_confidence(
-    logits: np.ndarray,
+    logits: np.ndarray | Rows,
     labels: np.ndarray,
     presence: np.ndarray | None,
     target_precision: float,
@@ -126,7 +127,7 @@ def presence_limit(presence: np.ndarray, false_alarms: float) -> float:
 
 
 def selective_metrics(
-    confidence: Confidence, logits: np.ndarray, labels: np.ndarray, presence: np.ndarray | None
+    confidence: Confidence, logits: np.ndarray | Rows, labels: np.ndarray, presence: np.ndarray | None
 ) -> dict[str, Any]:
     """What becomes of the answers if some are withheld (selective classification).
 

@@ -10,7 +10,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import softmax
 
-BLOCK = 1 << 20  # values in float64 at once
+from rg.evaluation.rows import Rows, check_finite, slices
+
 HYBRID = "\N{MULTIPLICATION SIGN}"
 
 
@@ -76,11 +77,12 @@ def roll_up(probabilities: np.ndarray, level: Level) -> np.ndarray:
     if probabilities.ndim != 2 or probabilities.shape[1] != C:
         raise ValueError(f"probabilities: expected [N, {C}], got {list(probabilities.shape)}")
     membership = csr_array((np.ones(C), (np.arange(C), level.index)), shape=(C, G))
-    blocks = np.array_split(probabilities, 1 + probabilities.size // BLOCK)
-    return np.concatenate([block @ membership for block in blocks])
+    return np.concatenate([probabilities[rows] @ membership for rows in slices(probabilities)])
 
 
-def accuracies(logits: np.ndarray, labels: np.ndarray, levels: Mapping[str, Level]) -> dict[str, dict[str, float]]:
+def accuracies(
+    logits: np.ndarray | Rows, labels: np.ndarray, levels: Mapping[str, Level]
+) -> dict[str, dict[str, float]]:
     """How often the group is right at every level, whichever of its classes it was.
 
     The best group and the group of the best class differ where several classes of a group share its probability.
@@ -100,15 +102,14 @@ def accuracies(logits: np.ndarray, labels: np.ndarray, levels: Mapping[str, Leve
     if logits.ndim != 2 or not logits.size:
         raise ValueError(f"logits: expected [N, C], got {list(logits.shape)}")
     N, C = logits.shape
-    if not np.isfinite([logits.min(), logits.max()]).all():
-        raise ValueError(f"logits: expected finite values, got {logits.min()} to {logits.max()}")
+    check_finite(logits)
     if labels.shape != (N,):
         raise ValueError(f"labels: expected [{N}], got {list(labels.shape)}")
     if labels.min() < 0 or labels.max() >= C:
         raise ValueError(f"labels: expected 0 to {C - 1}, got {labels.min()} to {labels.max()}")
     right = {name: np.zeros(2, dtype=np.int64) for name in levels}
-    count = 1 + logits.size // BLOCK
-    for block, truth in zip(np.array_split(logits, count), np.array_split(labels, count), strict=True):
+    for rows in slices(logits):
+        block, truth = logits[rows], labels[rows]
         probabilities = softmax(block.astype(np.float64), axis=1)
         best = block.argmax(1)
         for name, level in levels.items():

@@ -19,6 +19,7 @@ from rg.evaluation import metrics
 from rg.evaluation.hits import hit_vectors
 from rg.evaluation.intervals import PerImage
 from rg.evaluation.keypoints import ACTIVE_ABOVE
+from rg.evaluation.rows import Rows
 from rg.model.maps import part_centers, parts_at
 from rg.model.region_grouping import ModelOutput
 from rg.runs.confidence import probabilities
@@ -34,8 +35,10 @@ class Answers:
         manifest: Of the data set.
         threshold: Attributes hold where their logit is above this.
         keys: Sample keys.
+        logits: float32 [N, classes] of all images; no classes for a model that names none.
         labels: int64 [n] or [n, L] of every batch, like the next ones.
-        logits: float32 [n, classes]; no classes for a model that names none.
+        best: int64 [n], the class or attribute with the largest logit.
+        predicted: The same, or int32 [n, L]: which attributes hold.
         presences: float32 [n], of a model with parts.
     """
 
@@ -43,7 +46,9 @@ class Answers:
     threshold: float = 0.0
     keys: list[str] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
+    logits: Rows = field(default_factory=Rows)
+    best: list[Tensor] = field(default_factory=list)
+    predicted: list[Tensor] = field(default_factory=list)
     presences: list[Tensor] = field(default_factory=list)
 
     def answer(self, batch: Batch, logits: Tensor) -> None:
@@ -55,16 +60,20 @@ class Answers:
         _check_finite(batch, logits, "logits")
         self.keys += batch.keys
         self.labels.append(batch.labels)
-        self.logits.append(logits)
+        self.logits.append(logits.numpy())
+        if self.labelled:
+            self.best.append(logits.argmax(1))
+            holds = batch.labels.ndim == 2
+            self.predicted.append((logits > self.threshold).int() if holds else self.best[-1])
 
     @property
     def labelled(self) -> bool:
         """Whether the model names classes."""
-        return self.logits[0].shape[1] > 0
+        return self.logits.shape[1] > 0
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    def arrays(self) -> tuple[Rows, np.ndarray]:
         """Logits and labels of all images."""
-        return torch.cat(self.logits).numpy(), torch.cat(self.labels).numpy()
+        return self.logits, torch.cat(self.labels).numpy()
 
     def presence(self) -> np.ndarray | None:
         """Presence [N] of all images (see ``ModelOutput``); None of a network without parts."""
@@ -89,10 +98,7 @@ class Answers:
 
     def correct(self) -> Tensor:
         """Which answers are right, 0 or 1: float64 [N], or [N, L] for attributes."""
-        labels, logits = torch.cat(self.labels), torch.cat(self.logits)
-        if labels.ndim == 2:
-            return ((logits > self.threshold) == labels.bool()).double()
-        return (logits.argmax(1) == labels).double()
+        return (torch.cat(self.predicted) == torch.cat(self.labels)).double()
 
     def predictions(self, temperature: float | None) -> Iterator[dict[str, Any]]:
         """One line of predictions.jsonl per image, with the probability at that temperature, if classes are named."""
@@ -101,10 +107,11 @@ class Answers:
             for key, label in zip(keys, torch.cat(self.labels).tolist(), strict=True):
                 yield {"key": key, "label": label}
             return
-        for labels, logits in zip(self.labels, self.logits, strict=True):
-            multi_label = labels.ndim == 2
-            best = probabilities(logits.numpy(), temperature, multi_label).max(1)
-            predicted = (logits > self.threshold).int() if multi_label else logits.argmax(1)
+        first = 0
+        for labels, predicted in zip(self.labels, self.predicted, strict=True):
+            logits = self.logits[first : first + len(labels)]
+            first += len(labels)
+            best = probabilities(logits, temperature, labels.ndim == 2).max(1)
             for label, answer, probability in zip(labels.tolist(), predicted.tolist(), best.tolist(), strict=True):
                 yield {"key": next(keys), "label": label, "predicted": answer, "probability": probability}
 
@@ -233,7 +240,7 @@ class Tally(Answers):
         }
         if self.labelled:
             part_values["contributions"] = torch.cat(self.contributions)
-            explained = torch.cat(self.logits).argmax(1).tolist()
+            explained = torch.cat(self.best).tolist()
         for n, line in enumerate(self.predictions(temperature)):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]

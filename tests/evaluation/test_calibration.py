@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, log_softmax, softmax
 from sklearn.calibration import calibration_curve
 
-from rg.evaluation import calibration
+from rg.evaluation import rows
 from rg.evaluation.calibration import confidences, fit_temperature, reliability
 
 KINDS = ("classes", "attributes")
@@ -79,7 +79,7 @@ def test_temperature_is_in_units_of_the_logits(kind, monkeypatch):
         assert fit_temperature(logits + 1000 * np.arange(400)[:, None], labels) == pytest.approx(found, rel=1e-9)
     single = logits.astype(np.float32)
     assert fit_temperature(single, labels) == fit_temperature(single.astype(np.float64), labels)
-    monkeypatch.setattr(calibration, "BLOCK", 33)
+    monkeypatch.setattr(rows, "BLOCK", 33)
     assert fit_temperature(logits, labels) == pytest.approx(found, rel=1e-9)
 
 
@@ -105,7 +105,7 @@ def test_logits_that_are_all_alike_stay_as_they_are():
 
 @pytest.mark.parametrize("temperature", [0.5, 1, 3])
 def test_confidence_of_classes_is_that_of_the_winner(temperature, monkeypatch):
-    monkeypatch.setattr(calibration, "BLOCK", 64)
+    monkeypatch.setattr(rows, "BLOCK", 64)
     logits, labels = draw("classes", 2.0, 100)
     confidence, correct = confidences(logits.astype(np.float32), labels, temperature)
     assert (confidence.dtype, correct.dtype) == (np.float64, bool)

@@ -307,9 +307,8 @@ def test_confidence_is_fitted_on_the_validation_split(run, result, small_birds, 
 def test_probabilities_of_predictions_are_those_of_explain(small_birds, temperature):
     """Of saturated logits, too: a probability is never 1."""
     logits = torch.tensor([[2.0, 0, 0, 1], [0, 900, 0, 0], [1, 1, 3, 2]])
-    answers = Answers(
-        Manifest.load(small_birds), keys=["a", "b", "c"], labels=[torch.tensor([0, 1, 2])], logits=[logits]
-    )
+    answers = Answers(Manifest.load(small_birds))
+    answers.answer(SimpleNamespace(keys=["a", "b", "c"], labels=torch.tensor([0, 1, 2])), logits)
     written = list(answers.predictions(temperature))
     expected = torch.softmax(logits.double() / (temperature or 1), 1).amax(1).tolist()
     assert [line["probability"] for line in written] == pytest.approx(expected)

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 
-from rg.evaluation import rollup
+from rg.evaluation import rows
 from rg.evaluation.rollup import Level, accuracies, levels, roll_up
 
 TAXONOMY = {
@@ -155,12 +155,12 @@ def test_neither_order_nor_constants_nor_blocks_matter(monkeypatch):
     offsets = rng.integers(-1000, 1000, (len(labels), 1))
     assert accuracies(logits.astype(float) + offsets, labels, levels(CLASSES, FAMILIES)) == expected
     for size in (1, 70, logits.size):
-        monkeypatch.setattr(rollup, "BLOCK", size)
+        monkeypatch.setattr(rows, "BLOCK", size)
         assert accuracies(logits, labels, levels(CLASSES, FAMILIES)) == expected
 
 
 def test_many_classes_are_never_in_float64_all_at_once(monkeypatch):
-    monkeypatch.setattr(rollup, "BLOCK", 1 << 14)
+    monkeypatch.setattr(rows, "BLOCK", 1 << 14)
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2000, 500)).astype(np.float32)
     level = Level(tuple(map(str, range(50))), np.arange(500) % 50)
