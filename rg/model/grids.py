@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rg.model.precision import without_autocast
+
 ROUNDS = 5  # of sharing out what a density has above its largest value
 SMALLEST_DENSITY = 1e-3  # of the mean, so that nothing vanishes and the way back exists
 LATTICE = 33  # places of a side among which the way back begins
@@ -20,6 +22,7 @@ NEWTON_STEPS = 5
 SLOPE_STEP = 1e-3  # over which slopes are taken, far less than a cell between nodes
 
 
+@without_autocast
 def saliency_grid(saliency: Tensor, spread: float) -> Tensor:
     """Nodes that gather where saliency is (Recasens et al., ECCV 2018, Eqs. 3 and 4).
 
@@ -56,6 +59,7 @@ def _gaussian(radius: int, std: float, like: Tensor) -> Tensor:
     return torch.exp(-distance.square() / (2 * std**2))
 
 
+@without_autocast
 def marginal_grid(attention: Tensor, largest_zoom: float, nodes: int) -> Tensor:
     """Nodes that lie as densely as attention is strong, in columns and rows alone (Zheng et al., CVPR 2019).
 
@@ -94,6 +98,7 @@ def _inverse_cumulative(marginal: Tensor, largest_zoom: float, count: int) -> Te
     return 2 * (cell + (shares - lower) / (upper - lower)) / cells - 1
 
 
+@without_autocast
 def sample(images: Tensor, nodes: Tensor, side: int, oversampling: int = 1) -> Tensor:
     """The image that a grid makes of another.
 
@@ -108,7 +113,7 @@ def sample(images: Tensor, nodes: Tensor, side: int, oversampling: int = 1) -> T
         [N, C, side, side], in the dtype of the nodes.
     """
     places = _between(nodes, _middles(side * oversampling, side * oversampling, nodes))
-    sampled = F.grid_sample(images.to(nodes.dtype), places, padding_mode="border", align_corners=False)
+    sampled = F.grid_sample(images.to(places.dtype), places, padding_mode="border", align_corners=False)
     return F.avg_pool2d(sampled, oversampling) if oversampling > 1 else sampled
 
 
@@ -118,6 +123,7 @@ def mesh(nodes: Tensor, lines: int) -> Tensor:
     return _between(nodes, torch.stack([side.expand(lines, -1), side[:, None].expand(-1, lines)], 2)[None])
 
 
+@without_autocast
 def carry_back(maps: Tensor, nodes: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps of a sampled image as maps of the image that it was sampled from.
 
@@ -136,6 +142,7 @@ def carry_back(maps: Tensor, nodes: Tensor, size: tuple[int, int]) -> Tensor:
     return F.grid_sample(maps, places, padding_mode="border", align_corners=False)
 
 
+@without_autocast
 def inverse(nodes: Tensor, size: tuple[int, int]) -> Tensor:
     """Where a grid has put the middles of the cells of an image.
 

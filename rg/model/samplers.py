@@ -12,6 +12,7 @@ from rg.config import BackboneConfig, SamplerConfig
 from rg.model import grids
 from rg.model.backbones import build_backbone
 from rg.model.noise import Stream, uniform
+from rg.model.precision import without_autocast
 
 SHARPNESS = 7  # of the softmax over positions in trilinear attention
 
@@ -100,7 +101,7 @@ class SaliencySampler(Sampler):
         """Images [N, 3, H, W], uint8 or float in 0..255, and seeds of the noise of training [N]."""
         side = self.config.nodes
         logits = F.interpolate(self.saliency(self.look(images)), (side, side), mode="bilinear", align_corners=False)
-        saliency = torch.softmax(_wide(logits).flatten(1), 1).view(-1, side, side)
+        saliency = torch.softmax(logits.flatten(1), 1).view(-1, side, side)
         nodes = grids.saliency_grid(saliency, self.config.spread * (side - 1) / 30)
         return Sampled(self.sample(images, nodes, seeds), nodes)
 
@@ -121,7 +122,7 @@ class TrilinearSampler(Sampler):
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> Sampled:
         """Images [N, 3, H, W], uint8 or float in 0..255, and seeds of the noise of training [N]."""
         features = self.second(self.first(self.look(images)))
-        attention = trilinear_attention(_wide(features.detach()))
+        attention = trilinear_attention(features.detach())
         nodes = self._grid(attention.sum(1).square())
         sampled = self.sample(images, nodes, seeds)
         if not self.training or seeds is None:
@@ -132,11 +133,6 @@ class TrilinearSampler(Sampler):
 
     def _grid(self, attention: Tensor) -> Tensor:
         return grids.marginal_grid(attention, self.config.largest_zoom, self.config.size + 1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32, whatever autocast has made of it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class DilatedConvolution(nn.Module):
@@ -154,6 +150,7 @@ class DilatedConvolution(nn.Module):
         return torch.stack(at).sum(0)
 
 
+@without_autocast
 def trilinear_attention(features: Tensor) -> Tensor:
     """Attention maps from how the channels of a feature map go together (Zheng et al., CVPR 2019, Eq. 3).
 

@@ -150,6 +150,22 @@ def test_the_way_back_leads_where_the_grid_came_from(saliency, grid, least):
         assert shown.mean() > least
 
 
+def test_autocast_does_not_round_places(saliency):
+    """As training in bf16 asks for."""
+    saliency = saliency.float()
+    image = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(8))
+
+    def all_of_it():
+        nodes = grids.saliency_grid(saliency, 13.0)
+        return nodes, grids.sample(image, nodes, 16), grids.inverse(nodes, (8, 8))
+
+    expected = all_of_it()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = all_of_it()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_a_grid_shows_nowhere_goes_to_the_edge():
     places = grids.inverse(0.5 * nodes_of(), (8, 8))
     expected = np.clip(2 * middles(8), -1, 1)

@@ -148,6 +148,18 @@ def test_the_structure_is_all_channels_and_a_detail_one(images, monkeypatch):
     assert len({int(uniform(SEEDS + n, 1, Stream.DETAIL)[0, 0] * channels) for n in range(9)}) > 4
 
 
+@pytest.mark.parametrize("config", [SALIENCY, TRILINEAR])
+def test_places_are_not_rounded_in_bf16(images, config):
+    """Under autocast the network that looks is; between -1 and 1 bfloat16 has 8 bits, and two neighbours are alike."""
+    sampler = sampler_of(config).train()
+    for parameter in sampler.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        sampled = sampler(images, SEEDS)
+    assert sampled.nodes.dtype == sampled.images.dtype == torch.float32
+    assert (sampled.nodes.to(torch.bfloat16).float() != sampled.nodes).float().mean() > 0.9
+
+
 def test_shrinking_depends_on_the_image_alone():
     pixels = torch.rand(4, 3, 56, 56, generator=torch.Generator().manual_seed(2))
     together = samplers.shrink(pixels, SEEDS)
