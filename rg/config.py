@@ -162,7 +162,10 @@ class SamplerConfig:
             _require(getattr(self, name) >= 1, f"model.sampler.{name}", "at least 1", getattr(self, name))
         _require(self.nodes >= 2, "model.sampler.nodes", "at least 2", self.nodes)
         _require(self.spread > 0, "model.sampler.spread", "a positive number", self.spread)
-        _require(self.largest_zoom > 1, "model.sampler.largest_zoom", "a number above 1", self.largest_zoom)
+        zoom = self.largest_zoom
+        _require(1 < zoom < float("inf"), "model.sampler.largest_zoom", "a finite number above 1", zoom)
+        if self.dilated:
+            _require(self.stride in (8, 16), "model.sampler.stride", "8 or 16 of dilated stages", self.stride)
         _require(self.shrink_epochs >= 0, "model.sampler.shrink_epochs", "0 or more", self.shrink_epochs)
 
 
@@ -211,8 +214,9 @@ class ModelConfig:
         head: Region transform, attention and classifier.
         kind: region_grouping, or plain: the whole network of the backbone with a linear classifier, to compare with. Of
             grouping it takes the number of parts for deep feature factorisation; nothing of head, of the strides of the
-            backbone, and of the loss the classification alone. Or scops: parts without labels (Hung et al., CVPR 2019),
-            to compare with. Of grouping it takes the number of parts and the background; nothing of head and loss.
+            backbone and whether it is dilated, and of the loss what is of classes alone. Or scops: parts without labels
+            (Hung et al., CVPR 2019), to compare with. Of grouping it takes the number of parts and the background;
+            nothing of head and loss.
         init: none, or where all weights come from that fit: a run folder, one of its checkpoints, or a file. The
             backbone has to be the same; layers for other classes or parts start anew.
         sampler: What chooses the pixels that the backbone sees.
@@ -620,9 +624,13 @@ class RunConfig:
             _require(weight == 0 or sampler.kind == "trilinear", f"loss.{name}", expected, weight)
         if sampler.kind == "none":
             return
+        least = min(self.input.crop, self.input.test_size[1])
         for name in ("size", "glimpse"):
-            pixels, expected = getattr(sampler, name), f"at most input.crop = {self.input.crop}"
-            _require(pixels <= self.input.crop, f"model.sampler.{name}", expected, pixels)
+            pixels, expected = getattr(sampler, name), f"at most the {least} pixels of input.crop and input.test_crop"
+            _require(pixels <= least, f"model.sampler.{name}", expected, pixels)
+        for name in ("detail_weight", "glimpse_weight") if sampler.kind == "trilinear" else ():
+            weight = getattr(self.loss, name)  # without them, what they teach would stay as it begins
+            _require(weight > 0, f"loss.{name}", "a weight above 0 with model.sampler.kind = trilinear", weight)
         equivariance = self.loss.equivariance_weight  # moved images would be sampled otherwise
         _require(equivariance == 0, "loss.equivariance_weight", "0 with a model.sampler", equivariance)
         for name in ("view", "landmark_view"):

@@ -76,11 +76,12 @@ def evaluate(
     manifest = Manifest.load(data)
     classes.check(Classes.of(manifest), "--data", run)
     _check(evaluation, classes, manifest)
-    any_size = model.backbone.takes_any_size(config.input.test_size[1])
+    any_size = model.takes_any_size(config.input.test_size[1])
     if "whole" in (evaluation.view, evaluation.landmark_view) and not any_size:
+        what = "a sampler" if model.sampler else config.model.backbone.name
         raise ValueError(
-            f"evaluation.view, evaluation.landmark_view: expected input, as {config.model.backbone.name} takes images "
-            "of one size only, got whole"
+            f"evaluation.view, evaluation.landmark_view: expected input, as {what} takes images of one size only, "
+            "got whole"
         )
     split = split or ("test" if "test" in manifest.splits else "val")
     manifest.split(split)

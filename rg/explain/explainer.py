@@ -254,8 +254,7 @@ class Explainer:
         if view == "auto":
             return self._auto_view
         if view == "whole" and not self._takes_any_size:
-            name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
-            raise ValueError(f"view: expected crop or auto, as {name} takes images of {crop}x{crop} only, got {view!r}")
+            raise ValueError(f"view: expected crop or auto, as {self._one_size}, got {view!r}")
         return view
 
     def confidence_in(self, view: str) -> Confidence | None:
@@ -265,7 +264,13 @@ class Explainer:
     @cached_property
     def _takes_any_size(self) -> bool:
         """Whether the backbone takes images of other shapes than the square that it is tested on."""
-        return not self.model.sampler and self.model.backbone.takes_any_size(self.config.input.test_size[1])
+        return self.model.takes_any_size(self.config.input.test_size[1])
+
+    @property
+    def _one_size(self) -> str:
+        """What takes squares alone, in words."""
+        what, crop = self.config.model.backbone.name, self.config.input.test_size[1]
+        return f"{'a sampler' if self.model.sampler else what} takes images of {crop}x{crop} only"
 
     @cached_property
     def _auto_view(self) -> str:
@@ -273,8 +278,7 @@ class Explainer:
             return "crop"
         if self._takes_any_size:
             return "whole"
-        name, crop = self.config.model.backbone.name, self.config.input.test_size[1]
-        logger.warning("%s takes images of %dx%d only: explaining the central square of every image", name, crop, crop)
+        logger.warning("%s: explaining the central square of every image", self._one_size)
         return "crop"
 
     def _window(self, image: Image.Image, view: str) -> tuple[Tensor, Box]:

@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "module."
 SETTINGS = {
     "model.kind": "region_grouping",
+    "model.sampler.kind": "none",
     "model.backbone.stride": 16,
     "model.backbone.fused_strides": [],
     "model.backbone.dilated": False,

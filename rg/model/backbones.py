@@ -50,6 +50,18 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             norm.training, norm.track_running_stats = training, tracked
 
 
+@contextlib.contextmanager
+def named(**names: str) -> Iterator[None]:
+    """Errors of a backbone name settings by these names: field of ``BackboneConfig`` = setting that it comes from."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        for field, setting in names.items():
+            text = text.replace(f"model.backbone.{field}", setting)
+        raise ValueError(text) from None
+
+
 class Backbone(nn.Module):
     """Images -> feature map, with the pixel normalisation inside.
 
@@ -213,16 +225,20 @@ def build_features(name: str, weights: str) -> Backbone:
         ValueError: see ``build_backbone``.
     """
     if name != "vgg19":
-        config = BackboneConfig(name=name, weights=weights, stride=16, fused_strides=(32,))
-        return build_backbone(config).requires_grad_(False).eval()
+        setting = "model.scops.features"
+        with named(name=setting, weights="model.scops.feature_weights", stride=setting, fused_strides=setting):
+            config = BackboneConfig(name=name, weights=weights, stride=16, fused_strides=(32,))
+            return build_backbone(config).requires_grad_(False).eval()
     import torchvision
 
     network = torchvision.models.vgg19(weights=None)
     if weights == "imagenet":
         enum = torchvision.models.VGG19_Weights
-        network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), name))
+        with named(weights="model.scops.feature_weights"):
+            network.load_state_dict(_download(lambda: enum.IMAGENET1K_V1.get_state_dict(check_hash=True), name))
     elif weights != "none":
-        _load(network, _fit(load_weights(Path(weights)), network, weights), weights, ("classifier.",))
+        with named(weights="model.scops.feature_weights"):
+            _load(network, _fit(load_weights(Path(weights)), network, weights), weights, ("classifier.",))
     features = Stages()
     features.outputs = VGG_OUTPUTS
     for number, layer in network.features[: int(VGG_OUTPUTS[-1]) + 1].named_children():

@@ -17,9 +17,9 @@ from rg.model.precision import without_autocast
 
 ROUNDS = 5  # of sharing out what a density has above its largest value
 SMALLEST_DENSITY = 1e-3  # of the mean, so that nothing vanishes and the way back exists
-LATTICE = 33  # places of a side among which the way back begins
 NEWTON_STEPS = 5
-SLOPE_STEP = 1e-3  # over which slopes are taken, far less than a cell between nodes
+ROUNDING = 1e-5  # of places, which lie on the side of a quadrilateral
+TARGETS = 256  # places whose way back is looked for at once
 
 
 @without_autocast
@@ -124,7 +124,7 @@ def mesh(nodes: Tensor, lines: int) -> Tensor:
 
 
 @without_autocast
-def carry_back(maps: Tensor, nodes: Tensor, size: tuple[int, int]) -> Tensor:
+def carry_back(maps: Tensor, places: Tensor) -> Tensor:
     """Maps of a sampled image as maps of the image that it was sampled from.
 
     Every place of the image takes the bilinear value of the map where the grid has put it, so values stay within their
@@ -132,62 +132,92 @@ def carry_back(maps: Tensor, nodes: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         maps: Of the sampled image [N, K, h, w].
-        nodes: Of the grid.
-        size: Height and width of the result.
+        places: Where the grid has put the cells of the result, see ``inverse`` [N, H, W, 2].
 
     Returns:
-        [N, K, *size].
+        [N, K, H, W].
     """
-    places = inverse(nodes.to(maps.dtype), size)
-    return F.grid_sample(maps, places, padding_mode="border", align_corners=False)
+    return F.grid_sample(maps, places.to(maps.dtype), padding_mode="border", align_corners=False)
 
 
 @without_autocast
 def inverse(nodes: Tensor, size: tuple[int, int]) -> Tensor:
     """Where a grid has put the middles of the cells of an image.
 
-    The nearest of 33 x 33 places of the sampled image, and Newton's method from there, with shorter steps where those
-    come nearer. What the grid shows nowhere goes to about the nearest place that it shows.
+    A middle lies in the quadrilateral of four nodes from whose sides it is farthest inwards, and within it Newton's
+    method tells where. What the grid shows nowhere goes to the nearest node.
 
     Args:
-        nodes: Of the grid; it must not fold.
+        nodes: Of the grid.
         size: Cells of the image, height and width.
 
     Returns:
         Places in the sampled image [N, *size, 2].
     """
-    targets = _middles(*size, nodes).flatten(1, 2)
-    side = _nodes(LATTICE, 0, nodes)
-    lattice = torch.stack([side.expand(LATTICE, -1), side[:, None].expand(-1, LATTICE)], 2)[None]
-    reached = _between(nodes, lattice).flatten(1, 2)
-    nearest = (reached.square().sum(2)[:, None] - 2 * targets @ reached.transpose(1, 2)).argmin(2)
-    places = lattice.flatten(1, 2)[0][nearest]
+    N, rows, columns = nodes.shape[:3]
+    corners = [nodes[:, :-1, :-1], nodes[:, :-1, 1:], nodes[:, 1:, 1:], nodes[:, 1:, :-1]]  # clockwise
+    a, b, c, d = (corner.flatten(1, 2) for corner in corners)
+    sides = [_side(*pair) for pair in ((a, b), (b, c), (c, d), (d, a))]
+    empty = (_cross(b - a, c - a) + _cross(c - a, d - a)) <= 0  # folded or without any area
+    every = nodes.flatten(1, 2)
+    found = []
+    for targets in _middles(*size, nodes).flatten(1, 2).split(TARGETS, 1):
+        homogeneous = F.pad(targets, (0, 1), value=1.0)
+        inwards = torch.stack([homogeneous @ side.mT for side in sides]).amin(0)  # [N, targets, quadrilaterals]
+        distance, cell = inwards.masked_fill(empty[:, None], -torch.inf).max(2)
+        own = [corner.gather(1, cell[..., None].expand(-1, -1, 2)) for corner in (a, b, c, d)]
+        share = _within(own, targets)
+        place = torch.stack([cell % (columns - 1), cell // (columns - 1)], 2) + share
+        nearest = (every.square().sum(2)[:, None] - 2 * targets @ every.mT).argmin(2)
+        node = torch.stack([nearest % columns, nearest // columns], 2).to(place.dtype)
+        place = torch.where((distance > -ROUNDING)[..., None], place, node)
+        found.append(2 * place / place.new_tensor([columns - 1, rows - 1]) - 1)
+    return torch.cat(found, 1).view(N, *size, 2)
+
+
+def _side(start: Tensor, end: Tensor) -> Tensor:
+    """What times x, y and 1 is the distance inwards from a side; infinite for one without length. [N, M, 3]."""
+    along = end - start
+    length = along.norm(dim=2, keepdim=True)
+    normal = torch.stack([-along[..., 1], along[..., 0]], 2) / length.clamp(min=torch.finfo(along.dtype).tiny)
+    line = torch.cat([normal, -(normal * start).sum(2, keepdim=True)], 2)
+    nothing = line.new_tensor([0.0, 0.0, torch.finfo(along.dtype).max])
+    return torch.where(length > 0, line, nothing)
+
+
+def _cross(one: Tensor, other: Tensor) -> Tensor:
+    return one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
+
+
+def _within(corners: list[Tensor], targets: Tensor) -> Tensor:
+    """Shares of the way across and down a quadrilateral at which its bilinear map reaches targets: [N, P, 2]."""
+    a, b, c, d = corners
+    across, down, twist = b - a, d - a, a - b + c - d
+    share = torch.full_like(a, 0.5)
     for _ in range(NEWTON_STEPS):
-        tried = (places[:, None] - _newton_step(nodes, places, targets)[:, None] * _lengths(nodes)).clamp(-1, 1)
-        errors = (_between(nodes, tried) - targets[:, None]).square().sum(3)
-        best = errors.argmin(1)
-        places = tried.gather(1, best[:, None, :, None].expand(-1, 1, -1, 2))[:, 0]
-    return places.view(nodes.shape[0], *size, 2)
+        x, y = share.split(1, 2)
+        error = a + x * across + y * down + x * y * twist - targets
+        by_x, by_y = across + y * twist, down + x * twist
+        determinant = _cross(by_x, by_y)
+        step = torch.stack([_cross(error, by_y), _cross(by_x, error)], 2) / determinant[..., None]
+        share = (share - torch.where(torch.isfinite(step), step, 0)).clamp(0, 1)
+    return share
 
 
-def _newton_step(nodes: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-    """From where targets would be to places, were the grid affine: [N, P, 2]; 0 where it stands still."""
-    offsets = places.new_tensor([[0, 0], [SLOPE_STEP, 0], [-SLOPE_STEP, 0], [0, SLOPE_STEP], [0, -SLOPE_STEP]])
-    around = (places[:, None] + offsets[None, :, None]).clamp(-1, 1)
-    values = _between(nodes, around)
-    error = values[:, 0] - targets
-    by_x = (values[:, 1] - values[:, 2]) / (around[:, 1] - around[:, 2])[..., :1]
-    by_y = (values[:, 3] - values[:, 4]) / (around[:, 3] - around[:, 4])[..., 1:]
-    determinant = by_x[..., 0] * by_y[..., 1] - by_x[..., 1] * by_y[..., 0]
-    x = by_y[..., 1] * error[..., 0] - by_y[..., 0] * error[..., 1]
-    y = by_x[..., 0] * error[..., 1] - by_x[..., 1] * error[..., 0]
-    step = torch.stack([x, y], 2) / determinant[..., None]
-    return torch.where(torch.isfinite(step), step, 0)
+@without_autocast
+def separable_inverse(nodes: Tensor, size: tuple[int, int]) -> Tensor:
+    """``inverse`` of a grid of columns and rows, such as ``marginal_grid`` makes: exact, axis by axis."""
+    y, x = (_middles(*size, nodes)[0, :, 0, 1], _middles(*size, nodes)[0, 0, :, 0])
+    across, down = _inverse_of_axis(nodes[:, 0, :, 0], x), _inverse_of_axis(nodes[:, :, 0, 1], y)
+    return torch.stack([across[:, None].expand(-1, size[0], -1), down[:, :, None].expand(-1, -1, size[1])], 3)
 
 
-def _lengths(like: Tensor) -> Tensor:
-    """Of a step, whole or shortened where that comes nearer, and none: [1, 4, 1, 1]."""
-    return like.new_tensor([0.0, 1.0, 0.5, 0.2]).view(1, -1, 1, 1)
+def _inverse_of_axis(nodes: Tensor, targets: Tensor) -> Tensor:
+    """Where ascending nodes [N, M], with straight lines between, reach targets [P]: [N, P]."""
+    cells = nodes.shape[1] - 1
+    cell = (nodes[:, None, 1:-1] <= targets[None, :, None]).sum(2)
+    lower, upper = nodes.gather(1, cell), nodes.gather(1, cell + 1)
+    return 2 * (cell + ((targets - lower) / (upper - lower)).clamp(0, 1)) / cells - 1
 
 
 def _between(nodes: Tensor, places: Tensor) -> Tensor:

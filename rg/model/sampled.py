@@ -38,6 +38,10 @@ class SampledModel(nn.Module):
         self.num_classes = num_classes
         self.multi_label = multi_label
 
+    def takes_any_size(self, side: int) -> bool:
+        """Whether images of other shapes than a square of ``side`` pixels pass; behind a sampler none do."""
+        return not self.sampler and self.backbone.takes_any_size(side)
+
     def seen(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W], uint8 or float in 0..255 -> what the backbone sees of them."""
         return self.sampler(images).images if self.sampler else images
@@ -59,7 +63,8 @@ class SampledModel(nn.Module):
         """``onto_images`` where it is known what the sampler makes of the images."""
         stride = self.backbone.stride
         size = (max(1, images.shape[2] // stride), max(1, images.shape[3] // stride))
-        return carry_back(maps, sampled.nodes.detach(), size)
+        assert self.sampler is not None
+        return carry_back(maps, self.sampler.inverse(sampled.nodes.detach(), size))
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the pretrained networks, and all others (the new layers)."""

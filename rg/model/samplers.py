@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rg.config import BackboneConfig, SamplerConfig
 from rg.model import grids
-from rg.model.backbones import build_backbone
+from rg.model.backbones import build_backbone, named
 from rg.model.noise import Stream, uniform
 from rg.model.precision import without_autocast
 
@@ -64,15 +64,12 @@ class Sampler(nn.Module):
     def __init__(self, config: SamplerConfig, pretrained: bool) -> None:
         super().__init__()
         self.config = config
-        network = BackboneConfig(config.network, config.weights, config.stride, dilated=config.dilated)
-        try:
+        own = {"name": "model.sampler.network"} | {
+            field: f"model.sampler.{field}" for field in ("weights", "stride", "dilated")
+        }
+        with named(**own):
+            network = BackboneConfig(config.network, config.weights, config.stride, dilated=config.dilated)
             self.network = build_backbone(network, pretrained)
-        except ValueError as error:
-            raise ValueError(
-                str(error)
-                .replace("model.backbone.name", "model.sampler.network", 1)
-                .replace("model.backbone.", "model.sampler.", 1)
-            ) from None
 
     def look(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] -> what the network makes of them, non-negative [N, C, h, w]."""
@@ -83,6 +80,10 @@ class Sampler(nn.Module):
         """What the backbone sees through a grid, float32 [N, 3, S, S]."""
         sampled = grids.sample(images, nodes, self.config.size, self.config.oversampling)
         return shrink(sampled, seeds) if self.shrinking and self.training and seeds is not None else sampled
+
+    def inverse(self, nodes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Where a grid of this sampler has put the cells of an image, see ``grids.inverse``."""
+        return grids.inverse(nodes, size)
 
 
 class SaliencySampler(Sampler):
@@ -131,6 +132,10 @@ class TrilinearSampler(Sampler):
         detail = self._grid(attention[torch.arange(len(images), device=channel.device), channel])
         return Sampled(sampled, nodes, self.sample(images, detail, seeds), self.classifier(features.mean((2, 3))))
 
+    def inverse(self, nodes: Tensor, size: tuple[int, int]) -> Tensor:
+        """See ``Sampler``."""
+        return grids.separable_inverse(nodes, size)
+
     def _grid(self, attention: Tensor) -> Tensor:
         return grids.marginal_grid(attention, self.config.largest_zoom, self.config.size + 1)
 
@@ -167,6 +172,7 @@ def trilinear_attention(features: Tensor) -> Tensor:
     return (torch.softmax(relations, 2) @ x).view_as(features)
 
 
+@torch.compiler.disable  # every image has a side of its own
 def shrink(images: Tensor, seeds: Tensor) -> Tensor:
     """Images made small and large again, each to a side of its own: of 224 pixels, 64 to 224.
 

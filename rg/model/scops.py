@@ -84,9 +84,14 @@ class ScopsModel(SampledModel):
         """Images [N, 3, H, W], uint8 or float in 0..255 -> feature map [N, C, h, w]."""
         return self.backbone(images)
 
+    def _logits(self, x: Tensor) -> Tensor:
+        """Feature maps [N, C, h, w] -> maps [N, K + 1, h, w]; places are read off them, so they have full precision."""
+        maps = self.pyramid(x)
+        return maps.to(torch.promote_types(maps.dtype, torch.float32))
+
     def describe(self, x: Tensor) -> ModelOutput:
         """What the model says of feature maps [N, C, h, w]."""
-        assign = self.pyramid(x).softmax(1)
+        assign = self._logits(x).softmax(1)
         even = assign.new_full((len(x), self.num_parts), 1 / self.num_parts)
         nothing = assign.new_empty(len(x), 0)
         return ModelOutput(nothing, assign, F.pad(even, (0, 1)), assign.amax((2, 3)), regions=nothing)
@@ -110,4 +115,4 @@ class ScopsModel(SampledModel):
         output = self.describe(self.features(images))
         if moved is None:
             return output
-        return output, ScopsTraining(self.pyramid(self.features(moved)), self.basis)
+        return output, ScopsTraining(self._logits(self.features(moved)), self.basis)

@@ -76,7 +76,8 @@ class ScopsObjective:
         moved = warp(color_jitter(images.float(), seeds), warps, padding="reflection")
         with torch.no_grad():
             features = self._network.to(images.device)(images).relu()
-        if self.config.saliency == "mask" and part_maps is not None:
+        if self.config.saliency == "mask":
+            assert part_maps is not None
             saliency = (part_maps > 0).to(images.device).float()
         else:
             saliency = spectral_residual(images.float())

@@ -34,7 +34,7 @@ from rg.distributed import ranks
 from rg.distributed.agreement import agree
 from rg.distributed.group import Group, GroupError, PeerLostError, connect
 from rg.distributed.heartbeat import Heartbeat
-from rg.model.backbones import trained_side
+from rg.model.backbones import Backbone, trained_side
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
@@ -302,45 +302,57 @@ def _check_run_folder(
 
 
 def _check_map(config: RunConfig, model: Model) -> None:
-    """Refuse crops that the backbone does not take, or whose map the smoothing window does not fit into."""
-    grouping = config.model.grouping
+    """Refuse crops that the backbone does not take, or whose map the smoothing window does not fit into.
+
+    Behind a sampler the backbone sees what that makes of a crop.
+    """
+    grouping, sampler = config.model.grouping, config.model.sampler
     window = 2 * grouping.smoothing_radius + 1
     model.eval()
-    for name, crop in (("input.crop", config.input.crop), ("input.test_crop", config.input.test_size[1])):
-        try:
-            with torch.no_grad():
-                height, width = model.backbone(torch.zeros(1, 3, crop, crop)).shape[2:]
-        except (AssertionError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            backbone = config.model.backbone.name
-            stride = model.backbone.stride
-            below, above = crop // stride * stride, -(-crop // stride) * stride
-            remedy = f"; take {side}, which it was trained on" if (side := trained_side(backbone)) != crop else ""
-            if crop % stride:
-                remedy = f"; take a multiple of {stride}, such as {below or above} or {above}"
-            raise ValueError(f"{name}: {backbone} takes no {crop}x{crop} images ({reason}){remedy}") from None
+    seen = {"input.crop": config.input.crop, "input.test_crop": config.input.test_size[1]}
+    if model.sampler:
+        _map_size(model.sampler.network, sampler.network, "model.sampler.glimpse", sampler.glimpse)
+        seen = {"model.sampler.size": sampler.size}
+    for name, side in seen.items():
+        height, width = _map_size(model.backbone, config.model.backbone.name, name, side)
         windowed = config.model.kind == "region_grouping" and grouping.smoothing_padding == "valid"
         if windowed and min(height, width) < window:
             raise ValueError(
-                f"{name}: {crop} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
-                "window; use a larger crop or model.grouping.smoothing_padding = same"
+                f"{name}: {side} pixels make a {height}x{width} map, smaller than the {window}x{window} smoothing "
+                "window; use more or model.grouping.smoothing_padding = same"
             )
-        if config.model.kind == "region_grouping" and name == "input.crop":
-            _check_terms(config.loss, crop, (height, width))
+        if config.model.kind == "region_grouping" and name != "input.test_crop":
+            _check_terms(config.loss, name, side, (height, width))
     model.train()
 
 
-def _check_terms(loss: LossConfig, crop: int, shape: tuple[int, int]) -> None:
-    """Refuse terms whose windows do not fit into the map [H, W] of a crop."""
+@torch.no_grad()
+def _map_size(backbone: Backbone, network: str, name: str, side: int) -> tuple[int, int]:
+    """Height and width of the map of images of ``side`` pixels, which the setting ``name`` says."""
+    try:
+        height, width = backbone(torch.zeros(1, 3, side, side)).shape[2:]
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        stride = backbone.stride
+        below, above = side // stride * stride, -(-side // stride) * stride
+        remedy = f"; take {trained}, which it was trained on" if (trained := trained_side(network)) != side else ""
+        if side % stride:
+            remedy = f"; take a multiple of {stride}, such as {below or above} or {above}"
+        raise ValueError(f"{name}: {network} takes no {side}x{side} images ({reason}){remedy}") from None
+    return height, width
+
+
+def _check_terms(loss: LossConfig, name: str, side: int, shape: tuple[int, int]) -> None:
+    """Refuse terms whose windows do not fit into the map [H, W] of so many pixels, which the setting ``name`` says."""
     presence, background = 3 + 2 * loss.presence_margin, 3
-    for name, weight, side in (
+    for term, weight, least in (
         ("presence", loss.presence_weight, presence),
         ("background", loss.background_weight, background),
     ):
-        if weight and min(shape) < side:
+        if weight and min(shape) < least:
             raise ValueError(
-                f"input.crop: {crop} pixels make a {shape[0]}x{shape[1]} map, and loss.{name}_weight needs one of at "
-                f"least {side}x{side}; use a larger crop or a finer model.backbone.stride"
+                f"{name}: {side} pixels make a {shape[0]}x{shape[1]} map, and loss.{term}_weight needs one of at "
+                f"least {least}x{least}; use more or a finer model.backbone.stride"
             )
 
 

@@ -131,7 +131,7 @@ def test_behind_a_sampler_all_is_told_in_pixels_of_the_photo(monkeypatch):
     with torch.no_grad():
         shown = torch.from_numpy(np.array(noise(140, 96).crop((22, 0, 118, 96)))).permute(2, 0, 1)[None]
         own = model.describe(model.features(shown)).assign
-    expected = grids.carry_back(own, nodes[None], (6, 6))[0].numpy()
+    expected = grids.carry_back(own, grids.inverse(nodes[None], (6, 6)))[0].numpy()
     np.testing.assert_allclose(explanation.assign, expected, atol=1e-5)
     assert pictures.panel(explanation).width > pictures.panel(dataclasses.replace(explanation, zoom=None)).width + 300
     with pytest.raises(ValueError, match="view: expected crop or auto"):

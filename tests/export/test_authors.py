@@ -18,7 +18,7 @@ from pipelines.files import sha256
 from pipelines.shards.manifest import Manifest
 from rg import recipes
 from rg.cli.main import main
-from rg.config import InputConfig
+from rg.config import EvaluationConfig, InputConfig, SamplerConfig
 from rg.evaluation.evaluate import evaluate
 from rg.export import authors
 from rg.export.authors import authors_state, export_checkpoint, import_checkpoint
@@ -395,7 +395,12 @@ def test_other_architectures_are_refused(tmp_path):
     config = config_of("resnet50")
     grouping = dataclasses.replace(config.model.grouping, standardize=True)
     standardized = dataclasses.replace(config, model=dataclasses.replace(config.model, grouping=grouping))
+    sampled = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, sampler=SamplerConfig("saliency", size=64, glimpse=64))
+    )
+    sampled = dataclasses.replace(sampled, evaluation=EvaluationConfig())
     for other, words in (
+        (sampled, "model.sampler.kind: the authors' code has 'none', got 'saliency'"),
         (recipes.get("birds_lite0"), "model.backbone.name: .* got 'tf_efficientnet_lite0'"),
         (standardized, "model.grouping.standardize: the authors' code has False, got True"),
     ):

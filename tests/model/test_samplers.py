@@ -191,7 +191,9 @@ def test_an_assignment_is_that_of_the_image_in_evaluation(images, config, monkey
     stride = model.backbone.stride
     assert output.assign.shape == (4, 3, 96 // stride, 96 // stride)
     torch.testing.assert_close(output.assign.sum(1), torch.ones(4, 96 // stride, 96 // stride))
-    torch.testing.assert_close(output.assign, grids.carry_back(own.assign, nodes, (96 // stride, 96 // stride)))
+    torch.testing.assert_close(
+        output.assign, grids.carry_back(own.assign, model.sampler.inverse(nodes, (96 // stride, 96 // stride)))
+    )
     torch.testing.assert_close(output.logits, own.logits)
     assert model.train()(images, SEEDS).assign.shape == own.assign.shape == (4, 3, 64 // stride, 64 // stride)
 
@@ -203,7 +205,7 @@ def test_a_part_is_found_where_it_is_in_the_photograph():
     places = torch.linspace(-1, 1, 9)
     nodes = torch.stack([places.expand(9, -1), places[:, None].expand(-1, 9)], 2)[None]
     for shift in ((0.3, -0.2), (-0.4, 0.1)):
-        found = grids.carry_back(maps, 0.5 * nodes + torch.tensor(shift), (64, 64))
+        found = grids.carry_back(maps, grids.inverse(0.5 * nodes + torch.tensor(shift), (64, 64)))
         center = 2 * part_centers(found)[0, 0] - 1
         torch.testing.assert_close(center, torch.tensor(shift), atol=0.01, rtol=0)
 
@@ -270,7 +272,11 @@ def test_without_a_sampler_nothing_is_added():
         ),
         (
             {"input": InputConfig(short_side=60, crop=60)},
-            "model.sampler.size: expected at most input.crop = 60, got 64",
+            "model.sampler.size: expected at most the 60 pixels",
+        ),
+        (
+            {"input": InputConfig(crop=96, test_crop=40)},
+            "model.sampler.size: expected at most the 40 pixels",
         ),
         ({"loss": LossConfig(equivariance_weight=1)}, "loss.equivariance_weight: expected 0 with a model.sampler"),
         ({"evaluation": EvaluationConfig(view="whole")}, "evaluation.view: expected input with a model.sampler"),
@@ -281,13 +287,24 @@ def test_settings_that_do_not_go_together_are_refused(changed, message):
         RunConfig(model=dataclasses.replace(SMALL, sampler=SALIENCY), **changed)
 
 
+@pytest.mark.parametrize("name", ["detail_weight", "glimpse_weight"])
+def test_what_a_trilinear_sampler_teaches_has_a_weight(name):
+    weights = {"detail_weight": 0.5, "glimpse_weight": 0.5, "distillation_weight": 1.0}
+    model = dataclasses.replace(SMALL, sampler=TRILINEAR)
+    RunConfig(model=model, loss=LossConfig(**weights))
+    with pytest.raises(ValueError, match=f"loss.{name}: expected a weight above 0 with model.sampler.kind = trilinear"):
+        RunConfig(model=model, loss=LossConfig(**weights | {name: 0.0}))
+
+
 @pytest.mark.parametrize(
     "changed,message",
     [
         ({"size": 0}, "model.sampler.size: expected at least 1"),
         ({"nodes": 1}, "model.sampler.nodes: expected at least 2"),
         ({"spread": 0}, "model.sampler.spread: expected a positive number"),
-        ({"largest_zoom": 1}, "model.sampler.largest_zoom: expected a number above 1"),
+        ({"largest_zoom": 1}, "model.sampler.largest_zoom: expected a finite number above 1"),
+        ({"largest_zoom": float("inf")}, "model.sampler.largest_zoom: expected a finite number above 1"),
+        ({"dilated": True, "stride": 32}, "model.sampler.stride: expected 8 or 16 of dilated stages, got 32"),
     ],
 )
 def test_settings_out_of_range_are_refused(changed, message):

@@ -55,6 +55,21 @@ def finished(small_birds, tmp_path_factory):
     return out
 
 
+def test_places_are_not_rounded_in_bf16():
+    """Of a model under autocast, as in training: maps have full precision, and the terms those of it."""
+    torch.manual_seed(0)
+    model = build_model(CONFIG.model, 4, pretrained=False).train()
+    objective = ScopsObjective(replace(CONFIG.model.scops, feature_weights="none", saliency="spectral_residual"))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    moved, sight = objective.move(images, torch.tensor([1, 2]), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, training = model(images, None, moved)
+    assert output.assign.dtype == training.warped_logits.dtype == torch.float32
+    means = objective.of_images(output, torch.zeros(2), training, sight)
+    assert set(means) == set(TERMS)
+    assert all(torch.isfinite(value) for value in means.values())
+
+
 def test_it_is_recorded_what_was_learned_and_no_accuracy(finished):
     lines = metrics(finished)
     assert [line["kind"] for line in lines] == ["train"] * 4

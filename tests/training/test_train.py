@@ -300,6 +300,14 @@ def test_what_cannot_be_validated_is_found_before_training(small_birds, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+SEEN_AT_48 = {
+    "model__backbone__weights": "none",
+    "model__sampler__kind": "saliency",
+    "model__sampler__network": "test_resnet",
+    "model__sampler__weights": "none",
+    "model__sampler__size": 48,
+    "model__sampler__glimpse": 48,
+}
 TEST_AT_256 = {
     "input__short_side": 224,
     "input__crop": 224,
@@ -341,6 +349,18 @@ TEST_AT_256 = {
         (
             {"loss__background_weight": 1, "model__grouping__background": True, "input__crop": 32},
             "input.crop: 32 pixels make a 2x2 map, and loss.background_weight needs one of at least 3x3",
+        ),
+        (
+            SEEN_AT_48 | {"model__grouping__smoothing_padding": "valid"},
+            "model.sampler.size: 48 pixels make a 3x3 map, smaller than the 5x5 smoothing window",
+        ),
+        (
+            SEEN_AT_48 | {"model__backbone__name": "mixer_s16_224"},
+            "model.sampler.size: mixer_s16_224 takes no 48x48",
+        ),
+        (
+            SEEN_AT_48 | {"model__sampler__network": "mixer_s16_224"},
+            "model.sampler.glimpse: mixer_s16_224 takes no 48x48 images",
         ),
     ],
 )
