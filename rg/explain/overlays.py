@@ -94,14 +94,15 @@ def zoom_overlay(explanation: Facts, size: Size | None = None) -> Image.Image:
         size: Width and height of the picture in pixels; that of the image if None.
     """
     assert explanation.zoom is not None
-    out = photo(explanation, size)
-    draw = ImageDraw.Draw(out)
+    base = photo(explanation, size)
+    lined = base.copy()
+    draw = ImageDraw.Draw(lined)
     height, width = explanation.image.shape[:2]
-    x0, y0, x1, y1 = scaled(explanation.window, out.width / width, out.height / height)
+    x0, y0, x1, y1 = scaled(explanation.window, base.width / width, base.height / height)
     places = explanation.zoom * (x1 - x0 - 1, y1 - y0 - 1) + (x0, y0)
     for line in (*places, *places.swapaxes(0, 1)):
         draw.line([tuple(place) for place in line.tolist()], PAPER)
-    return out
+    return Image.blend(base, lined, 0.6)
 
 
 def heat_map(image: Image.Image, heat: np.ndarray) -> Image.Image:
