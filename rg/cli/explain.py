@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.cores import usable_cores
 from pipelines.locks import locked, owned_folder
+from rg.cli.launched import joined
 from rg.cli.parser import Arguments, make_parser
 
 
@@ -25,11 +26,14 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     kinds = "kind of the pictures; none: neither pictures nor a page, explanations.jsonl only"
     parser.add_argument("--pictures", choices=["webp", "png", "none"], default="webp", help=kinds)
-    parser.add_argument("--jobs", type=int, default=usable_cores(), help="threads that decode, and that draw")
+    jobs = "threads that decode, and that draw; 0: the cores of this process, shared with others of the launch"
+    parser.add_argument("--jobs", type=int, default=0, help=jobs)
     parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
     args = parser.parse_args(arguments)
-    options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "jobs", "overwrite")}
-    explain_files(args.run, args.images, args.out, write_page=gallery.write, **options)
+    options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "overwrite")}
+    with joined() as peers:
+        threads = args.jobs or max(1, usable_cores() // (peers.sharing if peers else 1))
+        explain_files(args.run, args.images, args.out, write_page=gallery.write, jobs=threads, peers=peers, **options)
 
 
 def compare(arguments: Arguments) -> None:

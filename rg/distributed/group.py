@@ -48,13 +48,14 @@ def collectives() -> Iterator[None]:
         raise
 
 
-def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0) -> Group:
+def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0, setting: str = "") -> Group:
     """Join the other ranks.
 
     Args:
         ranks: Place of this process.
         timeout: Seconds after which a collective fails that nothing else has ended.
         join_timeout: Seconds to wait for the others.
+        setting: By which these seconds can be changed, for messages.
 
     Raises:
         ConnectionError: they do not come together.
@@ -70,7 +71,7 @@ def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0) -> Group:
         store: dist.Store = dist.HashStore()  # in memory: takes no port
         if ranks.master:
             uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-            store = dist.PrefixStore("group", meet(ranks, uuid, join_timeout))
+            store = dist.PrefixStore("group", meet(ranks, uuid, join_timeout, setting))
             store.set_timeout(wait)
         try:
             dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait)

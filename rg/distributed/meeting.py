@@ -41,25 +41,27 @@ class Arrival:
 class _Patience:
     """Tells at intervals what is waited for, and ends the wait."""
 
-    def __init__(self, ranks: Ranks, seconds: float, speaks: bool) -> None:
+    def __init__(self, ranks: Ranks, seconds: float, speaks: bool, setting: str) -> None:
         self._ranks, self._seconds, self._speaks = ranks, seconds, speaks
+        self._setting = f" ({setting})" if setting else ""
         self._end = time.monotonic() + seconds
         self._next_word = time.monotonic() + FIRST_WORD
 
     def wait(self, missing: Callable[[], str]) -> None:
         if time.monotonic() > self._end:
             raise ConnectionError(
-                f"{self._ranks.name} of {self._ranks.world_size} cannot join the others: waited {self._seconds:g} s "
-                f"(train.join_timeout) for {missing()}{self._reason()}"
+                f"{self._ranks.name} of {self._ranks.world_size} cannot join the others: waited {self._seconds:g} s"
+                f"{self._setting} for {missing()}{self._reason()}"
             )
         if self._speaks and time.monotonic() > self._next_word:
             self._next_word += NEXT_WORD
             left = self._end - time.monotonic()
             logger.warning(
-                "%s waits for %s, %.0f s at most (train.join_timeout)%s",
+                "%s waits for %s, %.0f s at most%s%s",
                 self._ranks.name,
                 missing(),
                 left,
+                self._setting,
                 self._reason(),
             )
         time.sleep(0.05)
@@ -70,13 +72,14 @@ class _Patience:
         return f"; the environment tells of {self._ranks.world_size} ranks: {self._ranks.variables}"
 
 
-def meet(ranks: Ranks, gpu: str | None, seconds: float) -> dist.Store:
+def meet(ranks: Ranks, gpu: str | None, seconds: float, setting: str = "") -> dist.Store:
     """Wait until all ranks are there.
 
     Args:
         ranks: Place of this process, among several.
         gpu: UUID of the GPU of this process, None if it computes on the CPU.
         seconds: To wait at most.
+        setting: By which they can be changed, for messages.
 
     Returns:
         A store that all ranks share.
@@ -86,8 +89,8 @@ def meet(ranks: Ranks, gpu: str | None, seconds: float) -> dist.Store:
         ValueError: two processes have one rank, two ranks have one GPU, or some have none.
     """
     assert ranks.master is not None
-    patience = _Patience(ranks, seconds, speaks=ranks.rank == 0)
-    store = _store(ranks, _Patience(ranks, seconds, speaks=ranks.local_rank == 0))
+    patience = _Patience(ranks, seconds, speaks=ranks.rank == 0, setting=setting)
+    store = _store(ranks, _Patience(ranks, seconds, speaks=ranks.local_rank == 0, setting=setting))
     try:
         arrivals = _gather(store, ranks, gpu, patience)
     except (dist.DistError, RuntimeError):  # of its store

@@ -1,20 +1,23 @@
-"""Explanations of files and folders of them, any number: batched, in threads, and going on where a run stopped."""
+"""Explanations of files and folders of them, any number: in threads and processes, and going on where a run stopped."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.files import atomic_write, check_folder, sha256
 from rg.explain.explainer import Explainer, ImageLike
 from rg.explain.facts import MOSTLY
-from rg.explain.folder import ExplainedFolder, open_folder
+from rg.explain.folder import ExplainedFolder, Line, Written, gather, join_folder, open_folder
 from rg.explain.image_files import find_images
 from rg.explain.lookahead import in_order
 from rg.explain.numbers import percent
+from rg.explain.peers import Alone, Peers
 from rg.explain.pictures import ANSWERS
 from rg.runs.folder import PART_PICTURES, WEIGHTS
 from rg.runs.part_pictures import read_part_pictures
@@ -22,6 +25,7 @@ from rg.runs.progress import image_progress
 
 LONGEST_SIDE = 640  # pixels of a photo, of which pictures show 480 at most
 FEW = 20  # images whose labels are logged one by one
+GLANCE = 1.0  # seconds between two looks at what other processes have written
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ def explain_files(
     jobs: int = 1,
     overwrite: bool = False,
     write_page: Callable[[Path], object] | None = None,
+    peers: Peers | None = None,
 ) -> None:
     """Explain files and folders of files into a folder (see ``rg.explain.folder``).
 
@@ -55,6 +60,8 @@ def explain_files(
         jobs: Threads that decode, and as many that draw.
         overwrite: Begin anew.
         write_page: Writes a page that shows the folder; called at the end, also of a run that is stopped.
+        peers: Processes that call this with the same arguments and share the images; the first opens the folder and
+            brings together what all have written. Those of a run that was killed are taken in by the next one.
 
     Raises:
         ValueError: a path does not exist, ``out`` was explained with other settings, or no image could be explained.
@@ -62,8 +69,10 @@ def explain_files(
     if pictures not in ("png", "webp", "none"):
         raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
     check_folder(out, "--out")
-    files = find_images(paths, out)
-    explainer = Explainer.load(run, device)
+    peers = peers or Alone()
+    process, processes = peers.ranks.rank, peers.ranks.world_size
+    files = peers.together(lambda: find_images(paths, out))
+    explainer = peers.together(lambda: Explainer.load(run, device))
     confidence = explainer.confidence_in(explainer.resolve_view(view))
     settings = {
         "run": run.resolve().name,
@@ -76,30 +85,64 @@ def explain_files(
     labelled = explainer.config.model.kind != "scops"
     row = read_part_pictures(run, len(explainer.parts))
     class_names = () if explainer.classes.multi_label else set(explainer.classes.names)
-    with open_folder(out, files, settings, class_names, overwrite) as folder:
-        if row:
+    with ExitStack() as stack:
+
+        def open_as_first() -> ExplainedFolder | None:
+            if process:
+                return None
+            return stack.enter_context(open_folder(out, files, settings, class_names, overwrite))
+
+        opened = peers.together(open_as_first)
+        if opened and row:
             with atomic_write(out / PART_PICTURES) as file:
                 file.write(row)
-        else:  # those of another run, which was explained here before
+        elif opened:  # those of another run, which was explained here before
             (out / PART_PICTURES).unlink(missing_ok=True)
+        to_do, names = peers.collect(opened and (opened.to_do, opened.names))[0]
+        share = to_do[process::processes]
+        own = {str(file): names[str(file)] for file in share}
+        writing = join_folder(out, pictures, share, own, class_names, process) if processes > 1 else nullcontext(opened)
+        others = Written(out) if opened and processes > 1 else None
         try:
-            left_out = _explain(explainer, folder, len(files), view, batch_size, jobs)
+            with writing as folder:  # closed before the first process reads what the others have written
+                assert folder is not None
+                left_out = _explain(explainer, folder, len(files), len(to_do), view, batch_size, jobs, others)
+            left_out = sum(peers.collect(left_out))
+            if opened and processes > 1:
+                gather(out, to_do)
         except KeyboardInterrupt:
             logger.info("stopped; the same command goes on where it stopped")
             raise
         finally:
-            if write_page and pictures != "none" and labelled:
+            if opened and write_page and pictures != "none" and labelled:
                 write_page(out)
     if left_out == len(files):
         raise ValueError(f"none of {len(files)} images could be decoded")
     logger.info("%d images explained in %s, %d left out", len(files) - left_out, out, left_out)
 
 
-def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: str, batch_size: int, jobs: int) -> int:
-    """Explains what is to do; the number of images that could not be decoded."""
-    done, left_out, partly_seen = total - len(folder.to_do), 0, 0
+def _explain(
+    explainer: Explainer,
+    folder: ExplainedFolder,
+    total: int,
+    to_do: int,
+    view: str,
+    batch_size: int,
+    jobs: int,
+    others: Written | None,
+) -> int:
+    """Explains the share of this process; the number of images that could not be decoded.
+
+    Args:
+        total: Of all images.
+        to_do: Of those that all processes have to explain.
+        others: What all processes write, where there are several and this one tells of it.
+    """
+    done, left_out, partly_seen = total - to_do, 0, 0
+    looked = time.monotonic()
     if done:
         logger.info("%d of %d images are explained already", done, total)
+    before = done
 
     def leave_out(image: ImageLike, reason: str) -> None:
         nonlocal left_out
@@ -116,15 +159,13 @@ def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: st
             folder.append(line)
             partly_seen += line["seen"] < MOSTLY
             done += 1
-            progress(done + left_out, total)
+            if others is None:
+                progress(done + left_out, total)
+            elif time.monotonic() - looked > GLANCE:
+                looked = time.monotonic()
+                progress(before + others.count(), total)
             if total <= FEW:
-                if line["answer"] == "none":
-                    logger.info("%s: %s", line["source"], ANSWERS["none"])
-                    continue
-                answer = f"{ANSWERS[line['answer']]}, " if ANSWERS[line["answer"]] else ""
-                seen = f", saw {percent(line['seen'], 0)} of the image" if line["seen"] < MOSTLY else ""
-                probability = percent(line["probability"])
-                logger.info("%s: %s (%s%s)%s", line["source"], line["label"], answer, probability, seen)
+                _tell(line)
     if partly_seen:
         logger.warning(
             "of %d images the model saw less than %s: the middle of what is very long, or the central square",
@@ -132,3 +173,13 @@ def _explain(explainer: Explainer, folder: ExplainedFolder, total: int, view: st
             percent(MOSTLY, 0),
         )
     return left_out
+
+
+def _tell(line: Line) -> None:
+    """One image in a line of the log."""
+    if line["answer"] == "none":
+        logger.info("%s: %s", line["source"], ANSWERS["none"])
+        return
+    answer = f"{ANSWERS[line['answer']]}, " if ANSWERS[line["answer"]] else ""
+    seen = f", saw {percent(line['seen'], 0)} of the image" if line["seen"] < MOSTLY else ""
+    logger.info("%s: %s (%s%s)%s", line["source"], line["label"], answer, percent(line["probability"]), seen)

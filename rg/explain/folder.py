@@ -3,6 +3,7 @@
 settings.json           what explained: weights, parts, confidence, view, kind of the pictures
 explanations.jsonl      one line for each image: Explanation.to_dict(), true class, picture, size and time of the file
 left_out.jsonl          what the latest run could not decode, and why
+explanations-0003.jsonl and left_out-0003.jsonl, the same of process 3 while several explain together
 pictures/NAME.webp      image, parts, attribution and contributions
 thumbnails/NAME.webp    parts
 gallery.html            one page with all of them
@@ -13,6 +14,7 @@ A picture is there before its line is, and either is complete; half a line at th
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,10 +131,85 @@ def open_folder(
                 folder.mkdir(exist_ok=True)
             for half in folder.glob("*.tmp"):
                 half.unlink()
+        gather(path)
         done = _keep(path, files, kind)
         to_do = [file for file in files if str(file) not in done]
         with (path / EXPLANATIONS).open("ab") as explanations, (path / LEFT_OUT).open("wb") as left_out:
             yield ExplainedFolder(path, kind, to_do, name_each(files, done), class_names, explanations, left_out)
+
+
+@contextlib.contextmanager
+def join_folder(
+    path: Path, kind: str, to_do: Sequence[Path], names: Mapping[str, str], class_names: Collection[str], process: int
+) -> Iterator[ExplainedFolder]:
+    """A folder that one of several processes has opened, to write a share of it; ``gather`` brings all together.
+
+    Args:
+        path: The folder.
+        kind: Of the pictures.
+        to_do: The share.
+        names: Of the pictures, for every image of the share.
+        class_names: See ``open_folder``.
+        process: Number of this process.
+    """
+    explanations, left_out = (_of_process(path / name, process) for name in (EXPLANATIONS, LEFT_OUT))
+    with explanations.open("ab") as lines, left_out.open("wb") as others:
+        yield ExplainedFolder(path, kind, to_do, names, class_names, lines, others)
+
+
+def gather(path: Path, order: Sequence[Path] = ()) -> None:
+    """Take the lines of processes into those of the folder, each image once, and remove their files.
+
+    Args:
+        path: The folder, which nobody else writes to.
+        order: Of the images, in which each process has written. Others come first, one process after another.
+    """
+    for name in (EXPLANATIONS, LEFT_OUT):
+        shares = sorted(path.glob(_of_process(Path(name)).name))
+        if shares:
+            places = {str(source): place for place, source in enumerate(order)}
+            own = [path / name] if (path / name).is_file() else []
+            lines = heapq.merge(
+                *(read_json_lines(file, drop_half_line=True) for file in (*own, *shares)),
+                key=lambda line: places.get(line["source"], -1),
+            )
+            seen: set[str] = set()
+            with atomic_write(path / name) as file:
+                for line in lines:
+                    if line["source"] not in seen:
+                        seen.add(line["source"])
+                        file.write(json_line(line))
+        for share in shares:
+            share.unlink()
+
+
+class Written:
+    """How many lines the processes have written so far that explain into a folder together.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: dict[Path, int] = {}
+        self._lines = 0
+
+    def count(self) -> int:
+        """Lines of explanations and of images that are left out."""
+        for name in (EXPLANATIONS, LEFT_OUT):
+            for share in self._path.glob(_of_process(Path(name)).name):
+                with share.open("rb") as file:
+                    file.seek(self._read.get(share, 0))
+                    fresh = file.read()
+                self._read[share] = self._read.get(share, 0) + len(fresh)
+                self._lines += fresh.count(b"\n")
+        return self._lines
+
+
+def _of_process(path: Path, process: int | None = None) -> Path:
+    """The file of a process beside that of all; a pattern of all of them without a number."""
+    return path.with_name(f"{path.stem}-{'[0-9]*' if process is None else f'{process:04d}'}{path.suffix}")
 
 
 def read_lines(path: Path) -> Iterator[Line]:

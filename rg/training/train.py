@@ -93,7 +93,8 @@ def train(
         ValueError: data, configuration or run folder cannot be used, or another process is training into the folder.
         FloatingPointError: the loss is not finite any more.
     """
-    group = connect(ranks.discover(), 2 * config.train.peer_timeout, config.train.join_timeout)
+    waits = 2 * config.train.peer_timeout, config.train.join_timeout
+    group = connect(ranks.discover(), *waits, setting="train.join_timeout")
     if group.ranks.rank:
         logging.getLogger("rg").setLevel(logging.WARNING)
         for name in SAME_FOR_ALL:

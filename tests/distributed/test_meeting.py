@@ -29,7 +29,7 @@ def test_who_is_missing_is_told_and_why_it_is_expected(port, monkeypatch, caplog
     monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
     variables = "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=3"
     with pytest.raises(ConnectionError) as ended:
-        meet(rank(0, port, variables=variables), None, 1)
+        meet(rank(0, port, variables=variables), None, 1, "train.join_timeout")
     told = f"at 127.0.0.1:{port}, 1 s at most (train.join_timeout); the environment tells of 3 ranks: {variables}"
     assert [message.partition(" waits for ")[2] for message in caplog.messages] == [f"ranks 1, 2 {told}"]
     assert "waited 1 s (train.join_timeout) for ranks 1, 2 at" in str(ended.value)
@@ -64,7 +64,7 @@ def test_a_rank_that_waits_for_the_first_one_says_so_alone(port, monkeypatch, ca
     monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
     environment = dict(os.environ)
     with pytest.raises(ConnectionError, match=rf"waited 1 s \(train.join_timeout\) for rank 0 at 127.0.0.1:{port}"):
-        meet(Ranks(1, 3, 0, 1, ("127.0.0.1", port)), None, 1)
+        meet(Ranks(1, 3, 0, 1, ("127.0.0.1", port)), None, 1, "train.join_timeout")
     assert len(caplog.messages) == 1
     assert capfd.readouterr().err == ""  # PyTorch's traces
     assert dict(os.environ) == environment
@@ -74,7 +74,7 @@ def test_a_rank_that_waits_for_the_first_one_says_so_alone(port, monkeypatch, ca
 def test_an_address_that_does_not_resolve_is_told(monkeypatch, caplog, capfd, number, awaited):
     monkeypatch.setattr(meeting, "FIRST_WORD", 0.1)
     with pytest.raises(ConnectionError, match=rf"waited 1 s .* for {awaited} no.such.invalid:4000 \(\[Errno -\d\] "):
-        meet(Ranks(number, 2, 0, 1, ("no.such.invalid", 4000)), None, 1)
+        meet(Ranks(number, 2, 0, 1, ("no.such.invalid", 4000)), None, 1, "train.join_timeout")
     assert len(caplog.messages) == 1
     assert capfd.readouterr().err == ""  # PyTorch's warnings
 
