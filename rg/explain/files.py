@@ -98,9 +98,10 @@ def explain_files(
                 file.write(row)
         elif opened:  # those of another run, which was explained here before
             (out / PART_PICTURES).unlink(missing_ok=True)
-        to_do, names = peers.collect(opened and (opened.to_do, opened.names))[0]
-        share = to_do[process::processes]
-        own = {str(file): names[str(file)] for file in share}
+        plan = opened and [(file, opened.names[str(file)]) for file in opened.to_do]
+        named = peers.collect(plan)[0]
+        to_do = [file for file, _ in named]
+        share, own = to_do[process::processes], {str(file): name for file, name in named[process::processes]}
         writing = join_folder(out, pictures, share, own, class_names, process) if processes > 1 else nullcontext(opened)
         others = Written(out) if opened and processes > 1 else None
         try:
@@ -116,8 +117,12 @@ def explain_files(
         finally:
             if opened and write_page and pictures != "none" and labelled:
                 write_page(out)
-    if left_out == len(files):
-        raise ValueError(f"none of {len(files)} images could be decoded")
+
+    def check() -> None:
+        if left_out == len(files):
+            raise ValueError(f"none of {len(files)} images could be decoded")
+
+    peers.together(check)
     logger.info("%d images explained in %s, %d left out", len(files) - left_out, out, left_out)
 
 

@@ -126,6 +126,20 @@ def test_what_one_process_refuses_is_said_once_and_ends_all(run, photos, alone, 
     assert not any("Traceback" in program.output for program in launch.programs)
 
 
+def test_photos_that_are_none_are_told_of_once(run, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        (photos / f"{number}.jpg").write_text("no image")
+    launch = Launch(run, photos, tmp_path / "out", tmp_path, processes=2)
+    assert launch.wait() == [2, 2]
+    said = [line for program in launch.programs for line in program.output.splitlines() if "rg: error: " in line]
+    assert said == ["rg: error: none of 3 images could be decoded"]
+    assert [line["source"] for line in lines(tmp_path / "out", "left_out.jsonl")] == [
+        str(photos / f"{number}.jpg") for number in range(3)
+    ]
+
+
 def test_a_process_that_is_lost_ends_the_others(run, photos, tmp_path):
     launch = Launch(run, photos, tmp_path / "out", tmp_path)
     share, end = tmp_path / "out" / "explanations-0001.jsonl", time.monotonic() + 60
