@@ -93,7 +93,7 @@ def cam(model: PlainModel, images: Tensor, classes: Tensor) -> Tensor:
     _check(model, images, classes)
     with torch.no_grad():
         features = model.features(images)
-    maps = torch.einsum("nchw,nc->nhw", features.float(), model.classifier.weight[classes].float())
+        maps = torch.einsum("nchw,nc->nhw", features.float(), model.classifier.weight[classes].float())
     return _onto_images(model, maps, images)
 
 

@@ -45,7 +45,7 @@ TYPES = {
     "model.explain(['a.jpg'])[0]": "Explanation",
     "model.explain('a.jpg').label": "str",
     "model.explain('a.jpg').probability": "float",
-    "model.explain('a.jpg').answer": "Literal['label', 'unsure', 'unknown']",
+    "model.explain('a.jpg').answer": "Literal['label', 'unsure', 'unknown', 'none']",
     "model.explain('a.jpg').top_k": "list[tuple[str, float]]",
     "model.explain('a.jpg').rival": "Rival | None",
     "model.explain('a.jpg').photo_size": "tuple[int, int] | None",

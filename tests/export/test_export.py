@@ -25,6 +25,7 @@ from rg.config import (
     GroupingConfig,
     HeadConfig,
     InputConfig,
+    LossConfig,
     ModelConfig,
     RunConfig,
     SamplerConfig,
@@ -56,6 +57,7 @@ def make_run(
             kind,
             sampler=sampler,
         ),
+        LossConfig(detail_weight=0.5, glimpse_weight=0.5) if sampler.kind == "trilinear" else LossConfig(),
         input=InputConfig(short_side=max(96, crop), crop=crop),
     )
     model = build_model(config.model, 3, multi_label)

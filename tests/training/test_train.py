@@ -526,7 +526,7 @@ def test_only_a_lost_rank_is_waited_for(monkeypatch, tmp_path, error, expected):
         raise error
 
     calls = []
-    monkeypatch.setattr("rg.training.train.connect", lambda *_: Group(Ranks()))
+    monkeypatch.setattr("rg.training.train.connect", lambda *_, **__: Group(Ranks()))
     monkeypatch.setattr("rg.training.train._set_up", fail)
     monkeypatch.setattr(Heartbeat, "cut_off", lambda _: calls.append("cut off"))
     monkeypatch.setattr(Heartbeat, "fail", lambda _, reason: calls.append(reason))
