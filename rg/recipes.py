@@ -60,8 +60,7 @@ def birds_lite0_plain() -> RunConfig:
 def birds_lite0_scops() -> RunConfig:
     """SCOPS on the embedded birds: parts without labels, minutes on two CPU cores.
 
-    Lite0 takes the place of ResNet-50 and of the VGG-19 whose features are looked at, and the true masks that of a
-    saliency: more than SCOPS asks for.
+    Lite0 takes the place of ResNet-50 and of the VGG-19 whose features are looked at.
     """
     return _scops_of_lite0(birds_lite0())
 
@@ -539,7 +538,6 @@ def _scops_of_lite0(config: RunConfig) -> RunConfig:
                 landmark_equivariance_weight=10.0,
                 semantic_consistency_weight=30.0,
                 features="tf_efficientnet_lite0",
-                saliency="mask",
             ),
         ),
         optimizer=OptimizerConfig(

@@ -59,7 +59,7 @@ def test_places_are_not_rounded_in_bf16():
     """Of a model under autocast, as in training: maps have full precision, and the terms those of it."""
     torch.manual_seed(0)
     model = build_model(CONFIG.model, 4, pretrained=False).train()
-    objective = ScopsObjective(replace(CONFIG.model.scops, feature_weights="none", saliency="spectral_residual"))
+    objective = ScopsObjective(replace(CONFIG.model.scops, feature_weights="none"))
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     moved, sight = objective.move(images, torch.tensor([1, 2]), None)
     with torch.autocast("cpu", torch.bfloat16):
@@ -122,8 +122,9 @@ def test_masks_are_asked_of_the_data(small_birds):
     manifest = Manifest.load(small_birds)
     assert PART_MAP in manifest.fields
     object.__setattr__(manifest, "fields", tuple(name for name in manifest.fields if name != PART_MAP))
+    masked = replace(CONFIG, model=replace(CONFIG.model, scops=replace(CONFIG.model.scops, saliency="mask")))
     with pytest.raises(ValueError, match=r"model.scops.saliency: expected spectral_residual, as birds has no masks"):
-        _objective(CONFIG, manifest, [8], 0)
+        _objective(masked, manifest, [8], 0)
 
 
 IMAGES = 6
