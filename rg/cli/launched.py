@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rg.distributed.group import Group
 
 PATIENCE = 7 * 86400.0  # seconds that a process which is done waits for the others
-BAD_INPUT, PEER_LOST = 2, 76  # exit codes, see ``main``
+BAD_INPUT = 2  # exit code, see ``main``
 
 
 @contextlib.contextmanager
@@ -22,6 +22,7 @@ def joined() -> Iterator[Group | None]:
     The first tells what is to be told. Errors of all are said once on every host.
     """
     from rg.distributed.group import GroupError, PeerLostError, connect
+    from rg.distributed.heartbeat import PEER_LOST
     from rg.distributed.ranks import discover
     from rg.runs.threads import limit_threads
 

@@ -121,6 +121,7 @@ def open_folder(
     path.mkdir(parents=True, exist_ok=True)
     kind = settings["pictures"]
     with locked(path):
+        gather(path)  # what a killed run left was explained with the settings that are there
         if overwrite:
             _clear(path)
         elif (path / EXPLANATIONS).is_file():
@@ -131,7 +132,6 @@ def open_folder(
                 folder.mkdir(exist_ok=True)
             for half in folder.glob("*.tmp"):
                 half.unlink()
-        gather(path)
         done = _keep(path, files, kind)
         to_do = [file for file in files if str(file) not in done]
         with (path / EXPLANATIONS).open("ab") as explanations, (path / LEFT_OUT).open("wb") as left_out:

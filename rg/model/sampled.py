@@ -1,4 +1,4 @@
-"""What both kinds of model begin with: a backbone, and perhaps a sampler that chooses the pixels it sees."""
+"""What all kinds of model begin with: a backbone, and perhaps a sampler that chooses the pixels it sees."""
 
 from __future__ import annotations
 

@@ -116,6 +116,21 @@ def test_killed_twice_nothing_is_lost_and_nothing_is_there_twice(run, photos, al
     assert found == expected
 
 
+def test_to_begin_anew_drops_what_killed_processes_left(run, photos, alone, tmp_path):
+    """Lines of processes count as those of the folder: other settings are refused, --overwrite takes none of them."""
+    out = Path(shutil.copytree(alone, tmp_path / "out"))
+    stale = [line | {"label": "of other weights"} for line in lines(out)]
+    (out / "explanations-0001.jsonl").write_text("".join(json.dumps(line) + "\n" for line in stale))
+    (out / "explanations.jsonl").write_text("")
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps(settings | {"weights": "others"}))
+    with pytest.raises(ValueError, match=r"was explained with other settings \(weights\)"):
+        explain_files(run, [photos], out, batch_size=1, device="cpu", write_page=gallery.write)
+    explain_files(run, [photos], out, batch_size=1, device="cpu", write_page=gallery.write, overwrite=True)
+    assert lines(out) == lines(alone)
+    assert files_of(out) == files_of(alone)
+
+
 def test_what_one_process_refuses_is_said_once_and_ends_all(run, photos, alone, tmp_path):
     out = Path(shutil.copytree(alone, tmp_path / "out"))
     launch = Launch(run, photos, out, tmp_path, more=("--pictures", "png"))

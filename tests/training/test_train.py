@@ -177,16 +177,22 @@ EVERYTHING = {
 }
 
 
-def test_a_run_with_every_option_of_training_goes_on_bit_for_bit(small_birds, tmp_path):
-    """From a checkpoint in the middle of an epoch; what is saved is the moving average of what is trained."""
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    assert run(small_birds, whole, **EVERYTHING).returncode == 0
+def go_on_in_mid_epoch(data: Path, folder: Path, settings: dict[str, object]) -> tuple[Path, Path]:
+    """A run of 8 steps, and one that went on from the third; their records are the same."""
+    whole, resumed = folder / "whole", folder / "resumed"
+    assert run(data, whole, **settings).returncode == 0
     shutil.copytree(whole, resumed)
     for step in (4, 6, 8):
         shutil.rmtree(resumed / "checkpoints" / f"step-{step:08d}")
-    result = run(small_birds, resumed, "--resume", **EVERYTHING)
+    result = run(data, resumed, "--resume", **settings)
     assert "continue at step 3 of 8" in result.stderr
     assert metrics(resumed) == metrics(whole)
+    return whole, resumed
+
+
+def test_a_run_with_every_option_of_training_goes_on_bit_for_bit(small_birds, tmp_path):
+    """From a checkpoint in the middle of an epoch; what is saved is the moving average of what is trained."""
+    whole, resumed = go_on_in_mid_epoch(small_birds, tmp_path, EVERYTHING)
     for name in ("model", "trained", "momentum", "queue"):
         file = f"checkpoints/step-00000008/{name}.safetensors"
         assert (resumed / file).read_bytes() == (whole / file).read_bytes()
@@ -217,15 +223,7 @@ SHRINKING = {"model.sampler.kind": "saliency", "model.sampler.shrink_epochs": 1,
 @pytest.mark.parametrize("sampler", [SHRINKING, TEACHING])
 def test_a_run_behind_a_sampler_goes_on_bit_for_bit_and_is_evaluated(small_birds, tmp_path, sampler, kind):
     """From a checkpoint in the middle of the first epoch, in which SSN shrinks."""
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    settings = SAMPLED | sampler | {"model.kind": kind}
-    assert run(small_birds, whole, **settings).returncode == 0
-    shutil.copytree(whole, resumed)
-    for step in (4, 6, 8):
-        shutil.rmtree(resumed / "checkpoints" / f"step-{step:08d}")
-    result = run(small_birds, resumed, "--resume", **settings)
-    assert "continue at step 3 of 8" in result.stderr
-    assert metrics(resumed) == metrics(whole)
+    whole, resumed = go_on_in_mid_epoch(small_birds, tmp_path, SAMPLED | sampler | {"model.kind": kind})
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     train = [line for line in metrics(whole) if line["kind"] == "train"]
     names = {f"{name}_loss" for name in OF_STREAMS} if sampler is TEACHING else set()
