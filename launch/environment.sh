@@ -14,6 +14,16 @@ fail() {
     exit 2
 }
 
+# read_words WORDS ...: what stands behind `python -m rg`, as the array words, and its verb; without a verb, a recipe is
+# to be trained.
+read_words() {
+    case $1 in
+        train | evaluate | explain | faithful | verify) words=("$@") ;;
+        *) words=(train "$@") ;;
+    esac
+    verb=${words[0]}
+}
+
 # read_hosts HOSTFILE: the hosts of a file for DeepSpeed, as the array hosts; anything else in it is refused.
 read_hosts() {
     local problem

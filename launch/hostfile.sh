@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Train on several machines that this one reaches by ssh without a password, started by pdsh:
+# Train, or do another verb, on several machines that this one reaches by ssh without a password, started by pdsh:
 #
 #     launch/hostfile.sh HOSTFILE RECIPE --data DIR --out RUN [settings of python -m rg train]
+#     launch/hostfile.sh HOSTFILE evaluate|explain|faithful|verify [what python -m rg takes behind that word]
 #
 # HOSTFILE has a line "HOST slots=N" for each machine, N the processes it takes (its GPUs). Code, environment, data and
 # run folder must be found at the same places everywhere. --dry-run as the first argument prints the command.
 #
-# MASTER_ADDR (default: the first host) and MASTER_PORT (29500) are where the processes meet, each run on the first machine by
-# a port of its own; every host must be able to
-# resolve the address, which a name that only ~/.ssh/config knows is not. Of the variables set here the other machines
-# see NCCL_*, GLOO_*, TORCH_*, OMP_*, DS_ACCELERATOR, DS_LOG_LEVEL, PYTHON* and UCX_*, and the lines NAME=VALUE of the
+# MASTER_ADDR (default: the first host) and MASTER_PORT (29500) are where the processes meet, each run on the first
+# machine by a port of its own; every host must be able to resolve the address, which a name that only ~/.ssh/config
+# knows is not. Of the variables set here the other machines see NCCL_*, GLOO_*, TORCH_*, OMP_*, DS_ACCELERATOR, DS_LOG_LEVEL, PYTHON* and UCX_*, and the lines NAME=VALUE of the
 # files .deepspeed_env in the home and the working directory (DS_ENV_FILE: another name). They stand in command lines
 # that everyone on those machines can read, so credentials do not belong there; on machines whose own name resolves to
 # 127.0.0.1 gloo needs GLOO_SOCKET_IFNAME.
@@ -17,7 +17,7 @@ set -euo pipefail
 exported=$(compgen -e)
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-[ $# -ge 2 ] || fail "expected a hostfile and a recipe (python -m rg recipes)"
+[ $# -ge 2 ] || fail "expected a hostfile and a recipe (python -m rg recipes) or verb"
 hostfile=$1
 shift
 read_hosts "$hostfile"
@@ -40,9 +40,9 @@ quote() {
     esac
 }
 
-words=()
-for word in "$@"; do
-    words+=("$(quote "$word")")
+read_words "$@"
+for place in "${!words[@]}"; do
+    words[place]=$(quote "${words[place]}")
 done
 
 # The file that DeepSpeed takes variables from: open as descriptor 9, its name gone already.
@@ -75,4 +75,4 @@ stop_ranks() {
 }
 
 start deepspeed --hostfile "$hostfile" --launcher pdsh --force_multi --master_addr "$master" --master_port "$port" \
-    --no_local_rank --module rg train "${words[@]}"
+    --no_local_rank --module rg "${words[@]}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Train on several machines by torchrun: this line on each.
+# Train, or do another verb (evaluate, explain, faithful, verify), on several machines by torchrun: this line on each.
 #
 #     NODES=4 NODE_RANK=0 MASTER_ADDR=HOST launch/torchrun.sh RECIPE --data DIR --out RUN [settings of rg train]
+#     NODES=4 NODE_RANK=0 MASTER_ADDR=HOST launch/torchrun.sh evaluate RUN --data DIR
 #     NODES=2:4 MASTER_ADDR=HOST RESTARTS=3 launch/torchrun.sh RECIPE --data DIR --out RUN [settings of rg train]
 #
 # NODES        number of machines, or MIN:MAX: elastic
@@ -12,13 +13,14 @@
 # RESTARTS     how often all processes are started again, from the newest checkpoint, when one fails (default 0)
 #
 # --dry-run as the first argument prints the command. Elastic runs, those with MIN:MAX or RESTARTS, use torchrun's c10d
-# rendezvous and --auto-resume. That compares the wall clocks of the machines: a machine whose clock is off by more than
+# rendezvous and, to train, --auto-resume. That compares the wall clocks of the machines: a machine whose clock is off by more than
 # 15 s is taken for dead, so let NTP run. If the machine at MASTER_ADDR is lost, such a run ends. torchrun ends with 1
 # whatever its processes ended with. On machines whose own name resolves to 127.0.0.1 gloo needs GLOO_SOCKET_IFNAME.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-[ $# -ge 1 ] || fail "expected a recipe (python -m rg recipes)"
+[ $# -ge 1 ] || fail "expected a recipe (python -m rg recipes) or verb"
+read_words "$@"
 [[ ${NODES:-} =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "NODES: expected a number or MIN:MAX, got '${NODES:-}'"
 NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-}}
 [[ ${RESTARTS:=0} =~ ^[0-9]+$ ]] || fail "RESTARTS: expected a number, got '$RESTARTS'"
@@ -40,7 +42,7 @@ if [[ $NODES == *:* || $RESTARTS -gt 0 ]]; then
     if [ "$NODE_RANK" ]; then # else torchrun compares MASTER_ADDR with what the name of this machine resolves to
         rendezvous+=(--rdzv-conf "is_host=$([ "$NODE_RANK" = 0 ] && echo true || echo false)")
     fi
-    set -- "$@" --auto-resume
+    [ "$verb" != train ] || words+=(--auto-resume)
 else
     [[ $NODE_RANK =~ ^[0-9]+$ && $NODE_RANK -lt $NODES ]] ||
         fail "NODE_RANK: expected 0 to $((NODES - 1)), got '$NODE_RANK'"
@@ -49,6 +51,6 @@ fi
 
 # How long the ranks may take to save after a signal; torchrun's default is 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
-command=(torchrun --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${rendezvous[@]}" --module rg train "$@")
+command=(torchrun --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${rendezvous[@]}" --module rg "${words[@]}")
 show "${command[@]}"
 exec "${command[@]}"

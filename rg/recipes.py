@@ -554,7 +554,7 @@ def _distilling(loss: LossConfig) -> LossConfig:
 def _behind_saliency(config: RunConfig) -> RunConfig:
     """Features of Lite0 are far larger than those of SSN's ResNet, so what makes saliency of them learns far slower."""
     sampler = SamplerConfig("saliency", 128, 2, "tf_efficientnet_lite0", glimpse=128)
-    rates = {"sampler.network.*": 5e-3, "sampler.saliency.*": 1e-4}
+    rates = {"sampler.network.*": 5e-3, "sampler.saliency.*": 3e-4}
     return replace(
         config,
         model=replace(config.model, sampler=sampler),

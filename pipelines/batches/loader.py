@@ -47,6 +47,7 @@ class Batch:
         boxes: N arrays float32 [B, 4], clipped to the window; boxes that lie outside it are dropped. None without
             annotations.
         part_maps: uint8 [N, rows, columns]; None without annotations.
+        numbers: Of the samples in their split, N of them.
     """
 
     images: Tensor
@@ -56,6 +57,7 @@ class Batch:
     visibility: Tensor | None = None
     boxes: list[np.ndarray] | None = None
     part_maps: Tensor | None = None
+    numbers: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Loader:
         seed: Seed of shuffling and augmentation, the same on all ranks.
         rank: Rank of this process.
         world_size: Number of ranks.
+        pieces: In testing, the samples to read, one range after another, and no batch of two; by default those of the
+            rank, in one piece.
         max_damaged: Share of damaged samples, of those read and of at least 1000, above which the loader stops.
         balance: In training, a class of n samples is drawn as if it had n^(1 - balance) of them.
 
@@ -115,6 +119,7 @@ class Loader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        pieces: Sequence[range] | None = None,
         max_damaged: float = 0.01,
         balance: float = 0.0,
     ) -> None:
@@ -122,7 +127,7 @@ class Loader:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self._reader = Reader(data, split)
         self.manifest, self.samples = self._reader.manifest, self._reader.size
-        self._range = plan.shard_range(self.samples, rank, world_size)
+        self._pieces = [range(*plan.shard_range(self.samples, rank, world_size))] if pieces is None else pieces
         self._data, self.split = data, split
         first, end = plan.shard_range(batch_size, rank, world_size) if geometry.training else (0, batch_size)
         self._geometry, self._batch_size, self._global_batch = geometry, end - first, batch_size
@@ -131,7 +136,7 @@ class Loader:
         self._decoding = decoding or Decoding()
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._max_damaged = max_damaged
-        self._stop_if_too_many(self._reader.lost(), self.samples)
+        self.stop_if_too_many(self._reader.lost(), self.samples)
         self._balance = balance
         self._stream = plan.Stream([shard.samples for shard in self._reader.shards], seed, self._weights())
         self._spare: Decoder | None = self._new_decoder()
@@ -173,6 +178,7 @@ class Loader:
         ranges = self._training_ranges() if self._geometry.training else self._testing_ranges()
         reading = deque(self._start_reading(pool, *places) for places in itertools.islice(ranges, READ_AHEAD))
         by_size: dict[tuple[int, int] | None, list[_Place]] = {}
+        ends = {piece.stop for piece in self._pieces}
         while reading:
             places = [place for chunk in reading.popleft() for place in chunk.result()]
             reading.extend(self._start_reading(pool, *places) for places in itertools.islice(ranges, 1))
@@ -184,7 +190,9 @@ class Loader:
                 by_size.setdefault(size, []).append(place)
                 if len(by_size[size]) == self._batch_size:
                     yield by_size.pop(size)
-        yield from by_size.values()
+            if places[-1].place + 1 in ends:
+                yield from by_size.values()
+                by_size.clear()
 
     def state(self) -> dict[str, Any]:
         """Where the stream is after the last delivered batch, and what tells it from other streams: plain values."""
@@ -243,7 +251,8 @@ class Loader:
             yield plan.rank_places(start, number, self._global_batch, self._rank, self._world_size)
 
     def _testing_ranges(self) -> Iterator[tuple[int, int]]:
-        yield from plan.batch_ranges(*self._range, self._batch_size)
+        for piece in self._pieces:
+            yield from plan.batch_ranges(piece.start, piece.stop, self._batch_size)
 
     def _start_reading(self, pool: ThreadPoolExecutor, first: int, end: int) -> list[Future[list[_Place]]]:
         """Reads places in chunks, so many that the batches read ahead keep all threads busy."""
@@ -322,9 +331,14 @@ class Loader:
                 raise ValueError(f"{self._data}: {ATTEMPTS} samples of the split {self.split} in a row are damaged")
             self.damaged += len(place.damaged)
             self._read += len(place.damaged) + (place.sample is not None)
-        self._stop_if_too_many(self.damaged, self._read)
+        self.stop_if_too_many(self.damaged, self._read)
 
-    def _stop_if_too_many(self, damaged: int, read: int) -> None:
+    def stop_if_too_many(self, damaged: int, read: int) -> None:
+        """Refuse that so many samples of those read are damaged.
+
+        Raises:
+            ValueError: they are more than ``max_damaged``.
+        """
         if damaged > self._max_damaged * max(read, COUNTED):
             raise ValueError(
                 f"{self._data}: {damaged} of {read} samples of the split {self.split} are damaged, more than a share "
@@ -335,7 +349,8 @@ class Loader:
         samples = [place.sample for place in places if place.sample]
         windows = [place.window for place in places if place.window]
         labels = torch.tensor([sample.label for sample in samples])
-        batch = Batch(images.permute(0, 3, 1, 2), labels, [sample.key for sample in samples])
+        keys, numbers = [sample.key for sample in samples], [place.number for place in places if place.sample]
+        batch = Batch(images.permute(0, 3, 1, 2), labels, keys, numbers=numbers)
         return self._annotated(batch, samples, windows) if self._annotations else batch
 
     def _annotated(self, batch: Batch, samples: Sequence[Sample], windows: Sequence[Window]) -> Batch:

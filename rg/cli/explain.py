@@ -32,7 +32,7 @@ def explain(arguments: Arguments) -> None:
     args = parser.parse_args(arguments)
     options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "overwrite")}
     with joined() as peers:
-        threads = args.jobs or max(1, usable_cores() // (peers.sharing if peers else 1))
+        threads = args.jobs or max(1, usable_cores() // peers.sharing)
         explain_files(args.run, args.images, args.out, write_page=gallery.write, jobs=threads, peers=peers, **options)
 
 

@@ -6,18 +6,16 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rg.distributed.group import Group
+from rg.runs.peers import Alone, Peers
 
 PATIENCE = 7 * 86400.0  # seconds that a process which is done waits for the others
 BAD_INPUT = 2  # exit code, see ``main``
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Group | None]:
-    """The processes that torchrun, srun or mpirun have started with this one; None where nobody has.
+def joined() -> Iterator[Peers]:
+    """The processes that torchrun, srun or mpirun have started with this one, and this one alone where nobody has.
 
     The first tells what is to be told. Errors of all are said once on every host.
     """
@@ -28,7 +26,7 @@ def joined() -> Iterator[Group | None]:
 
     ranks = discover()
     if ranks.world_size == 1:
-        yield None
+        yield Alone()
         return
     group = connect(ranks, PATIENCE)
     limit_threads(group.sharing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,9 +22,12 @@ from pipelines.cores import affinity
 from rg.distributed.meeting import meet
 from rg.distributed.ranks import Ranks
 
+GLANCE = 0.1  # seconds between two things that are done while others are waited for
 GLOO = re.compile(r"\[(enforce fail at )?\S*gloo/\S+:\d+\]")  # the place in its source that Gloo's errors begin with
 
 T = TypeVar("T")
+
+_store: dist.Store = dist.HashStore()  # of all ranks, once they are connected
 
 
 class GroupError(ValueError):
@@ -66,6 +70,7 @@ def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0, setting: 
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=max(timeout, join_timeout))
+    global _store
     host_group = None
     if not dist.is_initialized():
         store: dist.Store = dist.HashStore()  # in memory: takes no port
@@ -78,10 +83,11 @@ def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0, setting: 
         except (dist.DistError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ConnectionError(f"{ranks.name} of {ranks.world_size} cannot join the others: {reason}") from None
+        _store = store
         atexit.register(_disconnect)
     if backend == "nccl" and ranks.world_size > 1:
         host_group = dist.new_group(backend="gloo", timeout=wait)
-    group = Group(ranks, host_group)
+    group = Group(ranks, host_group, _store)
     place = (socket.gethostname(), affinity())
     group.sharing = group.collect(place).count(place)
     return group
@@ -99,6 +105,7 @@ class Group:
     Args:
         ranks: Place of this process.
         host_group: Process group for what is not on a GPU; None for the default group.
+        store: What the ranks keep their counters in; None where there is one rank.
 
     Attributes:
         sharing: Ranks that may run on the cores of this one, itself included. Launchers may give each rank its own.
@@ -106,9 +113,11 @@ class Group:
 
     sharing = 1
 
-    def __init__(self, ranks: Ranks, host_group: Any = None) -> None:
+    def __init__(self, ranks: Ranks, host_group: Any = None, store: dist.Store | None = None) -> None:
         self.ranks = ranks
         self._host_group = host_group
+        self._store = store or dist.HashStore()
+        self._counters = 0
 
     def gather(self, x: Tensor, flags: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Rows of all ranks on every rank, in one collective; rows with gradient, flags without.
@@ -148,6 +157,29 @@ class Group:
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.collect(None)
+
+    def wait(self, meanwhile: Callable[[], object]) -> None:
+        """Wait for all ranks, and call a function again and again until they are here."""
+        if self.ranks.world_size == 1:
+            return
+        with collectives():
+            here = torch.zeros(1)
+            work = dist.all_reduce(here, group=self._host_group, async_op=True)
+            while not work.is_completed():
+                meanwhile()
+                time.sleep(GLANCE)
+            work.wait()
+
+    def counter(self) -> Callable[[int], int]:
+        """A number that all ranks share, 0 at first: adds to it, on any rank at any time, and tells what it is then."""
+        self._counters += 1
+        name = f"counter {self._counters}"
+
+        def add(amount: int) -> int:
+            with collectives():
+                return self._store.add(name, amount)
+
+        return add
 
     def together(self, check: Callable[[], T]) -> T:
         """Run a check on every rank; all raise if it fails on any.

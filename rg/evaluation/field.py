@@ -60,7 +60,7 @@ def on_pixels(seen: Tally, background: np.ndarray) -> PerImage:
     """What part maps or masks tell of the parts; nothing without any."""
     samples = PerImage()
     if seen.pixel_tables:
-        tables = np.concatenate(seen.pixel_tables)
+        tables = torch.cat(seen.pixel_tables).numpy()
         samples.tables["pixel_nmi", "pixel_ari"] = tables
         samples.mean("foreground_iou", foreground_ious(tables, ~background))
     return samples

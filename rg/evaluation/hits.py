@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,19 +58,19 @@ def consistency(hits: np.ndarray, visibility: np.ndarray, labels: np.ndarray) ->
     return float(np.mean(consistent)) if np.size(consistent) else None
 
 
-def noisy(images: Tensor, first: int, pixel_std: Tensor) -> Tensor:
-    """Images under Gaussian noise that depends on their place in the split alone, and is clipped.
+def noisy(images: Tensor, numbers: Sequence[int], pixel_std: Tensor) -> Tensor:
+    """Images under Gaussian noise that depends on their number in the split alone, and is clipped.
 
     Args:
         images: [N, 3, H, W] in 0..255.
-        first: Place of the first of them.
+        numbers: Of their samples in the split, N of them.
         pixel_std: Standard deviation of the pixels [1, 3, 1, 1], in grey levels.
 
     Returns:
         float32 [N, 3, H, W], neither rounded nor clipped to 0..255.
     """
-    places = torch.arange(first, first + len(images), device=images.device)
+    seeds = torch.tensor(numbers, device=images.device)
     shape = images.shape[1:]
-    numbers = torch.stack([uniform(place, shape.numel(), Stream.MEASUREMENT).view(shape) for place in places.split(1)])
-    noise = (NOISE * 2**0.5 * torch.erfinv(2 * numbers - 1)).clamp(-NOISE_LIMIT, NOISE_LIMIT)
+    uniforms = torch.stack([uniform(seed, shape.numel(), Stream.MEASUREMENT).view(shape) for seed in seeds.split(1)])
+    noise = (NOISE * 2**0.5 * torch.erfinv(2 * uniforms - 1)).clamp(-NOISE_LIMIT, NOISE_LIMIT)
     return images + noise * pixel_std

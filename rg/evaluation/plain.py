@@ -3,135 +3,202 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.batches.loader import Loader
+from pipelines.batches.loader import Batch
 from rg.attribution.factorization import DeepFeatureFactorization
 from rg.attribution.maps import cam, grad_cam, guided_grad_cam, guides
 from rg.attribution.methods import factorize
 from rg.attribution.pointing import pointing_game
-from rg.config import EvaluationConfig, RunConfig
 from rg.evaluation.field import field_metrics
 from rg.evaluation.hits import noisy
 from rg.evaluation.intervals import PerImage, intervals
+from rg.evaluation.pieces import Pieces
+from rg.evaluation.plan import Plan
 from rg.evaluation.tally import Answers, Predictions, Tally, landmark_metrics, threshold
 from rg.model.build import class_logits
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput
-from rg.runs import inputs
+from rg.runs.progress import image_progress
 
 OF_OBJECT = ("landmarks_on_object", "foreground_iou")  # need to know which factors are background
+MAPS: dict[str, Callable[[PlainModel, Tensor, Tensor], Tensor]] = {
+    "cam": cam,
+    "grad_cam": grad_cam,
+    "guided_grad_cam": guided_grad_cam,
+}
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_plain(
-    model: PlainModel,
-    load: Callable[[str, str], Loader],
-    fit: str,
-    split: str,
-    evaluation: EvaluationConfig,
-    config: RunConfig,
-) -> tuple[Answers, dict[str, Any], Predictions]:
-    """Measures the network, the pointing game of its activation maps, and the landmark error of its feature factors.
+@dataclass
+class PlainAnswers(Answers):
+    """Also of activation maps.
 
-    The maps explain the class that the network names. The factors, as many as the configuration has parts, are those of
-    its last feature map; their centres tell landmarks as the centres of parts do.
+    Attributes:
+        peaks: float32 [n, maps], whether the peaks of ``MAPS`` lie in a box; nan without boxes, or if undefined.
+    """
 
-    Args:
-        model: In evaluation mode.
-        load: Split and view -> loader.
-        fit: The split that factors and landmark regression are fitted on.
-        split: The split that is measured.
-        evaluation: Settings to measure by.
-        config: Of the run.
+    peaks: list[Tensor] = field(default_factory=list)
 
-    Returns:
-        The answers, what metrics.json holds, and what predictions.jsonl holds at a temperature.
+
+@dataclass(frozen=True)
+class Looked:
+    """What a plain network says of the images.
+
+    Attributes:
+        answers: Of the split that is measured.
+        tested: Where factors of its last feature map are on the same images; None without landmarks.
+        fitted: The same of the split that factors and landmark regression are fitted on.
+    """
+
+    answers: PlainAnswers
+    tested: Tally | None
+    fitted: Tally | None
+
+
+def look(plan: Plan, pieces: Pieces) -> Looked:
+    """Look at everything that is to be measured: the network, activation maps of the class that it names, and factors.
+
+    The factors are as many as the configuration has parts; their centres tell landmarks as the centres of parts do.
 
     Raises:
         ValueError: the data has boxes and Captum is not installed.
     """
-    loader = load(split, evaluation.view)
-    answers, pointing_errors = _answers(model, loader, evaluation)
-    result: dict[str, Any] = {"damaged": loader.damaged} | answers.accuracies()
-    result["pointing_errors"] = pointing_errors
+    model, evaluation = _plain(plan), plan.evaluation
+    if not guides(model) and pieces.first:
+        logger.warning("Guided Grad-CAM is not measured: it is defined for ReLU networks only")
+    device = next(model.parameters()).device
+
+    def take(answers: PlainAnswers, batch: Batch) -> None:
+        images = batch.images.to(device)
+        with torch.no_grad():
+            logits = class_logits(model, images, evaluation.flip)
+        answers.answer(batch, logits.float().cpu())
+        answers.peaks.append(_peaks(model, batch, images, logits, plan.manifest.multi_label))
+
+    def new() -> PlainAnswers:
+        return PlainAnswers(plan.manifest, threshold(evaluation))
+
+    answers = pieces.tally("answers", plan.split, evaluation.view, new, take)
+    if not plan.manifest.landmarks:
+        return Looked(answers, None, None)
+    factors = _factorize(plan, pieces)
+    fitted, tested = (_factor_tally(plan, pieces, factors, name) for name in (plan.fit, plan.split))
+    return Looked(answers, tested, fitted)
+
+
+def validate(plan: Plan, pieces: Pieces) -> Answers:
+    """What the network says of the classes of the validation split."""
+    model, evaluation = _plain(plan), plan.evaluation
+    device = next(model.parameters()).device
+
+    def take(answers: Answers, batch: Batch) -> None:
+        with torch.inference_mode():
+            logits = class_logits(model, batch.images.to(device), evaluation.flip)
+        answers.answer(batch, logits.float().cpu())
+
+    return pieces.tally(
+        "validation", "val", evaluation.view, lambda: Answers(plan.manifest, threshold(evaluation)), take
+    )
+
+
+def measure(plan: Plan, looked: Looked) -> tuple[dict[str, Any], Predictions]:
+    """What metrics.json holds, and what predictions.jsonl holds at a temperature."""
+    evaluation, answers = plan.evaluation, looked.answers
+    result: dict[str, Any] = {"damaged": answers.damaged} | answers.accuracies()
+    hits = torch.cat(answers.peaks).double()
+    result["pointing_errors"] = {
+        name: None if column.isnan().all() else 1 - column.nanmean().item()
+        for name, column in zip(MAPS, hits.T, strict=True)
+    }
     result |= {"dff_landmark_error": None, "dff_field": None}
     of_answers = PerImage()
     of_answers.mean("accuracy", answers.correct().numpy())
     ends: dict[str, Any] = dict(intervals(of_answers))
-    if loader.manifest.landmarks:
-        fitting = load(fit, evaluation.landmark_view)
-        images = (batch.images for batch in inputs.progress(fitting))
-        factors = factorize(model, images, fitting.samples, config.model.grouping.num_parts, config.seed)
-        fitted, tested = (
-            _factor_tally(model, factors, load(name, evaluation.landmark_view), evaluation, hits=name == split)
-            for name in (fit, split)
-        )
-        errors, landmark_errors = landmark_metrics(fitted, tested, evaluation, loader.manifest.classes)
+    fitted, tested = looked.fitted, looked.tested
+    if fitted and tested:
+        errors, landmark_errors = landmark_metrics(fitted, tested, evaluation, plan.manifest.classes)
         result |= {f"dff_{name}": value for name, value in errors.items()}
 
-        no_background = np.zeros(config.model.grouping.num_parts, dtype=bool)
+        no_background = np.zeros(plan.config.model.grouping.num_parts, dtype=bool)
         figures, of_field = field_metrics(fitted, tested, tested, no_background, evaluation.landmark_scale)
         result["dff_field"] = {name: value for name, value in figures.items() if name not in OF_OBJECT}
         of_factors = intervals(tested.landmarks_per_image(landmark_errors))
         ends |= {f"dff_{name}": value for name, value in of_factors.items()}
         ends["dff_field"] = {name: value for name, value in of_field.items() if name not in OF_OBJECT}
     result["intervals"] = ends
-    return answers, result, answers.predictions
+    return result, answers.predictions
 
 
-def _answers(
-    model: PlainModel, loader: Loader, evaluation: EvaluationConfig
-) -> tuple[Answers, dict[str, float | None]]:
-    """Logits, and how often the peak of each activation map misses the boxes; None where there are none."""
-    device = next(model.parameters()).device
-    methods: dict[str, Callable[[PlainModel, Tensor, Tensor], Tensor]] = {"cam": cam, "grad_cam": grad_cam}
-    if guides(model):
-        methods["guided_grad_cam"] = guided_grad_cam
-    else:
-        logger.warning("Guided Grad-CAM is not measured: it is defined for ReLU networks only")
-    hits: dict[str, list[bool]] = {"cam": [], "grad_cam": [], "guided_grad_cam": []}
-    answers = Answers(loader.manifest, threshold(evaluation))
-    for batch in inputs.progress(loader):
-        images = batch.images.to(device)
-        height, width = images.shape[2:]
-        with torch.no_grad():
-            logits = class_logits(model, images, evaluation.flip)
-        answers.answer(batch, logits.float().cpu())
-        boxes = {n: boxes for n, boxes in enumerate(batch.boxes or []) if len(boxes)}
-        if not boxes or loader.manifest.multi_label:
-            continue
-        for name, method in methods.items():
-            maps = method(model, images[list(boxes)], logits[list(boxes)].argmax(1))
-            hits[name] += [hit is True for hit in pointing_game(maps, list(boxes.values()), (height, width))]
-    return answers, {name: 1 - sum(values) / len(values) if values else None for name, values in hits.items()}
+def _plain(plan: Plan) -> PlainModel:
+    assert isinstance(plan.model, PlainModel)
+    return plan.model
 
 
-def _factor_tally(
-    model: PlainModel, factors: DeepFeatureFactorization, loader: Loader, evaluation: EvaluationConfig, hits: bool
-) -> Tally:
-    """A tally whose parts are the factors, all of them active; ``hits`` adds which landmarks they meet."""
-    tally = Tally(loader.manifest, corner=evaluation.centers == "corner", active_above=-1)
-    for batch in inputs.progress(loader):
+def _peaks(model: PlainModel, batch: Batch, images: Tensor, logits: Tensor, multi_label: bool) -> Tensor:
+    """Whether the peaks of activation maps lie in boxes; see ``PlainAnswers``."""
+    found = torch.full((len(images), len(MAPS)), torch.nan)
+    boxes = {n: boxes for n, boxes in enumerate(batch.boxes or []) if len(boxes)}
+    if boxes and not multi_label:
+        rows, size = list(boxes), (images.shape[2], images.shape[3])
+        for column, (name, method) in enumerate(MAPS.items()):
+            if name != "guided_grad_cam" or guides(model):
+                hits = pointing_game(method(model, images[rows], logits[rows].argmax(1)), list(boxes.values()), size)
+                found[rows, column] = torch.tensor([float(hit is True) for hit in hits])
+    return found
+
+
+def _factorize(plan: Plan, pieces: Pieces) -> DeepFeatureFactorization:
+    """The factors of all images to fit on, found by the first process."""
+    factors = None
+    if pieces.first:
+        samples = plan.manifest.split(plan.fit).samples
+        loader = pieces.load(plan.fit, plan.evaluation.landmark_view, [range(samples)])
+        with image_progress(f"{plan.fit}, factors") as progress:
+
+            def images() -> Iterator[Tensor]:
+                done = 0
+                for batch in loader:
+                    yield batch.images
+                    done += len(batch.keys)
+                    progress(done, samples)
+
+            progress(0, samples)
+            parts = plan.config.model.grouping.num_parts
+            factors = factorize(_plain(plan), images(), samples, parts, plan.config.seed)
+    return pieces.peers.collect(factors)[0]
+
+
+def _factor_tally(plan: Plan, pieces: Pieces, factors: DeepFeatureFactorization, split: str) -> Tally:
+    """A tally whose parts are the factors, all of them active; of the split that is measured with what they meet."""
+    model, evaluation = _plain(plan), plan.evaluation
+
+    def new() -> Tally:
+        return Tally(plan.manifest, corner=evaluation.centers == "corner", active_above=-1)
+
+    def take(tally: Tally, batch: Batch) -> None:
         assign = _factor_maps(model, factors, batch.images)
-        if hits:
+        if split == plan.split:
             noise = None
             if evaluation.stability:
                 pixel_std = model.backbone.pixel_std
-                images = noisy(batch.images.to(pixel_std.device), len(tally.keys), pixel_std)
+                images = noisy(batch.images.to(pixel_std.device), batch.numbers, pixel_std)
                 noise = _factor_maps(model, factors, images)
             tally.hit(batch, assign, noise)
         occurrence = assign.amax((2, 3))
         even = torch.full_like(occurrence, 1 / occurrence.shape[1])
         no_logits = torch.empty(len(assign), 0)
         tally.add(batch, ModelOutput(no_logits, assign, even, occurrence, regions=torch.empty(0)))
-    return tally
+
+    name = "factors" if split == plan.split else "fit"
+    return pieces.tally(name, split, evaluation.landmark_view, new, take)
 
 
 def _factor_maps(model: PlainModel, factors: DeepFeatureFactorization, images: Tensor) -> Tensor:

@@ -35,21 +35,25 @@ class Answers:
         manifest: Of the data set.
         threshold: Attributes hold where their logit is above this.
         keys: Sample keys.
+        numbers: int64 [n] of every batch, of its samples in their split.
         logits: float32 [N, classes] of all images; no classes for a model that names none.
-        labels: int64 [n] or [n, L] of every batch, like the next ones.
+        labels: int64 [n] or [n, L], like the next ones.
         best: int64 [n], the class or attribute with the largest logit.
         predicted: The same, or int32 [n, L]: which attributes hold.
         presences: float32 [n], of a model with parts.
+        damaged: How many samples were left out.
     """
 
     manifest: Manifest
     threshold: float = 0.0
     keys: list[str] = field(default_factory=list)
+    numbers: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     logits: Rows = field(default_factory=Rows)
     best: list[Tensor] = field(default_factory=list)
     predicted: list[Tensor] = field(default_factory=list)
     presences: list[Tensor] = field(default_factory=list)
+    damaged: int = 0
 
     def answer(self, batch: Batch, logits: Tensor) -> None:
         """Take note of the logits of one batch.
@@ -59,6 +63,7 @@ class Answers:
         """
         _check_finite(batch, logits, "logits")
         self.keys += batch.keys
+        self.numbers.append(torch.tensor(batch.numbers))
         self.labels.append(batch.labels)
         self.logits.append(logits.numpy())
         if self.labelled:
@@ -129,8 +134,8 @@ class Tally(Answers):
         active: bool [n, K], whether the map of a part exceeds ``active_above`` somewhere.
         wins: float32 [n, K], share of the positions at which a part is the strongest.
         contributions: float32 [n, K], to the logit of the class (or attribute) with the largest.
-        decomposition_error: Largest difference of the sum of contributions and constant from their logit, over the two
-            best classes of every image.
+        decomposition_errors: float32 [n], largest difference of the sum of contributions and constant from their logit,
+            over the two best classes of an image.
         landmarks: float32 [n, P, 2].
         visibility: bool [n, P].
         corner: Whether the centres are counted from the far corners of the cells of the map.
@@ -138,9 +143,9 @@ class Tally(Answers):
         landmark_parts: int64 [n, P], the strongest part at each landmark.
         hits: bool [n, K, P], which landmarks the peak of each part meets (see ``hits``).
         unchanged: bool [n, K], whether it meets the same ones under noise; empty where that is not asked for.
-        sizes: (height, width) of every image.
-        boxes: The first box of every image [4]; nan where there is none.
-        pointing: Whether the peak of the attribution lies in a box; None without boxes.
+        sizes: int64 [n, 2], height and width.
+        boxes: float32 [n, 4], the first box; nan where there is none.
+        pointing: float32 [n], whether the peak of the attribution lies in a box; nan without boxes.
         overlap: [K, K] inner products of the assignment maps, summed over images.
         landmark_table: How often each part was the strongest at each landmark.
         part_map_table: The same at each pixel of the true parts.
@@ -161,15 +166,15 @@ class Tally(Answers):
     contributions: list[Tensor] = field(default_factory=list)
     landmarks: list[Tensor] = field(default_factory=list)
     visibility: list[Tensor] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    boxes: list[np.ndarray] = field(default_factory=list)
-    pointing: list[bool | None] = field(default_factory=list)
-    overlap: Tensor | None = None
+    sizes: list[Tensor] = field(default_factory=list)
+    boxes: list[Tensor] = field(default_factory=list)
+    pointing: list[Tensor] = field(default_factory=list)
+    decomposition_errors: list[Tensor] = field(default_factory=list)
+    overlap: np.ndarray | int = 0
     landmark_table: np.ndarray | int = 0
     part_map_table: np.ndarray | int = 0
-    pixel_tables: list[np.ndarray] = field(default_factory=list)
+    pixel_tables: list[Tensor] = field(default_factory=list)
     corner: bool = False
-    decomposition_error: float = 0.0
 
     def locate(self, batch: Batch, output: ModelOutput) -> None:
         """Take note of the answers to one batch, and of where its parts are."""
@@ -183,11 +188,13 @@ class Tally(Answers):
         self.centers.append((middles + half if self.corner else middles) * size)
         self.cell_corners.append((middles - half) * size)
         self.active.append(output.assign.amax((2, 3)) > self.active_above)
-        self.sizes += [(height, width)] * len(batch.keys)
+        self.sizes.append(torch.tensor([[height, width]] * len(batch.keys)))
         if batch.landmarks is not None and batch.visibility is not None:
             self.landmarks.append(batch.landmarks)
             self.visibility.append(batch.visibility)
-        self.boxes += [boxes[0] if len(boxes) else np.full(4, np.nan, dtype=np.float32) for boxes in _boxes(batch)]
+        none = np.full(4, np.nan, dtype=np.float32)
+        first = [boxes[0] if len(boxes) else none for boxes in _boxes(batch)]
+        self.boxes.append(torch.from_numpy(np.stack(first)))
 
     def hit(self, batch: Batch, assign: Tensor, noisy: Tensor | None) -> None:
         """Take note of which landmarks of one batch the parts meet, with maps [N, K, h, w] and those under noise."""
@@ -212,7 +219,7 @@ class Tally(Answers):
         winner = F.one_hot(output.assign.argmax(1), K).float()
         self.wins.append(winner.mean((1, 2)))
         maps = output.assign.transpose(0, 1).flatten(1)
-        self.overlap = maps @ maps.T + (0 if self.overlap is None else self.overlap)
+        self.overlap = self.overlap + (maps @ maps.T).numpy()
         if batch.landmarks is not None and batch.visibility is not None:
             visible = batch.visibility.numpy()
             strongest = parts_at(output.assign, batch.landmarks, (height, width))
@@ -220,13 +227,14 @@ class Tally(Answers):
             truth = np.broadcast_to(np.arange(visible.shape[1]), visible.shape)
             self.landmark_table += metrics.contingency(strongest.numpy()[visible], truth[visible], K, visible.shape[1])
         attribution = torch.einsum("nk,nkhw->nhw", attention, output.assign)
-        self.pointing += pointing_game(attribution, _boxes(batch), (height, width))
+        found = pointing_game(attribution, _boxes(batch), (height, width))
+        self.pointing.append(torch.tensor([torch.nan if hit is None else float(hit) for hit in found]))
         if batch.part_maps is not None:
             up = F.interpolate(output.assign, (height, width), mode="bilinear", align_corners=False)
             rows = 1 + len(self.manifest.parts)
             truth = batch.part_maps.numpy() + rows * np.arange(N)[:, None, None]
             tables = metrics.contingency(up.argmax(1).numpy(), truth, K, rows * N).reshape(N, rows, K)
-            self.pixel_tables.append(tables)
+            self.pixel_tables.append(torch.from_numpy(tables))
             self.part_map_table += tables[:, 1:].sum(0)
 
     def part_predictions(
@@ -241,6 +249,7 @@ class Tally(Answers):
         if self.labelled:
             part_values["contributions"] = torch.cat(self.contributions)
             explained = torch.cat(self.best).tolist()
+        pointing = torch.cat(self.pointing).tolist()
         for n, line in enumerate(self.predictions(temperature)):
             errors = landmark_errors.get(line["key"], np.empty(0))
             errors = errors[~np.isnan(errors)]
@@ -249,7 +258,7 @@ class Tally(Answers):
                 line["explained"] = explained[n]
             yield line | {
                 "landmark_error": float(errors.mean()) if len(errors) else None,
-                "pointing": self.pointing[n],
+                "pointing": None if np.isnan(pointing[n]) else bool(pointing[n]),
             }
 
     def per_image(self) -> PerImage:
@@ -257,9 +266,9 @@ class Tally(Answers):
         samples = PerImage()
         if self.labelled:
             samples.mean("accuracy", self.correct().numpy())
-        samples.mean("pointing_error", np.array([np.nan if hit is None else not hit for hit in self.pointing]))
+        samples.mean("pointing_error", 1 - torch.cat(self.pointing).double().numpy())
         if self.pixel_tables and len(self.manifest.parts) > 1:
-            samples.tables["part_map_nmi", "part_map_ari"] = np.concatenate(self.pixel_tables)[:, 1:]
+            samples.tables["part_map_nmi", "part_map_ari"] = torch.cat(self.pixel_tables).numpy()[:, 1:]
         return samples
 
     def landmarks_per_image(self, landmark_errors: dict[str, np.ndarray]) -> PerImage:
@@ -288,9 +297,9 @@ class Tally(Answers):
             lengths: [N, 2], what a difference of 1 in x and in y is as an error; nan where that is not known.
         """
         if scale == "box":
-            boxes = np.stack(self.boxes)
+            boxes = torch.cat(self.boxes).numpy()
             return boxes, np.where(np.isnan(boxes[:, :2]), np.nan, 1.0)
-        sides = np.array(self.sizes, dtype=float)[:, ::-1]  # along x, along y
+        sides = torch.cat(self.sizes).double().numpy()[:, ::-1]  # along x, along y
         landmarks, visible = torch.cat(self.landmarks).numpy(), torch.cat(self.visibility).numpy()
         distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
         known = visible[:, :2].all(1) & (distance > 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -13,19 +12,18 @@ from pathlib import Path
 from pipelines.files import atomic_write, check_folder, sha256
 from rg.explain.explainer import Explainer, ImageLike
 from rg.explain.facts import MOSTLY
-from rg.explain.folder import ExplainedFolder, Line, Written, gather, join_folder, open_folder
+from rg.explain.folder import ExplainedFolder, Line, gather, join_folder, open_folder
 from rg.explain.image_files import find_images
 from rg.explain.lookahead import in_order
 from rg.explain.numbers import percent
-from rg.explain.peers import Alone, Peers
 from rg.explain.pictures import ANSWERS
 from rg.runs.folder import PART_PICTURES, WEIGHTS
 from rg.runs.part_pictures import read_part_pictures
+from rg.runs.peers import Alone, Peers
 from rg.runs.progress import image_progress
 
 LONGEST_SIDE = 640  # pixels of a photo, of which pictures show 480 at most
 FEW = 20  # images whose labels are logged one by one
-GLANCE = 1.0  # seconds between two looks at what other processes have written
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +101,10 @@ def explain_files(
         to_do = [file for file, _ in named]
         share, own = to_do[process::processes], {str(file): name for file, name in named[process::processes]}
         writing = join_folder(out, pictures, share, own, class_names, process) if processes > 1 else nullcontext(opened)
-        others = Written(out) if opened and processes > 1 else None
         try:
             with writing as folder:  # closed before the first process reads what the others have written
                 assert folder is not None
-                left_out = _explain(explainer, folder, len(files), len(to_do), view, batch_size, jobs, others)
+                left_out = _explain(explainer, folder, len(files), len(to_do), view, batch_size, jobs, peers)
             left_out = sum(peers.collect(left_out))
             if opened and processes > 1:
                 gather(out, to_do)
@@ -134,43 +131,39 @@ def _explain(
     view: str,
     batch_size: int,
     jobs: int,
-    others: Written | None,
+    peers: Peers,
 ) -> int:
     """Explains the share of this process; the number of images that could not be decoded.
 
     Args:
         total: Of all images.
         to_do: Of those that all processes have to explain.
-        others: What all processes write, where there are several and this one tells of it.
+        peers: The processes, of which the first tells how far all are.
     """
-    done, left_out, partly_seen = total - to_do, 0, 0
-    looked = time.monotonic()
-    if done:
-        logger.info("%d of %d images are explained already", done, total)
-    before = done
+    before, left_out, partly_seen = total - to_do, 0, 0
+    finished = peers.counter()
+    if before:
+        logger.info("%d of %d images are explained already", before, total)
 
     def leave_out(image: ImageLike, reason: str) -> None:
         nonlocal left_out
         logger.warning("left out: %s", reason)
         folder.leave_out(str(image), reason)
         left_out += 1
+        finished(1)
 
-    with image_progress() as progress, ThreadPoolExecutor(jobs) as pool:
-        progress(done, total)
+    with image_progress(shown=peers.ranks.rank == 0) as progress, ThreadPoolExecutor(jobs) as pool:
+        progress(before, total)
         explanations = explainer.stream(
             folder.to_do, view=view, batch_size=batch_size, failed=leave_out, longest_side=LONGEST_SIDE, jobs=jobs
         )
         for line in in_order(pool, folder.draw, explanations, 2 * jobs):
             folder.append(line)
             partly_seen += line["seen"] < MOSTLY
-            done += 1
-            if others is None:
-                progress(done + left_out, total)
-            elif time.monotonic() - looked > GLANCE:
-                looked = time.monotonic()
-                progress(before + others.count(), total)
+            progress(before + finished(1), total)
             if total <= FEW:
                 _tell(line)
+        peers.wait(lambda: progress(before + finished(0), total))
     if partly_seen:
         logger.warning(
             "of %d images the model saw less than %s: the middle of what is very long, or the central square",

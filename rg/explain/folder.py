@@ -183,30 +183,6 @@ def gather(path: Path, order: Sequence[Path] = ()) -> None:
             share.unlink()
 
 
-class Written:
-    """How many lines the processes have written so far that explain into a folder together.
-
-    Args:
-        path: The folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read: dict[Path, int] = {}
-        self._lines = 0
-
-    def count(self) -> int:
-        """Lines of explanations and of images that are left out."""
-        for name in (EXPLANATIONS, LEFT_OUT):
-            for share in self._path.glob(_of_process(Path(name)).name):
-                with share.open("rb") as file:
-                    file.seek(self._read.get(share, 0))
-                    fresh = file.read()
-                self._read[share] = self._read.get(share, 0) + len(fresh)
-                self._lines += fresh.count(b"\n")
-        return self._lines
-
-
 def _of_process(path: Path, process: int | None = None) -> Path:
     """The file of a process beside that of all; a pattern of all of them without a number."""
     return path.with_name(f"{path.stem}-{'[0-9]*' if process is None else f'{process:04d}'}{path.suffix}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,10 +10,9 @@ import torch
 from pipelines.batches.decoders import pick_decoder
 from pipelines.batches.decoding import Decoding
 from pipelines.batches.geometry import Geometry
-from pipelines.batches.loader import Batch, Loader
+from pipelines.batches.loader import Loader
 from pipelines.shards.storage import Location
 from rg.config import InputConfig
-from rg.runs.progress import progress_bar
 
 
 def training_geometry(config: InputConfig) -> Geometry:
@@ -46,16 +45,23 @@ def decoding(config: InputConfig, device: torch.device, sharing: int = 1) -> Dec
         hardware_load=config.hardware_load,
         largest_width=config.largest_width,
         largest_height=config.largest_height,
-        gpu=device.index or 0,
+        gpu=torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index or 0,
         ranks=sharing,
         pinned=device.type == "cuda",
     )
 
 
 def evaluation_loader(
-    config: InputConfig, data: Location, split: str, geometry: Geometry, batch_size: int, device: torch.device
+    config: InputConfig,
+    data: Location,
+    split: str,
+    geometry: Geometry,
+    batch_size: int,
+    device: torch.device,
+    pieces: Sequence[range] | None = None,
+    sharing: int = 1,
 ) -> Loader:
-    """One pass over a split with its annotations."""
+    """One pass over a split with its annotations, or over pieces of it; ``sharing`` ranks have the same cores."""
     if config.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
         config = replace(config, decoder="auto")
     return Loader(
@@ -64,14 +70,7 @@ def evaluation_loader(
         geometry,
         batch_size,
         annotations=True,
-        decoding=decoding(config, device),
+        decoding=decoding(config, device, sharing),
+        pieces=pieces,
         max_damaged=config.max_damaged,
     )
-
-
-def progress(loader: Loader) -> Iterator[Batch]:
-    """The batches of one pass, with a bar on a terminal."""
-    with progress_bar(total=loader.samples, desc=loader.split) as bar:
-        for batch in loader:
-            yield batch
-            bar.update(len(batch.keys))

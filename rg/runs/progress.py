@@ -38,10 +38,14 @@ def progress_bar(
 
 
 @contextlib.contextmanager
-def image_progress() -> Iterator[Callable[[int, int], None]]:
+def image_progress(name: str = "", *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A function to call with the number of finished images and that of all, first before any work is done.
 
     It shows images/s and the time left, on a terminal in a bar, in a log in a line from time to time.
+
+    Args:
+        name: Of the walk, where there are several; then what is over soon leaves no line in a log.
+        shown: False on a process for which another one speaks.
     """
     first: int | None = None
     began = logged = time.monotonic()
@@ -53,11 +57,13 @@ def image_progress() -> Iterator[Callable[[int, int], None]]:
             bar.total = total
         bar.update(done - bar.n)
         now = time.monotonic()
-        if bar.disable and done > first and (now - logged >= LOG_SECONDS or done == total):
+        last = done == total and (not name or logged > began)
+        if shown and bar.disable and done > first and (now - logged >= LOG_SECONDS or last):
             rate = (done - first) / max(now - began, 1e-9)
             eta = tqdm.format_interval((total - done) / rate)
-            logger.info("%d/%d images %.*f img/s eta %s", done, total, 2 if rate < 1 else 0, rate, eta)
+            prefix, digits = f"{name}: " if name else "", 2 if rate < 1 else 0
+            logger.info("%s%d/%d images %.*f img/s eta %s", prefix, done, total, digits, rate, eta)
             logged = now
 
-    with logging_redirect_tqdm(), progress_bar(smoothing=0) as bar:
+    with logging_redirect_tqdm(), progress_bar(smoothing=0, desc=name or None, shown=shown) as bar:
         yield advance

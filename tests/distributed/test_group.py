@@ -20,6 +20,7 @@ from rg.distributed.batch_norm import synchronize
 from rg.distributed.group import Group, GroupError, PeerLostError, collectives, connect
 from rg.distributed.ranks import Ranks
 from rg.model.losses import occurrence_prior_loss
+from rg.runs.peers import Alone
 from tests.support.forked import CONTEXT
 from tests.support.world import World, join
 
@@ -172,6 +173,32 @@ def test_an_error_without_words_stops_all_ranks_too(world):
 def test_a_failed_check_of_one_rank_alone_is_raised_as_it_is():
     with pytest.raises(FileNotFoundError, match="nothing"):
         Group(Ranks()).together(lambda: Path("nothing").read_text())
+
+
+def count(group: Group) -> tuple[int, int, list[int]]:
+    """Two counters when all have added to them, the last rank after the others; and the first while one waits."""
+    first, second = group.counter(), group.counter()
+    seen: list[int] = []
+    if group.ranks.rank == group.ranks.world_size - 1:
+        while first(0) < 20:  # the others have added, and wait
+            pass
+    first(10)
+    second(1)
+    group.wait(lambda: seen.append(first(0)))
+    return first(0), second(0), seen
+
+
+def test_counters_are_shared_and_tell_how_far_others_are_while_one_waits(world):
+    for first, second, seen in world(count):
+        assert (first, second) == (30, 3)
+        assert seen == sorted(seen)
+
+
+def test_a_counter_of_one_rank():
+    for peers in (Alone(), Group(Ranks())):
+        one, other = peers.counter(), peers.counter()
+        assert [one(2), one(0), one(3), other(1)] == [2, 2, 5, 1]
+        peers.wait(lambda: pytest.fail("nobody to wait for"))
 
 
 def sum_all(group: Group) -> None:

@@ -308,7 +308,8 @@ def test_probabilities_of_predictions_are_those_of_explain(small_birds, temperat
     """Of saturated logits, too: a probability is never 1."""
     logits = torch.tensor([[2.0, 0, 0, 1], [0, 900, 0, 0], [1, 1, 3, 2]])
     answers = Answers(Manifest.load(small_birds))
-    answers.answer(SimpleNamespace(keys=["a", "b", "c"], labels=torch.tensor([0, 1, 2])), logits)
+    batch = SimpleNamespace(keys=["a", "b", "c"], labels=torch.tensor([0, 1, 2]), numbers=[0, 1, 2])
+    answers.answer(batch, logits)
     written = list(answers.predictions(temperature))
     expected = torch.softmax(logits.double() / (temperature or 1), 1).amax(1).tolist()
     assert [line["probability"] for line in written] == pytest.approx(expected)
@@ -318,7 +319,7 @@ def test_probabilities_of_predictions_are_those_of_explain(small_birds, temperat
 
 def test_logits_that_are_not_finite_end_it_with_the_first_of_them(small_birds):
     answers = Answers(Manifest.load(small_birds))
-    batch = SimpleNamespace(keys=["a", "b"], labels=torch.zeros(2))
+    batch = SimpleNamespace(keys=["a", "b"], labels=torch.zeros(2), numbers=[0, 1])
     answers.answer(batch, torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"^b: the model gives logits that are not finite"):
         answers.answer(batch, torch.tensor([[0.0, 1], [0, torch.nan]]))

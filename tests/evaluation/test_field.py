@@ -192,11 +192,11 @@ def test_consistent_from_four_images_of_five():
     assert consistency(hits, visible, np.zeros(6, int)) == 0.5
 
 
-def test_noise_depends_on_the_place_of_an_image_and_nothing_else():
+def test_noise_depends_on_the_number_of_an_image_and_nothing_else():
     images = torch.randint(0, 256, (5, 3, 31, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     std = torch.tensor([50.0, 60, 70]).view(1, 3, 1, 1)
-    whole = noisy(images, 0, std)
-    assert torch.equal(whole, torch.cat([noisy(images[:2], 0, std), noisy(images[2:], 2, std)]))
+    whole = noisy(images, range(5), std)
+    assert torch.equal(whole[[3, 0]], noisy(images[[3, 0]], [3, 0], std))
     noise = (whole - images) / std
     assert noise.abs().max() <= 0.25 + 1e-5
     clipped = np.clip(np.random.default_rng(0).normal(0, 0.2, 200_000), -0.25, 0.25)

@@ -110,11 +110,11 @@ def test_images_without_a_box_have_no_error_of_the_box():
     (fit, *_), (test, *_) = random_tally(0, 200), random_tally(1)
     result, errors = landmark_metrics(fit, test, EvaluationConfig(), CLASSES)
     for tally in (fit, test):
-        for n in np.flatnonzero([np.isnan(box).any() for box in tally.boxes]):
+        for n in np.flatnonzero(tally.boxes[0].isnan().any(1)):
             tally.landmarks[0][n] += 1000
             tally.centers[0][n] += 1000
     assert landmark_metrics(fit, test, EvaluationConfig(), CLASSES)[0] == result
-    test.boxes = [np.full(4, np.nan) for _ in test.boxes]
+    test.boxes = [torch.full_like(boxes, torch.nan) for boxes in test.boxes]
     result, errors = landmark_metrics(fit, test, EvaluationConfig(), CLASSES)
     assert result["landmark_error"] is result["mean_shape_error"] is None
     assert (result["landmark_images"], set(result["landmark_errors"].values())) == (0, {None})

@@ -1,10 +1,8 @@
 """``explain`` by several processes of a launch: the folder of one, also if they are killed in between."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -15,14 +13,10 @@ from PIL import Image
 from rg.explain.files import explain_files
 from rg.explain.folder import gather
 from rg.pages import gallery
-from tests.support import forked
+from tests.support.launch import Launch
 from tests.support.miniature_run import build
 
 COUNT = 17
-
-
-def set_variables(variables: dict[str, str]) -> None:
-    os.environ.update(variables)
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +42,9 @@ def alone(run, photos, tmp_path_factory):
     return out
 
 
-class Launch:
-    """Processes that explain together, as torchrun would start them."""
-
-    def __init__(self, run, photos, out, logs, processes=3, more=()):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        words = ["explain", run, photos, "--out", out, "--batch-size", "1", "--device", "cpu", "--jobs", "1", *more]
-        self.programs = []
-        for rank in range(processes):
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-            given = ({name: str(value) for name, value in variables.items()},)
-            self.programs.append(forked.Program(words, logs / f"{rank}.log", None, set_variables, given))
-
-    def wait(self):
-        return [program.wait(120) for program in self.programs]
-
-    def kill(self):
-        for program in self.programs:
-            program.kill()
+def launch_explain(run, photos, out, logs, processes=3, more=()):
+    words = ["explain", run, photos, "--out", out, "--batch-size", "1", "--device", "cpu", "--jobs", "1", *more]
+    return Launch(words, logs, processes)
 
 
 def lines(out, name="explanations.jsonl"):
@@ -81,7 +58,7 @@ def files_of(out):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_leave_the_folder_of_one(run, photos, alone, tmp_path, processes):
     """To the bit, as images are explained one by one; else sums over a batch may round otherwise."""
-    launch = Launch(run, photos, tmp_path / "out", tmp_path, processes)
+    launch = launch_explain(run, photos, tmp_path / "out", tmp_path, processes)
     assert launch.wait() == [0] * processes, [program.output for program in launch.programs]
     assert files_of(tmp_path / "out") == files_of(alone)
     for name in files_of(alone):
@@ -99,7 +76,7 @@ def test_killed_twice_nothing_is_lost_and_nothing_is_there_twice(run, photos, al
         return [line for path in out.glob("explanations*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
 
     for number in (signal.SIGKILL, signal.SIGKILL):
-        launch = Launch(run, photos, out, tmp_path)
+        launch = launch_explain(run, photos, out, tmp_path)
         at, end = len(written()) + 3, time.monotonic() + 60
         while len(written()) < at:
             assert time.monotonic() < end, [program.output for program in launch.programs]
@@ -108,7 +85,7 @@ def test_killed_twice_nothing_is_lost_and_nothing_is_there_twice(run, photos, al
         launch.kill()
         assert at <= len(written()) < COUNT
     before = {json.loads(line)["source"] for line in written()}
-    launch = Launch(run, photos, out, tmp_path, processes=2)
+    launch = launch_explain(run, photos, out, tmp_path, processes=2)
     assert launch.wait() == [0, 0]
     assert f"{len(before)} of {COUNT + 1} images are explained already" in launch.programs[0].output
     assert files_of(out) == files_of(alone)
@@ -133,7 +110,7 @@ def test_to_begin_anew_drops_what_killed_processes_left(run, photos, alone, tmp_
 
 def test_what_one_process_refuses_is_said_once_and_ends_all(run, photos, alone, tmp_path):
     out = Path(shutil.copytree(alone, tmp_path / "out"))
-    launch = Launch(run, photos, out, tmp_path, more=("--pictures", "png"))
+    launch = launch_explain(run, photos, out, tmp_path, more=("--pictures", "png"))
     assert launch.wait() == [2, 2, 2]
     said = [line for program in launch.programs for line in program.output.splitlines() if "rg: error: " in line]
     assert len(said) == 1
@@ -146,7 +123,7 @@ def test_photos_that_are_none_are_told_of_once(run, tmp_path):
     photos.mkdir()
     for number in range(3):
         (photos / f"{number}.jpg").write_text("no image")
-    launch = Launch(run, photos, tmp_path / "out", tmp_path, processes=2)
+    launch = launch_explain(run, photos, tmp_path / "out", tmp_path, processes=2)
     assert launch.wait() == [2, 2]
     said = [line for program in launch.programs for line in program.output.splitlines() if "rg: error: " in line]
     assert said == ["rg: error: none of 3 images could be decoded"]
@@ -156,7 +133,7 @@ def test_photos_that_are_none_are_told_of_once(run, tmp_path):
 
 
 def test_a_process_that_is_lost_ends_the_others(run, photos, tmp_path):
-    launch = Launch(run, photos, tmp_path / "out", tmp_path)
+    launch = launch_explain(run, photos, tmp_path / "out", tmp_path)
     share, end = tmp_path / "out" / "explanations-0001.jsonl", time.monotonic() + 60
     while not (share.is_file() and share.read_bytes()):
         assert time.monotonic() < end, [program.output for program in launch.programs]

@@ -49,6 +49,34 @@ def test_one_node_takes_deepspeeds_launcher():
     assert printed("one_node.sh", *RECIPE, MASTER_PORT="4000", PROCESSES="2") == two
 
 
+EVALUATE = ["evaluate", "my run", "--data", "birds"]
+
+
+@pytest.mark.parametrize(
+    "name,place,variables",
+    [
+        ("one_node.sh", [], {}),
+        ("each_node.sh", ["HOSTS", "1"], {}),
+        ("hostfile.sh", ["HOSTS"], {}),
+        ("torchrun.sh", [], {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node1"}),
+        ("torchrun.sh", [], {"NODES": "1:3", "MASTER_ADDR": "node1"}),
+    ],
+)
+def test_another_verb_takes_the_place_of_train(hostfile, name, place, variables):
+    words = printed(name, *(hostfile if word == "HOSTS" else word for word in place), *EVALUATE, **variables)
+    assert words[words.index("--module") + 1] == "rg"
+    behind = [word.strip("'") for word in words[words.index("rg") + 1 :]]
+    assert behind == EVALUATE
+
+
+def test_the_batch_script_does_other_verbs(tmp_path):
+    (tmp_path / "run").mkdir()
+    evaluate = ["evaluate", tmp_path / "run", "--data", "birds"]
+    assert printed("slurm.sbatch", *evaluate)[-4:] == [str(word) for word in evaluate]
+    explain = ["explain", "run", "photos", "--out", "why"]
+    assert printed("slurm.sbatch", *explain)[-5:] == explain
+
+
 def test_runs_on_one_machine_meet_at_ports_of_their_own():
     alone = {"NODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "localhost"}
     for name, option, variables in (("one_node.sh", "--master_port", {}), ("torchrun.sh", "--master-port", alone)):
@@ -133,7 +161,7 @@ def test_torchrun_meets_at_fixed_places_unless_it_is_elastic():
 def test_the_batch_script_goes_on_with_a_run():
     words = printed("slurm.sbatch", *RECIPE)
     assert words[0] == "srun"
-    assert words[-len(RECIPE) - 2 :] == [str(ROOT / "launch" / "torchrun.sh"), *RECIPE, "--auto-resume"]
+    assert words[-len(RECIPE) - 3 :] == [str(ROOT / "launch" / "torchrun.sh"), "train", *RECIPE, "--auto-resume"]
 
 
 NODES = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node1"}
@@ -163,6 +191,8 @@ NODES = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node1"}
         ("torchrun.sh", RECIPE, NODES | {"RESTARTS": "-1"}, "RESTARTS: expected a number, got '-1'"),
         ("slurm.sbatch", [], {}, "expected a recipe"),
         ("slurm.sbatch", RECIPE[:3], {}, "expected --out RUN"),
+        ("slurm.sbatch", ["explain", "run", "photos"], {}, "expected --out OUT"),
+        ("slurm.sbatch", EVALUATE, {}, "expected a run folder behind evaluate, got 'my run'"),
         ("slurm.sbatch", RECIPE, {}, "no Slurm job; start it by sbatch"),
     ],
 )

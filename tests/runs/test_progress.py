@@ -59,3 +59,32 @@ def test_a_walk_over_images_is_a_bar_on_a_terminal_and_a_line_in_a_log(monkeypat
     walk()
     (line,) = caplog.messages
     assert line.startswith("8/8 images ")
+
+
+def test_one_of_several_walks_is_named_and_leaves_no_line_if_it_is_over_soon(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "rg")
+    watch(monkeypatch, io.StringIO())
+    clock = iter([0, 10, 20, 40, 50])
+    monkeypatch.setattr("rg.runs.progress.time.monotonic", lambda: next(clock))
+
+    def walk(steps):
+        with image_progress("test") as advance:
+            for done in range(steps + 1):
+                advance(done, steps)
+
+    walk(1)
+    assert not caplog.records
+    clock = iter([0, 10, 20, 40, 50])
+    walk(3)
+    assert [line.partition(" images")[0] for line in caplog.messages] == ["test: 2/3", "test: 3/3"]
+
+
+def test_a_process_for_which_another_speaks_shows_nothing(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "rg")
+    for stream in (Terminal(), io.StringIO()):
+        watch(monkeypatch, stream)
+        with image_progress(shown=False) as advance:
+            advance(0, 2)
+            advance(2, 2)
+        assert stream.getvalue() == ""
+    assert not caplog.records

@@ -26,7 +26,7 @@ def join(rank: int, size: int, store: Path) -> Group:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     file = dist.FileStore(str(store), size)
     dist.init_process_group("gloo", store=file, rank=rank, world_size=size, timeout=PATIENCE)
-    _group = Group(Ranks(rank, size, rank, size, ("127.0.0.1", 0)))
+    _group = Group(Ranks(rank, size, rank, size, ("127.0.0.1", 0)), store=file)
     return _group
 
 

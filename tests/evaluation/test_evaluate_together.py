@@ -1,0 +1,157 @@
+"""``evaluate`` by several processes of a launch: the files of one, also if they are killed in between."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.shards.manifest import Manifest
+from rg.evaluation.evaluate import evaluate
+from rg.model.plain import PlainModel
+from rg.runs.folder import Classes, save_config, save_weights
+from tests.support.launch import Launch
+from tests.support.miniature_run import CONFIG, build
+
+WRITTEN = ("metrics.json", "predictions.jsonl", "confidence.json", "part_pictures.webp")
+
+
+@pytest.fixture(scope="module")
+def run(small_birds, tmp_path_factory):
+    return build(tmp_path_factory.mktemp("runs") / "run", small_birds)
+
+
+@pytest.fixture(scope="module")
+def plain_run(small_birds, tmp_path_factory):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, kind="plain"))
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    shutil.copytree(build(folder.parent / "parts", small_birds), folder)
+    classes = Classes(tuple(Manifest.load(small_birds).classes))
+    save_config(folder, config, classes)
+    torch.manual_seed(0)
+    save_weights(folder, PlainModel(config.model.backbone, len(classes.names)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(run, small_birds, tmp_path_factory):
+    """Evaluated by one process, one image at a time: pieces of 16."""
+    copy = Path(shutil.copytree(run, tmp_path_factory.mktemp("alone") / "run"))
+    evaluate(copy, small_birds, batch_size=1, device="cpu")
+    return copy
+
+
+def launch_evaluate(run, data, logs, processes=3, more=()):
+    words = ["evaluate", run, "--data", data, "--batch-size", "1", "--device", "cpu", *more]
+    return Launch(words, logs, processes)
+
+
+def pieces(run):
+    return sorted(path.name for path in (run / "metrics.json.pieces").glob("*.npz"))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_leave_the_files_of_one(run, small_birds, alone, tmp_path, processes):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    launch = launch_evaluate(copy, small_birds, tmp_path, processes)
+    assert launch.wait() == [0] * processes, launch.said
+    for name in WRITTEN:
+        assert (copy / name).read_bytes() == (alone / name).read_bytes(), name
+    assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in alone.iterdir())
+    assert launch.said.count("Accuracy") == 1  # one table
+
+
+def test_whole_images_are_put_together_alike_by_any_number_of_processes(run, small_birds, tmp_path):
+    for processes in (1, 3):
+        copy = Path(shutil.copytree(run, tmp_path / f"{processes}"))
+        launch = launch_evaluate(copy, small_birds, tmp_path, processes, ("--evaluation.view", "whole"))
+        assert launch.wait() == [0] * processes, launch.said
+    for name in ("metrics.whole.json", "predictions.whole.jsonl", "confidence.whole.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
+
+
+def test_factors_of_a_plain_network_are_those_of_one_process(plain_run, small_birds, tmp_path):
+    copy = Path(shutil.copytree(plain_run, tmp_path / "run"))
+    expected = evaluate(plain_run, small_birds, batch_size=1, device="cpu")
+    launch = launch_evaluate(copy, small_birds, tmp_path, 2)
+    assert launch.wait() == [0, 0], launch.said
+    assert expected["dff_landmark_error"] > 0
+    assert json.loads((copy / "metrics.json").read_text()) == expected
+
+
+def test_killed_twice_it_goes_on_where_it_was(run, small_birds, alone, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    for count in (2, 4):
+        launch = launch_evaluate(copy, small_birds, tmp_path)
+        end = time.monotonic() + 60
+        while len(pieces(copy)) < count:
+            assert time.monotonic() < end, launch.said
+            time.sleep(0.002)
+        launch.programs[1].send(signal.SIGKILL)
+        launch.kill()
+        assert not (copy / "metrics.json").exists()
+    left = {name: (copy / "metrics.json.pieces" / name).stat().st_mtime_ns for name in pieces(copy)}
+    assert len(left) >= 4
+    launch = launch_evaluate(copy, small_birds, tmp_path, 2)
+    assert launch.wait() == [0, 0], launch.said
+    assert "going on with what was measured before" in launch.programs[0].output
+    for name in WRITTEN:
+        assert (copy / name).read_bytes() == (alone / name).read_bytes(), name
+    assert not (copy / "metrics.json.pieces").exists()
+
+
+def test_what_was_measured_of_other_weights_or_otherwise_does_not_count(run, small_birds, alone, tmp_path, caplog):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    folder = copy / "metrics.json.pieces"
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps({"weights": "others"}))
+    (folder / "answers-00000000.npz").write_bytes(b"of other weights")
+    evaluate(copy, small_birds, batch_size=1, device="cpu")
+    assert (copy / "metrics.json").read_bytes() == (alone / "metrics.json").read_bytes()
+    assert "going on" not in caplog.text
+
+
+def test_a_process_that_is_lost_ends_the_others(run, small_birds, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    launch = launch_evaluate(copy, small_birds, tmp_path)
+    end = time.monotonic() + 60
+    while not pieces(copy):
+        assert time.monotonic() < end, launch.said
+        time.sleep(0.002)
+    launch.programs[1].kill()
+    assert launch.wait() == [76, -signal.SIGKILL, 76]
+    assert "Traceback" not in launch.said
+
+
+def test_what_one_process_refuses_is_said_once_and_ends_all(run, small_birds, tmp_path):
+    launch = launch_evaluate(run, small_birds, tmp_path, 2, ("--split", "nothing"))
+    assert launch.wait() == [2, 2]
+    assert launch.said.count("rg: error: ") == 1
+    assert "Traceback" not in launch.said
+
+
+def test_pieces_without_a_single_good_image(small_birds, tmp_path):
+    """Damaged are 25 of 40 images, so that the last pieces of 16 hold nothing."""
+    data = Path(shutil.copytree(small_birds, tmp_path / "data"))
+    entries = [(shard, key) for shard in data.glob("test-*.tar") for key in jpegs(shard)]
+    for shard, (first, size) in sorted(entries)[15:]:
+        with shard.open("r+b") as file:
+            file.seek(first)
+            file.write(b"x" * size)
+    config = dataclasses.replace(CONFIG, input=dataclasses.replace(CONFIG.input, max_damaged=1))
+    run = build(tmp_path / "run", data, config)
+    result = evaluate(run, data, batch_size=1, device="cpu")
+    assert (result["samples"], result["damaged"]) == (15, 25)
+    keys = [json.loads(line)["key"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 15
+
+
+def jpegs(shard):
+    """Place and size of every image in a tar."""
+    with tarfile.open(shard) as tar:
+        return [(member.offset_data, member.size) for member in tar if member.name.endswith(".jpg")]

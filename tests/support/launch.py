@@ -1,0 +1,52 @@
+"""Processes that do one verb together, as torchrun would start them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tests.support import forked
+
+
+def set_variables(variables: dict[str, str]) -> None:
+    """Into the environment of this process, which has loaded PyTorch already."""
+    os.environ.update(variables)
+    torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+
+
+class Launch:
+    """``python -m rg`` in several processes of this host.
+
+    Args:
+        words: Arguments.
+        logs: Folder of what each process says.
+        processes: How many there are.
+    """
+
+    def __init__(self, words: Sequence[object], logs: Path, processes: int = 3) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        self.programs = []
+        for rank in range(processes):
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            given = ({name: str(value) for name, value in variables.items()},)
+            self.programs.append(forked.Program(words, logs / f"{rank}.log", None, set_variables, given))
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """Exit codes; those of signals are negative."""
+        return [program.wait(seconds) for program in self.programs]
+
+    def kill(self) -> None:
+        """End all of them at once."""
+        for program in self.programs:
+            program.kill()
+
+    @property
+    def said(self) -> str:
+        """What all of them have said so far."""
+        return "".join(program.output for program in self.programs)
