@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from pipelines import images
 from pipelines.files import sha256
+from pipelines.peers import Alone, Peers
 from pipelines.shards import samples
 from pipelines.shards.index import Entry, index_text, tar_entries
 from pipelines.shards.manifest import Manifest, Quarantined, Shard, Split, size_problem
@@ -48,7 +49,12 @@ class _Repaired:
 
 
 def verify(
-    folder: str | os.PathLike, *, decode_images: bool = True, jobs: int = 1, progress: Progress | None = None
+    folder: str | os.PathLike,
+    *,
+    decode_images: bool = True,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    peers: Peers | None = None,
 ) -> list[str]:
     """Reads everything once: sizes, digests, indexes, labels and annotation, images, keys, counts, foreign shards.
 
@@ -57,6 +63,7 @@ def verify(
         decode_images: Whether to decode every JPEG, which takes most of the time.
         jobs: Number of processes.
         progress: Called with the number of finished samples and that of all samples, first with none.
+        peers: Processes, each with ``jobs`` of its own, that share the shards.
 
     Returns:
         One line for each problem, naming the shard and where possible the key; empty if all is well.
@@ -65,11 +72,10 @@ def verify(
         ValueError: there is no manifest, or it cannot be understood.
         OSError: a worker process died.
     """
-    folder = Path(folder)
-    manifest = Manifest.load(folder)
-    return _problems(
-        folder, manifest, _check(partial(_verify_shard, folder, manifest, decode_images), manifest, jobs, progress)
-    )
+    folder, peers = Path(folder), peers or Alone()
+    manifest = peers.together(lambda: Manifest.load(folder))
+    function = partial(_verify_shard, folder, manifest, decode_images)
+    return _problems(folder, manifest, _check(function, manifest, jobs, progress, peers))
 
 
 def repair(
@@ -100,7 +106,7 @@ def repair(
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
-    repaired = _check(partial(_repair_shard, folder, manifest), manifest, jobs, progress)
+    repaired = _check(partial(_repair_shard, folder, manifest), manifest, jobs, progress, Alone())
     repairs = [line for result in repaired.values() for line in result.repairs]
     reports = {result.shard: result.report for result in repaired.values() if result.shard}
     splits = {}
@@ -121,19 +127,35 @@ def repair(
 
 
 def _check(
-    function: Callable[[Shard], Checked], manifest: Manifest, jobs: int, progress: Progress | None
+    function: Callable[[Shard], Checked], manifest: Manifest, jobs: int, progress: Progress | None, peers: Peers
 ) -> dict[Shard, Checked]:
-    """Calls a function for every shard; the results are in the order of the manifest."""
+    """Calls a function for every shard; the results of all processes are in the order of the manifest."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     total = sum(shard.samples for shard in shards)
+    finished = peers.counter()
     results: dict[Shard, Checked] = {}
-    if progress:
-        progress(0, total)
-    for shard, result in run(function, shards, jobs):
-        results[shard] = result
+
+    def tell(samples: int) -> None:
         if progress:
-            progress(sum(shard.samples for shard in results), total)
-    return {shard: results[shard] for shard in shards}
+            progress(finished(samples), total)
+
+    tell(0)
+    problem: OSError | None = None
+    try:
+        for shard, result in run(function, shards[peers.ranks.rank :: peers.ranks.world_size], jobs):
+            results[shard] = result
+            tell(shard.samples)
+    except OSError as error:
+        problem = error
+    peers.wait(lambda: tell(0))
+
+    def check() -> None:
+        if problem:
+            raise problem
+
+    peers.together(check)
+    everyone = {shard: result for own in peers.collect(results) for shard, result in own.items()}
+    return {shard: everyone[shard] for shard in shards}
 
 
 def _problems(folder: Path, manifest: Manifest, reports: Mapping[Shard, _Report]) -> list[str]:

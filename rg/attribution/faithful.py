@@ -6,11 +6,12 @@ and stability (``stability``), each of the class that the model names.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -22,13 +23,14 @@ from pipelines.drawn.redraw import Scene, redraw
 from pipelines.drawn.split import DrawnSplit
 from pipelines.files import check_file, sha256, write_json
 from pipelines.images import open_rgb
+from pipelines.peers import Alone, Peers
 from pipelines.shards import reader
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.reader import Reader
 from pipelines.shards.samples import Sample
 from pipelines.shards.storage import Location, resolve
 from rg.attribution.curves import Curves, areas
-from rg.attribution.methods import KINDS, Method, factorize, methods
+from rg.attribution.methods import Method, RandomMaps, factorize, methods
 from rg.attribution.pointing import pointing_game
 from rg.attribution.removal import Removal, Sight, mean
 from rg.attribution.stability import under_noise, under_shift
@@ -36,8 +38,9 @@ from rg.config import RunConfig
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
+from rg.runs.environment import environment
 from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, check_labelled, load_config, load_model, read_record
-from rg.runs.progress import progress_bar
+from rg.runs.pieces import Pieces, open_pieces
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,11 @@ def faithful(
     protocol: Protocol | None = None,
     batch_size: int = 16,
     device: str = "auto",
+    peers: Peers | None = None,
 ) -> dict[str, Any]:
     """Measures the explanations of a run; writes RUN/faithful.json.
+
+    What was measured lies in RUN/faithful.json.pieces until all is done, so one that was stopped goes on there.
 
     Args:
         run: Run folder, of region grouping or of a plain network.
@@ -92,29 +98,41 @@ def faithful(
         protocol: How.
         batch_size: Images at once.
         device: cpu, cuda or auto.
+        peers: Processes that call this with the same arguments and share the images; the first writes.
 
     Returns:
-        What faithful.json holds: errors and shares as fractions, None for what cannot be told.
+        What faithful.json holds: errors and shares as fractions, None for what cannot be told. Nothing on other
+        processes than the first.
 
     Raises:
         ValueError: runs, data or split cannot be used, Captum is not installed, or drawn images are drawn differently
             now than when their shards were written.
     """
-    protocol = protocol or Protocol()
+    protocol, peers = protocol or Protocol(), peers or Alone()
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     manifest = Manifest.load(data)
     split = split or ("test" if "test" in manifest.splits else "val")
-    check([run], data, split)
-    loaded = [(folder, *_load(folder, manifest, device)) for folder in (run, plain) if folder is not None]
-    _, _, last_config = loaded[-1]
-    if plain is not None and last_config.model.kind != "plain":
-        raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
-    samples = _choose(data, manifest, split, protocol)
-    drawn, reason = _drawn(manifest, split)
-    if drawn is not None:
-        for sample in samples:
-            Scene(drawn, sample)  # raises if it cannot be drawn again
+    folders = [folder for folder in (run, plain) if folder is not None]
+
+    def load() -> tuple[list[tuple[Model, RunConfig]], Sequence[Sample], DrawnSplit | None, str]:
+        check([run], data, split)
+        loaded = [_load(folder, manifest, device) for folder in folders]
+        if plain is not None and loaded[-1][1].model.kind != "plain":
+            raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
+        samples = _choose(data, manifest, split, protocol)
+        drawn, reason = _drawn(manifest, split)
+        if drawn is not None:
+            for sample in samples:
+                Scene(drawn, sample)  # raises if it cannot be drawn again
+        return loaded, samples, drawn, reason
+
+    loaded, samples, drawn, reason = peers.together(load)
+    models = [
+        {"run": str(folder), "recipe": read_record(folder).get("recipe")}
+        | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
+        for folder, (_, config) in zip(folders, loaded, strict=True)
+    ]
     result = {
         "data": resolve(data),
         "dataset": manifest.dataset,
@@ -123,15 +141,22 @@ def faithful(
         "samples": len(samples),
         "protocol": asdict(protocol),
         "removal": reason or "measured",
-        "models": [
-            {"run": str(folder), "recipe": read_record(folder).get("recipe")}
-            | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
-            | _measure(model, config, samples, drawn, protocol, batch_size)
-            for folder, model, config in loaded
-        ],
     }
-    write_json(run / FAITHFUL, result)
-    return result
+    decisive = result | {"models": models, "batch_size": batch_size, "environment": environment()}
+    with open_pieces(run / f"{FAITHFUL}.pieces", decisive, peers) as pieces:
+        measured = [
+            _measure(f"{config.model.kind}-{number}", model, config, samples, drawn, protocol, batch_size, pieces)
+            for number, (model, config) in enumerate(loaded)
+        ]
+
+        def write() -> dict[str, Any]:
+            if not pieces.first:
+                return {}
+            rows = [model | figures for model, figures in zip(models, measured, strict=True)]
+            write_json(run / FAITHFUL, result | {"models": rows})
+            return result | {"models": rows}
+
+        return peers.together(write)
 
 
 def check(runs: Sequence[Path], data: Location, split: str | None = None) -> None:
@@ -173,28 +198,48 @@ def _drawn(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
 
 
 def _measure(
+    name: str,
     model: Model,
     config: RunConfig,
     samples: Sequence[Sample],
     drawn: DrawnSplit | None,
     protocol: Protocol,
     batch_size: int,
+    pieces: Pieces,
 ) -> dict[str, Any]:
-    """What faithful.json holds of one model."""
+    """What faithful.json holds of one model; nothing on other processes than the first."""
+    chunks = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
     def images() -> Iterator[Tensor]:
-        return (batch.images for batch in _batches(model, config, samples, batch_size))
+        return (_batch(model, config, chunk).images for chunk in chunks)
 
-    factors = factorize(model, images(), len(samples), config.model.grouping.num_parts, protocol.seed)
-    account = _Account(model, methods(model, factors, protocol.integration, protocol.seed), protocol)
-    removal = Removal(model, batch_size)
-    with progress_bar(total=len(samples), desc=KINDS[config.model.kind]) as bar:
-        for batch in _batches(model, config, samples, batch_size):
-            classes, maps = account.add(batch)
+    parts, seed = config.model.grouping.num_parts, protocol.seed
+    found = factorize(model, images(), len(samples), parts, seed) if pieces.first else None
+    factors = pieces.peers.collect(found)[0]
+    compared = methods(model, factors, protocol.integration, seed)
+
+    def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        for number in numbers:
+            chunk = chunks[number]
+            account, removal = _Account(model, compared, protocol), Removal(model, batch_size)
+            batch = _batch(model, config, chunk)
+            classes, maps = account.add(batch, number)
             if drawn is not None:
-                scenes = [Scene(drawn, sample) for sample in batch.samples]
+                scenes = [Scene(drawn, sample) for sample in chunk]
                 removal.add(list(map(Sight, scenes, batch.windows)), classes, maps)
-            bar.update(len(batch.samples))
+            advance(len(chunk))
+            yield {"account": account.state(), "removal": removal.state()}
+
+    def write(state: dict[str, Any], out: IO[bytes]) -> None:
+        out.write(json.dumps(state).encode())
+
+    account, removal = _Account(model, compared, protocol), Removal(model, batch_size)
+    for file in pieces.make(name, list(map(len, chunks)), work, write):
+        state = json.loads(file.read_bytes())
+        account.take(state["account"])
+        removal.take(state["removal"])
+    if not pieces.first:
+        return {}
     result = account.results()
     if drawn is not None:
         by_method, model_results = removal.results()
@@ -221,15 +266,12 @@ class _Batch:
         ]
 
 
-def _batches(model: Model, config: RunConfig, samples: Sequence[Sample], batch_size: int) -> Iterator[_Batch]:
+def _batch(model: Model, config: RunConfig, samples: Sequence[Sample]) -> _Batch:
     geometry = inputs.evaluation_geometry(config.input)
-    device = model.backbone.pixel_mean.device
-    for start in range(0, len(samples), batch_size):
-        some = samples[start : start + batch_size]
-        windows = [geometry.central_window(sample.width, sample.height) for sample in some]
-        shown = [show(open_rgb(sample.jpeg), window) for sample, window in zip(some, windows, strict=True)]
-        images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)  # channels_last, as the model is
-        yield _Batch(some, windows, images.to(device))
+    windows = [geometry.central_window(sample.width, sample.height) for sample in samples]
+    shown = [show(open_rgb(sample.jpeg), window) for sample, window in zip(samples, windows, strict=True)]
+    images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)  # channels_last, as the model is
+    return _Batch(samples, windows, images.to(model.backbone.pixel_mean.device))
 
 
 class _Account:
@@ -242,9 +284,16 @@ class _Account:
         self._ends: dict[str, list[float]] = defaultdict(list)
         self._right: list[bool] = []
 
-    def add(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Takes note of some images; the classes that the model names [N], and their maps [N, h, w] by every method."""
+    def add(self, batch: _Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Takes note of a batch of that number.
+
+        Returns:
+            The classes that the model names [N], and their maps [N, h, w] by every method.
+        """
         images = batch.images
+        for explain in self._defined.values():
+            if isinstance(explain, RandomMaps):
+                explain.begin(number)
         with torch.no_grad():
             classes = self._model(images).logits.argmax(1)
         self._right += [sample.label == c for sample, c in zip(batch.samples, classes.tolist(), strict=True)]
@@ -264,6 +313,19 @@ class _Account:
             shifted = under_shift(explain, images, classes, explained, self._model.backbone.stride)
             scores["shift_stability"] += shifted.tolist()
         return classes, maps
+
+    def state(self) -> dict[str, Any]:
+        """What was taken note of so far, as JSON values."""
+        return {"values": self._values, "ends": self._ends, "right": self._right}
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Take note of what another one has taken note of, of images that follow those of this one."""
+        for key, by_name in state["values"].items():
+            for name, values in by_name.items():
+                self._values[key][name] += values
+        for name, values in state["ends"].items():
+            self._ends[name] += values
+        self._right += state["right"]
 
     def results(self) -> dict[str, Any]:
         """Means over the images."""

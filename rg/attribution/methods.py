@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
@@ -118,8 +119,14 @@ class RandomMaps:
     """
 
     def __init__(self, stride: int, seed: int) -> None:
-        self._stride = stride
-        self._generator = torch.Generator().manual_seed(seed)
+        self._stride, self._seed = stride, seed
+        self._generator = torch.Generator()
+        self.begin(0)
+
+    def begin(self, number: int) -> None:
+        """Begin a series of maps of that number, whatever was drawn before."""
+        (state,) = np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)
+        self._generator.manual_seed(int(state >> 1))
 
     def __call__(self, images: Tensor, classes: Tensor) -> Tensor:
         """Images [N, 3, H, W] -> float32 [N, h, w]; the classes do not matter."""

@@ -137,6 +137,29 @@ class Removal:
         if isinstance(self._model, RegionGroupingModel):
             self._cover(self._model, sights, answers)
 
+    def state(self) -> dict[str, Any]:
+        """What was taken note of so far, as JSON values."""
+        scores = {
+            key: {
+                "single_deletion": values.single_deletion,
+                "outside": values.outside,
+                "checks": [check.tolist() for check in values.checks],
+            }
+            for key, values in self._scores.items()
+        }
+        covering = [[name, part, falls.tolist()] for name, part, falls in self._covering]
+        return {"scores": scores, "independent": self._independent, "covering": covering}
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Take note of what another one has taken note of, of images that follow those of this one."""
+        for key, values in state["scores"].items():
+            scores = self._scores[key]
+            scores.single_deletion += values["single_deletion"]
+            scores.outside += values["outside"]
+            scores.checks += [np.array(check) for check in values["checks"]]
+        self._independent += state["independent"]
+        self._covering += [(name, part, np.array(falls)) for name, part, falls in state["covering"]]
+
     def results(self) -> tuple[dict[str, dict[str, float | None]], dict[str, Any]]:
         """For every method its numbers, and those of the model itself."""
         covering = self._summarize_covering() if self._covering else None

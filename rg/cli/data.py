@@ -12,6 +12,7 @@ from pipelines.cores import usable_cores
 from pipelines.files import check_folder
 from pipelines.locks import locked
 from rg import __version__
+from rg.cli.launched import joined
 from rg.cli.parser import Arguments, Parser, choose, listing, make_parser
 from rg.runs.progress import image_progress
 
@@ -236,7 +237,8 @@ def verify(arguments: Arguments) -> int:
     parser = make_parser("verify", verify)
     parser.add_argument("folder", help="local folder of shards")
     parser.add_argument("--decode", type=bool, default=True, help="decode every image")
-    parser.add_argument("--jobs", type=int, default=usable_cores(), help="worker processes")
+    jobs = "worker processes; 0: as many as cores, shared with others of the launch"
+    parser.add_argument("--jobs", type=int, default=0, help=jobs)
     parser.add_argument(
         "--repair",
         action="store_true",
@@ -247,14 +249,23 @@ def verify(arguments: Arguments) -> int:
         raise ValueError(f"folder: expected a local folder, got {args.folder}; verify before uploading")
     if args.repair and not args.decode:
         raise ValueError("--repair: expected --decode true, or images that do not decode would be kept")
-    with image_progress() as progress:
+    with joined() as peers, image_progress(shown=peers.ranks.rank == 0) as progress:
+        processes, workers = peers.ranks.world_size, args.jobs or max(1, usable_cores() // peers.sharing)
+
+        def check() -> None:
+            if args.repair and processes > 1:
+                raise ValueError(f"--repair: expected one process, got {processes}")
+
+        peers.together(check)
+        repairs: list[str] = []
         if args.repair:
             with locked(Path(args.folder)):
-                repairs, problems = repair(args.folder, jobs=args.jobs, progress=progress)
+                repairs, problems = repair(args.folder, jobs=workers, progress=progress)
         else:
-            repairs = []
-            problems = verify_shards(args.folder, decode_images=args.decode, jobs=args.jobs, progress=progress)
-    print("\n".join(repairs + (problems or [f"{args.folder}: every shard is good"])))
+            options = {"decode_images": args.decode, "jobs": workers, "progress": progress, "peers": peers}
+            problems = verify_shards(args.folder, **options)
+    if peers.ranks.rank == 0:
+        print("\n".join(repairs + (problems or [f"{args.folder}: every shard is good"])))
     return 1 if problems else 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.cores import usable_cores
 from pipelines.locks import locked, owned_folder
-from rg.cli.launched import joined
+from rg.cli.launched import joined, locked_for_all
 from rg.cli.parser import Arguments, make_parser
 
 
@@ -81,12 +81,14 @@ def faithful(arguments: Arguments) -> None:
         raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
     settings = (args.plain, args.split, protocol, args.batch_size, args.device)
-    check(args.runs, args.data, args.split)
     results = []
-    for run in args.runs:
-        with locked(run, FAITHFUL):
-            results.append(measure(run, args.data, *settings))
-    print(tables.render(results, args.format))
+    with joined() as peers:
+        peers.together(lambda: check(args.runs, args.data, args.split))
+        for run in args.runs:
+            with locked_for_all(peers, run, FAITHFUL):
+                results.append(measure(run, args.data, *settings, peers))
+        if peers.ranks.rank == 0:
+            print(tables.render(results, args.format))
 
 
 def report(arguments: Arguments) -> None:

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-from rg.runs.peers import Alone, Peers
+from pipelines.locks import locked
+from pipelines.peers import Alone, Peers
 
 PATIENCE = 7 * 86400.0  # seconds that a process which is done waits for the others
 BAD_INPUT = 2  # exit code, see ``main``
@@ -41,3 +43,16 @@ def joined() -> Iterator[Peers]:
     except PeerLostError as error:
         print(f"rg: error: another process is lost ({error}); the same command goes on from here", file=sys.stderr)
         raise SystemExit(PEER_LOST) from None
+
+
+@contextlib.contextmanager
+def locked_for_all(peers: Peers, folder: Path, name: str = "") -> Iterator[None]:
+    """``pipelines.locks.locked``, by the first process for all of them; all raise if another program writes there."""
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            if peers.ranks.rank == 0:
+                stack.enter_context(locked(folder, name))
+
+        peers.together(lock)
+        yield

@@ -7,7 +7,6 @@ import itertools
 import json
 import shlex
 import signal
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
 
@@ -15,7 +14,7 @@ from jsonargparse import ActionConfigFile
 
 from pipelines.locks import locked, owned_folder
 from rg import recipes
-from rg.cli.launched import joined
+from rg.cli.launched import joined, locked_for_all
 from rg.cli.parser import Arguments, make_parser
 from rg.config import EvaluationConfig, RunConfig, differences, flatten
 
@@ -76,10 +75,9 @@ def evaluate(arguments: Arguments) -> None:
     settings = (args.split, args.batch_size, args.device, args.evaluation)
     own_view = load_config(args.run)[0].evaluation.view
     view = None if args.evaluation.view == own_view else args.evaluation.view
-    with joined() as peers, ExitStack() as stack:
-        peers.together(lambda: peers.ranks.rank or stack.enter_context(locked(args.run, of_view(METRICS, view))))
+    with joined() as peers, locked_for_all(peers, args.run, of_view(METRICS, view)):
         result = evaluate_run(args.run, args.data, *settings, peers)
-        if result:
+        if peers.ranks.rank == 0:
             print(table(result))
 
 

@@ -11,12 +11,13 @@ import torch
 
 from pipelines.batches.loader import Loader
 from pipelines.files import atomic_write, json_line, sha256, write_json
+from pipelines.peers import Alone, Peers
 from pipelines.shards.storage import Location, resolve
 from rg.config import EvaluationConfig, flatten
 from rg.evaluation import calibration, grouping, plain, rollup
 from rg.evaluation.confidence import fit_confidence, selective_metrics
 from rg.evaluation.part_pictures import part_pictures
-from rg.evaluation.pieces import open_pieces
+from rg.evaluation.passes import Passes
 from rg.evaluation.plan import Plan, make_plan
 from rg.evaluation.tally import Answers
 from rg.explain.explainer import Explainer
@@ -28,7 +29,7 @@ from rg.runs.environment import environment
 from rg.runs.folder import CONFIDENCE, METRICS, PREDICTIONS, WEIGHTS, of_view
 from rg.runs.part_names import Part, named_by_people
 from rg.runs.part_pictures import write_part_pictures
-from rg.runs.peers import Alone, Peers
+from rg.runs.pieces import open_pieces
 
 DATA_OPTIONS = ("allow_partial", "val_fraction", "short_side", "quality")  # with which data is not as published
 
@@ -84,14 +85,13 @@ def evaluate(
         "device": place.type,
         "environment": environment(),
     }
-    with open_pieces(
-        run / f"{of_view(METRICS, plan.view)}.pieces", measured, plan.manifest, load, batch_size, peers
-    ) as pieces:
+    with open_pieces(run / f"{of_view(METRICS, plan.view)}.pieces", measured, peers) as pieces:
+        passes = Passes(pieces, plan.manifest, load, batch_size)
         with_parts = not isinstance(model, PlainModel)
-        looked = grouping.look(plan, pieces) if with_parts else plain.look(plan, pieces)
+        looked = grouping.look(plan, passes) if with_parts else plain.look(plan, passes)
         validation: Answers = looked.answers
         if "val" in shards and plan.split != "val" and config.model.kind != "scops":
-            validation = grouping.validate(plan, pieces) if with_parts else plain.validate(plan, pieces)
+            validation = grouping.validate(plan, passes) if with_parts else plain.validate(plan, passes)
 
         def finish() -> dict[str, Any]:
             return _write(run, data, plan, looked, validation, weights, shards) if pieces.first else {}

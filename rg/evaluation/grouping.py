@@ -17,7 +17,7 @@ from rg.evaluation.field import field_metrics
 from rg.evaluation.hits import noisy
 from rg.evaluation.intervals import intervals
 from rg.evaluation.parts import shows
-from rg.evaluation.pieces import Pieces
+from rg.evaluation.passes import Passes
 from rg.evaluation.plan import Plan
 from rg.evaluation.tally import Predictions, Tally, landmark_metrics, threshold
 from rg.model.build import mean_with_mirror
@@ -42,20 +42,20 @@ class Looked:
     fitted: Tally | None
 
 
-def look(plan: Plan, pieces: Pieces) -> Looked:
+def look(plan: Plan, passes: Passes) -> Looked:
     """Look at everything that is to be measured."""
     evaluation = plan.evaluation
     same_view = evaluation.landmark_view == evaluation.view
-    answers = _tally(plan, pieces, "answers", plan.split, answer=True, explain=True, hits=same_view)
+    answers = _tally(plan, passes, "answers", plan.split, answer=True, explain=True, hits=same_view)
     if not plan.manifest.landmarks:
         return Looked(answers, answers, None)
-    tested = answers if same_view else _tally(plan, pieces, "landmarks", plan.split, hits=True)
-    return Looked(answers, tested, _tally(plan, pieces, "fit", plan.fit))
+    tested = answers if same_view else _tally(plan, passes, "landmarks", plan.split, hits=True)
+    return Looked(answers, tested, _tally(plan, passes, "fit", plan.fit))
 
 
-def validate(plan: Plan, pieces: Pieces) -> Tally:
+def validate(plan: Plan, passes: Passes) -> Tally:
     """What the model says of the classes of the validation split."""
-    return _tally(plan, pieces, "validation", "val", answer=True)
+    return _tally(plan, passes, "validation", "val", answer=True)
 
 
 def measure(plan: Plan, looked: Looked, parts: Sequence[Part]) -> tuple[dict[str, Any], Predictions]:
@@ -78,7 +78,7 @@ def measure(plan: Plan, looked: Looked, parts: Sequence[Part]) -> tuple[dict[str
 
 def _tally(
     plan: Plan,
-    pieces: Pieces,
+    passes: Passes,
     name: str,
     split: str,
     answer: bool = False,
@@ -89,7 +89,7 @@ def _tally(
 
     Args:
         plan: What is measured.
-        pieces: Of the split.
+        passes: Of the evaluation.
         name: Of this pass.
         split: Its name.
         answer: Whether the logits count; they are then those that ``evaluation.flip`` asks for, of ``evaluation.view``.
@@ -127,7 +127,7 @@ def _tally(
         else:
             tally.locate(batch, output)
 
-    return pieces.tally(name, split, evaluation.view if answer else evaluation.landmark_view, new, take)
+    return passes.tally(name, split, evaluation.view if answer else evaluation.landmark_view, new, take)
 
 
 def _figures(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rg.attribution.pointing import pointing_game
 from rg.evaluation.field import field_metrics
 from rg.evaluation.hits import noisy
 from rg.evaluation.intervals import PerImage, intervals
-from rg.evaluation.pieces import Pieces
+from rg.evaluation.passes import Passes
 from rg.evaluation.plan import Plan
 from rg.evaluation.tally import Answers, Predictions, Tally, landmark_metrics, threshold
 from rg.model.build import class_logits
@@ -63,7 +63,7 @@ class Looked:
     fitted: Tally | None
 
 
-def look(plan: Plan, pieces: Pieces) -> Looked:
+def look(plan: Plan, passes: Passes) -> Looked:
     """Look at everything that is to be measured: the network, activation maps of the class that it names, and factors.
 
     The factors are as many as the configuration has parts; their centres tell landmarks as the centres of parts do.
@@ -72,7 +72,7 @@ def look(plan: Plan, pieces: Pieces) -> Looked:
         ValueError: the data has boxes and Captum is not installed.
     """
     model, evaluation = _plain(plan), plan.evaluation
-    if not guides(model) and pieces.first:
+    if not guides(model) and passes.pieces.first:
         logger.warning("Guided Grad-CAM is not measured: it is defined for ReLU networks only")
     device = next(model.parameters()).device
 
@@ -86,15 +86,15 @@ def look(plan: Plan, pieces: Pieces) -> Looked:
     def new() -> PlainAnswers:
         return PlainAnswers(plan.manifest, threshold(evaluation))
 
-    answers = pieces.tally("answers", plan.split, evaluation.view, new, take)
+    answers = passes.tally("answers", plan.split, evaluation.view, new, take)
     if not plan.manifest.landmarks:
         return Looked(answers, None, None)
-    factors = _factorize(plan, pieces)
-    fitted, tested = (_factor_tally(plan, pieces, factors, name) for name in (plan.fit, plan.split))
+    factors = _factorize(plan, passes)
+    fitted, tested = (_factor_tally(plan, passes, factors, name) for name in (plan.fit, plan.split))
     return Looked(answers, tested, fitted)
 
 
-def validate(plan: Plan, pieces: Pieces) -> Answers:
+def validate(plan: Plan, passes: Passes) -> Answers:
     """What the network says of the classes of the validation split."""
     model, evaluation = _plain(plan), plan.evaluation
     device = next(model.parameters()).device
@@ -104,7 +104,7 @@ def validate(plan: Plan, pieces: Pieces) -> Answers:
             logits = class_logits(model, batch.images.to(device), evaluation.flip)
         answers.answer(batch, logits.float().cpu())
 
-    return pieces.tally(
+    return passes.tally(
         "validation", "val", evaluation.view, lambda: Answers(plan.manifest, threshold(evaluation)), take
     )
 
@@ -155,12 +155,12 @@ def _peaks(model: PlainModel, batch: Batch, images: Tensor, logits: Tensor, mult
     return found
 
 
-def _factorize(plan: Plan, pieces: Pieces) -> DeepFeatureFactorization:
+def _factorize(plan: Plan, passes: Passes) -> DeepFeatureFactorization:
     """The factors of all images to fit on, found by the first process."""
     factors = None
-    if pieces.first:
+    if passes.pieces.first:
         samples = plan.manifest.split(plan.fit).samples
-        loader = pieces.load(plan.fit, plan.evaluation.landmark_view, [range(samples)])
+        loader = passes.load(plan.fit, plan.evaluation.landmark_view, [range(samples)])
         with image_progress(f"{plan.fit}, factors") as progress:
 
             def images() -> Iterator[Tensor]:
@@ -173,10 +173,10 @@ def _factorize(plan: Plan, pieces: Pieces) -> DeepFeatureFactorization:
             progress(0, samples)
             parts = plan.config.model.grouping.num_parts
             factors = factorize(_plain(plan), images(), samples, parts, plan.config.seed)
-    return pieces.peers.collect(factors)[0]
+    return passes.pieces.peers.collect(factors)[0]
 
 
-def _factor_tally(plan: Plan, pieces: Pieces, factors: DeepFeatureFactorization, split: str) -> Tally:
+def _factor_tally(plan: Plan, passes: Passes, factors: DeepFeatureFactorization, split: str) -> Tally:
     """A tally whose parts are the factors, all of them active; of the split that is measured with what they meet."""
     model, evaluation = _plain(plan), plan.evaluation
 
@@ -198,7 +198,7 @@ def _factor_tally(plan: Plan, pieces: Pieces, factors: DeepFeatureFactorization,
         tally.add(batch, ModelOutput(no_logits, assign, even, occurrence, regions=torch.empty(0)))
 
     name = "factors" if split == plan.split else "fit"
-    return pieces.tally(name, split, evaluation.landmark_view, new, take)
+    return passes.tally(name, split, evaluation.landmark_view, new, take)
 
 
 def _factor_maps(model: PlainModel, factors: DeepFeatureFactorization, images: Tensor) -> Tensor:

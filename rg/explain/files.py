@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.files import atomic_write, check_folder, sha256
+from pipelines.peers import Alone, Peers
 from rg.explain.explainer import Explainer, ImageLike
 from rg.explain.facts import MOSTLY
 from rg.explain.folder import ExplainedFolder, Line, gather, join_folder, open_folder
@@ -19,7 +20,6 @@ from rg.explain.numbers import percent
 from rg.explain.pictures import ANSWERS
 from rg.runs.folder import PART_PICTURES, WEIGHTS
 from rg.runs.part_pictures import read_part_pictures
-from rg.runs.peers import Alone, Peers
 from rg.runs.progress import image_progress
 
 LONGEST_SIDE = 640  # pixels of a photo, of which pictures show 480 at most

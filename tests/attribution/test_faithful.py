@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import statistics
+import time
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from rg.model.build import build_model
 from rg.runs.folder import RECORD, Classes, load_model, save_config, save_weights
 from rg.tables.faithful import read, render
 from tests.conftest import schema
+from tests.support.launch import Launch
 
 FLOORS = {"random", "centre"}
 BOTH = {"grad_cam", "guided_grad_cam", "integrated_gradients", "dff"}
@@ -232,3 +234,31 @@ def test_attributes_are_explained_by_the_most_probable_one(tmp_path):
     assert model["probability"]["image"] >= 0.1
     assert set(model["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
     assert "attributes is not drawn" in render([result], "text")
+
+
+FEW = ("--images", "6", "--steps", "2", "--integration", "2", "--batch-size", "2", "--device", "cpu")
+
+
+def test_several_processes_measure_what_one_measures_also_if_they_are_killed(runs, data, tmp_path):
+    alone, together = (shutil.copytree(runs[0], tmp_path / name) for name in ("alone", "together"))
+    words = ["faithful", alone, "--data", data, "--plain", runs[2], *FEW]
+    assert Launch(words, tmp_path, 1).wait() == [0]
+    words[1] = together
+    launch = Launch(words, tmp_path, 2)
+    pieces = together / "faithful.json.pieces"
+    end = time.monotonic() + 60
+    while len([*pieces.glob("*-??????")]) < 2:
+        assert time.monotonic() < end, launch.said
+        time.sleep(0.002)
+    launch.kill()
+    left = {file.name: file.stat().st_mtime_ns for file in pieces.glob("*-??????")}
+    launch = Launch(words, tmp_path, 2)
+    assert launch.wait() == [0, 0], launch.said
+    assert left
+    assert "going on with what was measured before" in launch.programs[0].output
+    assert not pieces.exists()
+    found, expected = (json.loads((run / "faithful.json").read_text()) for run in (together, alone))
+    for result in (found, expected):
+        assert result["models"][0].pop("run")
+    assert found == expected
+    assert launch.said.count("birds, test: 6 images") == 1

@@ -71,6 +71,17 @@ def test_random_maps_are_uniform_have_a_number_for_every_stride_and_never_repeat
     assert 0.99 < many.max() < 1
 
 
+def test_random_maps_begin_anew_for_each_batch():
+    maps = RandomMaps(8, 0)
+    images, classes = torch.zeros(1, 3, 64, 64), torch.zeros(1, dtype=torch.int64)
+    first = maps(images, classes)
+    maps.begin(1)
+    second = maps(images, classes)
+    maps.begin(0)
+    assert torch.equal(maps(images, classes), first)
+    assert not torch.equal(first, second)
+
+
 def test_the_centre_is_a_gaussian_a_quarter_as_wide_as_the_image():
     maps = centre(images(64, 96), CLASSES)
     assert maps.shape == (2, 64, 96)

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.peers import Alone
 from rg.distributed.batch_norm import synchronize
 from rg.distributed.group import Group, GroupError, PeerLostError, collectives, connect
 from rg.distributed.ranks import Ranks
 from rg.model.losses import occurrence_prior_loss
-from rg.runs.peers import Alone
 from tests.support.forked import CONTEXT
 from tests.support.world import World, join
 

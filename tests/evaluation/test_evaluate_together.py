@@ -52,7 +52,7 @@ def launch_evaluate(run, data, logs, processes=3, more=()):
 
 
 def pieces(run):
-    return sorted(path.name for path in (run / "metrics.json.pieces").glob("*.npz"))
+    return sorted(path.name for path in (run / "metrics.json.pieces").glob("*-??????"))
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -110,7 +110,7 @@ def test_what_was_measured_of_other_weights_or_otherwise_does_not_count(run, sma
     folder = copy / "metrics.json.pieces"
     folder.mkdir()
     (folder / "settings.json").write_text(json.dumps({"weights": "others"}))
-    (folder / "answers-00000000.npz").write_bytes(b"of other weights")
+    (folder / "test-answers-000000").write_bytes(b"of other weights")
     evaluate(copy, small_birds, batch_size=1, device="cpu")
     assert (copy / "metrics.json").read_bytes() == (alone / "metrics.json").read_bytes()
     assert "going on" not in caplog.text
