@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipelines.files import check_folder
+from pipelines.peers import Peers
 
 LOCK = ".lock"  # in a folder that is being written
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems answer that have no locks
@@ -51,6 +52,19 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_for_all(peers: Peers, folder: Path, name: str = "") -> Iterator[None]:
+    """``locked``, by the first process for all of them; all raise if another program writes there."""
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            if peers.ranks.rank == 0:
+                stack.enter_context(locked(folder, name))
+
+        peers.together(lock)
+        yield
 
 
 def _lock(path: Path, refusal: str) -> int:

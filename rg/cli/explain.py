@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from pipelines.cores import usable_cores
-from pipelines.locks import locked, owned_folder
-from rg.cli.launched import joined, locked_for_all
+from pipelines.locks import locked, locked_for_all, owned_folder
+from rg.cli.launched import joined
 from rg.cli.parser import Arguments, make_parser
 
 
@@ -48,7 +48,10 @@ def compare(arguments: Arguments) -> None:
     args = parser.parse_args(arguments)
     from rg.pages.compare import compare as compare_methods
 
-    print(compare_methods(args.run, args.images, args.out, args.plain, args.device))
+    with joined() as peers:
+        page = compare_methods(args.run, args.images, args.out, args.plain, args.device, peers)
+        if peers.ranks.rank == 0:
+            print(page)
 
 
 def faithful(arguments: Arguments) -> None:

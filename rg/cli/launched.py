@@ -6,9 +6,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from pipelines.locks import locked
 from pipelines.peers import Alone, Peers
 
 PATIENCE = 7 * 86400.0  # seconds that a process which is done waits for the others
@@ -43,16 +41,3 @@ def joined() -> Iterator[Peers]:
     except PeerLostError as error:
         print(f"rg: error: another process is lost ({error}); the same command goes on from here", file=sys.stderr)
         raise SystemExit(PEER_LOST) from None
-
-
-@contextlib.contextmanager
-def locked_for_all(peers: Peers, folder: Path, name: str = "") -> Iterator[None]:
-    """``pipelines.locks.locked``, by the first process for all of them; all raise if another program writes there."""
-    with contextlib.ExitStack() as stack:
-
-        def lock() -> None:
-            if peers.ranks.rank == 0:
-                stack.enter_context(locked(folder, name))
-
-        peers.together(lock)
-        yield

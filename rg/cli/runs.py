@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from jsonargparse import ActionConfigFile
 
-from pipelines.locks import locked, owned_folder
+from pipelines.locks import locked, locked_for_all, owned_folder
 from rg import recipes
-from rg.cli.launched import joined, locked_for_all
+from rg.cli.launched import joined
 from rg.cli.parser import Arguments, make_parser
 from rg.config import EvaluationConfig, RunConfig, differences, flatten
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
-from pipelines.files import atomic_write, check_folder, json_line, sha256, write_json
+from pipelines.files import atomic_write, check_folder, json_line, read_json_lines, sha256, write_json
 from pipelines.images import open_rgb
-from pipelines.locks import locked
+from pipelines.locks import locked_for_all
+from pipelines.peers import Alone, Peers
+from rg.attribution.factorization import DeepFeatureFactorization
 from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, Method, factorize, methods
 from rg.attribution.pointing import peaks
 from rg.config import RunConfig
@@ -32,7 +34,6 @@ from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.model.region_grouping import ModelOutput, RegionGroupingModel
 from rg.pages import heat_maps
-from rg.pages.compared import Line, open_lines, read_lines
 from rg.pages.heat_maps import SIDE, Cell, Strip
 from rg.pages.numbers import percent, signed
 from rg.pages.templates import template
@@ -41,11 +42,14 @@ from rg.runs.confidence import Answer, Confidence, probabilities, read_confidenc
 from rg.runs.folder import WEIGHTS, Classes, check_labelled, load_model
 from rg.runs.part_names import Part, read_parts
 from rg.runs.part_pictures import read_part_pictures
+from rg.runs.pieces import open_pieces
 from rg.runs.progress import image_progress
 
-PAGE, RECORD = "compare.html", "compare.json"
+PAGE, RECORD, LINES = "compare.html", "compare.json", "compare.jsonl"
 STEPS = 32  # of Integrated Gradients
 SPOKE = 3  # parts that are named beside an image
+
+Line = dict[str, Any]  # what was found in one image
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +123,20 @@ class Judgement:
     spoke: Sequence[tuple[int, float]] = ()
 
 
-def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = None, device: str = "auto") -> Path:
+def compare(
+    run: Path,
+    paths: Sequence[Path],
+    out: Path,
+    plain: Path | None = None,
+    device: str = "auto",
+    peers: Peers | None = None,
+) -> Path:
     """Explain images by region grouping and by other methods, as the models see them when they are tested.
 
-    Writes NAME.png and a line of compare.jsonl for every image as it goes, at the end compare.html with all of them,
-    and compare.json. All maps of a model explain the class that it names. The factors of DFF are those of the compared
-    images. An image that cannot be decoded is named, counted and left out. A run that was stopped goes on where it was;
-    with other images, runs or weights it begins anew.
+    Writes NAME.png for every image as it goes, and at the end compare.jsonl with what it found, compare.json and
+    compare.html with all of them. All maps of a model explain the class that it names. The factors of DFF are those of
+    the compared images. An image that cannot be decoded is named, counted and left out. A run that was stopped goes on
+    where it was; with other images, runs or weights it begins anew.
 
     Args:
         run: Run folder; a method that is not defined for its model is shown as words that say why.
@@ -133,6 +144,7 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
         out: Folder to write to.
         plain: Run folder of a plain network with the same classes, whose own methods are shown, too.
         device: cpu, cuda or auto.
+        peers: Processes that call this with the same arguments and share the images; the first writes the page.
 
     Returns:
         Path of the page.
@@ -142,14 +154,22 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
             not installed.
     """
     check_folder(out, "--out")
-    files = find_images(paths, out)
-    sides = [Side.load(run)]
-    if plain:
-        sides.append(_plain_side(plain, sides[0]))
-    for side in sides:
-        side.model.to(pick_device(device))
+    peers = peers or Alone()
+    first = peers.ranks.rank == 0
+
+    def load() -> tuple[list[Path], list[Side]]:
+        sides = [Side.load(run)]
+        if plain:
+            sides.append(_plain_side(plain, sides[0]))
+        for side in sides:
+            side.model.to(pick_device(device))
+        return find_images(paths, out), sides
+
+    files, sides = peers.together(load)
     left_out: dict[Path, str] = {}
-    compared = [_methods(side, files, left_out) for side in sides]
+    factors = peers.together(lambda: [_factorize(side, files, left_out) for side in sides] if first else [])
+    factors, left_out = peers.collect((factors, left_out))[0]
+    compared = [_methods(side, found) for side, found in zip(sides, factors, strict=True)]
     readable = [file for file in files if file not in left_out]
     state = "\n".join(f"{file} {version(file)}" for file in readable)
     settings = {
@@ -157,28 +177,55 @@ def compare(run: Path, paths: Sequence[Path], out: Path, plain: Path | None = No
         "images": hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest(),  # DFF looks at all of them
     }
     names, titles = name_each(readable), distinct_names(readable)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out), open_lines(out, settings, readable) as (lines, finished):
-        to_do = [file for file in readable if str(file) not in finished]
-        if finished:
-            logger.info("%d of %d images are compared already", len(finished), len(readable))
-        try:
-            with image_progress() as progress:
-                progress(len(finished), len(readable))
-                for number, file in enumerate(to_do, len(finished) + 1):
-                    line = _compare(sides, compared, file, titles[file], out / f"{names[str(file)]}.png")
-                    lines.write(json_line(line))
-                    lines.flush()
-                    progress(number, len(readable))
-        except KeyboardInterrupt:
-            logger.info("stopped; the same command goes on where it stopped")
-            raise
-        write_json(out / RECORD, _record(sides, out, left_out))
-        with atomic_write(out / PAGE) as stream:
-            for piece in _page(sides, out, left_out):
-                stream.write(piece.encode())
+    peers.together(lambda: out.mkdir(parents=True, exist_ok=True))
+
+    def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[Line]:
+        for number in numbers:
+            file = readable[number]
+            yield _compare(sides, compared, file, titles[file], out / f"{names[str(file)]}.png")
+            advance(1)
+
+    with locked_for_all(peers, out), open_pieces(out / f"{LINES}.pieces", settings, peers) as pieces:
+        if peers.collect(_is_whole(out, settings, readable))[0]:
+            logger.info("%d images are compared already", len(readable))
+        else:
+            files = pieces.make("images", [1] * len(readable), work, lambda line, stream: stream.write(json_line(line)))
+            if first:
+                with atomic_write(out / LINES) as stream:
+                    stream.write(json_line({"settings": settings}))
+                    for piece in files:
+                        stream.write(piece.read_bytes())
+
+        def write() -> None:
+            if first:
+                write_json(out / RECORD, _record(sides, out, left_out))
+                with atomic_write(out / PAGE) as stream:
+                    for text in _page(sides, out, left_out):
+                        stream.write(text.encode())
+
+        peers.together(write)
     logger.info("%d images compared in %s, %d left out", len(readable), out / PAGE, len(left_out))
     return out / PAGE
+
+
+def _is_whole(out: Path, settings: Mapping[str, Any], files: Sequence[Path]) -> bool:
+    """Whether a folder holds what was found in all of these files."""
+    if not (out / LINES).is_file():
+        return False
+    lines = read_json_lines(out / LINES)
+    if next(lines, None) != {"settings": settings}:
+        return False
+    found = list(lines)
+    return [line["file"] for line in found] == [str(file) for file in files] and all(
+        (out / line["picture"]).is_file() for line in found
+    )
+
+
+def read_lines(out: Path) -> Iterator[Line]:
+    """What was found in the images, one after the other."""
+    lines = read_json_lines(out / LINES)
+    next(lines)
+    yield from lines
 
 
 def _plain_side(run: Path, main: Side) -> Side:
@@ -189,11 +236,11 @@ def _plain_side(run: Path, main: Side) -> Side:
     return side
 
 
-def _methods(side: Side, files: Sequence[Path], left_out: dict[Path, str]) -> dict[str, Method]:
-    """The methods to show of a model, with factors of all images; those that cannot be decoded are noted.
+def _factorize(side: Side, files: Sequence[Path], left_out: dict[Path, str]) -> DeepFeatureFactorization:
+    """The factors of all images; those that cannot be decoded are noted.
 
     Raises:
-        ValueError: no image can be decoded, or Captum is not installed.
+        ValueError: no image can be decoded.
     """
 
     def pixels() -> Iterator[Tensor]:
@@ -212,8 +259,12 @@ def _methods(side: Side, files: Sequence[Path], left_out: dict[Path, str]) -> di
     logger.info("%s: factors of %d images", side.title, len(files))
     with image_progress() as progress:
         progress(0, len(files))
-        factors = factorize(side.model, pixels(), len(files), parts, seed)
-    named = methods(side.model, factors, STEPS, seed).items()
+        return factorize(side.model, pixels(), len(files), parts, seed)
+
+
+def _methods(side: Side, factors: DeepFeatureFactorization) -> dict[str, Method]:
+    """The methods to show of a model."""
+    named = methods(side.model, factors, STEPS, side.config.seed).items()
     return {key: method for key, method in named if key not in side.left_out}
 
 

@@ -104,13 +104,17 @@ def open_pieces(folder: Path, settings: Mapping[str, Any], peers: Peers) -> Iter
             return
         given = json.loads(json.dumps(settings))  # lists where there are tuples
         if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS) == given:
-            logger.info("%s: going on with what was measured before", folder)
+            logger.info("%s: going on with what was done before", folder)
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_json(folder / SETTINGS, given)
 
     peers.together(prepare)
-    yield Pieces(folder, peers)
+    try:
+        yield Pieces(folder, peers)
+    except KeyboardInterrupt:
+        logger.info("stopped; the same command goes on where it stopped")
+        raise
     if peers.ranks.rank == 0:
         shutil.rmtree(folder)

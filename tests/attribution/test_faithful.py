@@ -255,7 +255,7 @@ def test_several_processes_measure_what_one_measures_also_if_they_are_killed(run
     launch = Launch(words, tmp_path, 2)
     assert launch.wait() == [0, 0], launch.said
     assert left
-    assert "going on with what was measured before" in launch.programs[0].output
+    assert "going on with what was done before" in launch.programs[0].output
     assert not pieces.exists()
     found, expected = (json.loads((run / "faithful.json").read_text()) for run in (together, alone))
     for result in (found, expected):

@@ -99,7 +99,7 @@ def test_killed_twice_it_goes_on_where_it_was(run, small_birds, alone, tmp_path)
     assert len(left) >= 4
     launch = launch_evaluate(copy, small_birds, tmp_path, 2)
     assert launch.wait() == [0, 0], launch.said
-    assert "going on with what was measured before" in launch.programs[0].output
+    assert "going on with what was done before" in launch.programs[0].output
     for name in WRITTEN:
         assert (copy / name).read_bytes() == (alone / name).read_bytes(), name
     assert not (copy / "metrics.json.pieces").exists()

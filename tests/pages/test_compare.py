@@ -22,6 +22,7 @@ from rg.pages.heat_maps import Cell, Strip, overlay, sheet
 from rg.pages.numbers import signed
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import Classes, save_config, save_weights
+from tests.support.launch import Launch
 
 NAMES = ("wren", "<robin>", "jay & co")
 METHODS = ["attribution", "contribution", "cam", "grad_cam", "guided_grad_cam", "integrated_gradients", "dff"]
@@ -143,20 +144,33 @@ def test_what_is_compared_already_is_kept(runs, photos, tmp_path, monkeypatch, c
     stop = 1
     with pytest.raises(KeyboardInterrupt):
         compare(runs[0], [photos], out)
-    assert sorted(path.name for path in out.iterdir()) == ["compare.jsonl", "tall_b_.png"]
-    with (out / "compare.jsonl").open("ab") as file:
-        file.write(b'{"file": "half')
+    assert sorted(path.name for path in out.iterdir()) == ["compare.jsonl.pieces", "tall_b_.png"]
+    assert "stopped; the same command goes on where it stopped" in caplog.text
     stop = 2
     compare(runs[0], [photos], out)
     assert judged == [(90, 130), (200, 80)]
-    assert "1 of 2 images are compared already" in caplog.text
-    assert "2/2 images" in caplog.text
+    assert "going on with what was done before" in caplog.text
+    assert "2 images compared" in caplog.text
     record = json.loads((out / "compare.json").read_text())
     assert [Path(image["file"]).name for image in record["images"]] == ["tall & <b>.png", "wide.png"]
     assert (out / "compare.html").read_text().count("<tr>") == 2 + 2
+    compare(runs[0], [photos], out)  # all is there
+    assert len(judged) == 2
+    assert "2 images are compared already" in caplog.text
     stop = 3  # other images have other factors, so nothing is kept
     compare(runs[0], [photos / "wide.png"], out)
     assert judged[2:] == [(200, 80)]
+
+
+def test_several_processes_leave_the_folder_of_one(runs, photos, compared, tmp_path):
+    words = ["compare", runs[0], photos, "--plain", runs[1], "--out", tmp_path / "out", "--device", "cpu"]
+    launch = Launch(words, tmp_path, 2)
+    assert launch.wait() == [0, 0], launch.said
+    names = sorted(path.name for path in compared.iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (compared / name).read_bytes(), name
+    assert launch.said.count("2 images compared") == 1
 
 
 @pytest.mark.usefixtures("quick")
