@@ -2,7 +2,7 @@
 # Train, or do another verb, on several machines that this one reaches by ssh without a password, started by pdsh:
 #
 #     launch/hostfile.sh HOSTFILE RECIPE --data DIR --out RUN [settings of python -m rg train]
-#     launch/hostfile.sh HOSTFILE evaluate|explain|faithful|verify [what python -m rg takes behind that word]
+#     launch/hostfile.sh HOSTFILE evaluate|explain|faithful|compare|verify [what python -m rg takes behind that word]
 #
 # HOSTFILE has a line "HOST slots=N" for each machine, N the processes it takes (its GPUs). Code, environment, data and
 # run folder must be found at the same places everywhere. --dry-run as the first argument prints the command.
@@ -69,6 +69,8 @@ export DS_ENV_FILE=/dev/fd/9
 # A host that is lost ends its ssh within a minute, not never.
 export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=3 ${PDSH_SSH_ARGS_APPEND:-}"
 
+# In the place of that of environment.sh: on all machines.
+# shellcheck disable=SC2329 # a trap of `start` calls it
 stop_ranks() {
     local launcher="^[^ ]+ -u -m deepspeed.launcher.launch .*--master_addr=$master --master_port=$port "
     pdsh -R ssh -S -w "$(IFS=,; echo "${hosts[*]}")" "pkill -TERM -P \$(pgrep -d, -f '$launcher')"

@@ -26,11 +26,13 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     kinds = "kind of the pictures; none: neither pictures nor a page, explanations.jsonl only"
     parser.add_argument("--pictures", choices=["webp", "png", "none"], default="webp", help=kinds)
+    tables = "also write explanations.csv or explanations.parquet, a row for each image"
+    parser.add_argument("--table", choices=["csv", "parquet", "none"], default="csv", help=tables)
     jobs = "threads that decode, and that draw; 0: the cores of this process, shared with others of the launch"
     parser.add_argument("--jobs", type=int, default=0, help=jobs)
     parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
     args = parser.parse_args(arguments)
-    options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "overwrite")}
+    options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "table", "overwrite")}
     with joined() as peers:
         threads = args.jobs or max(1, usable_cores() // peers.sharing)
         explain_files(args.run, args.images, args.out, write_page=gallery.write, jobs=threads, peers=peers, **options)

@@ -18,6 +18,7 @@ from rg.explain.image_files import find_images
 from rg.explain.lookahead import in_order
 from rg.explain.numbers import percent
 from rg.explain.pictures import ANSWERS
+from rg.explain.spreadsheet import check_table, write_table
 from rg.runs.folder import PART_PICTURES, WEIGHTS
 from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import image_progress
@@ -37,6 +38,7 @@ def explain_files(
     batch_size: int = 16,
     device: str = "auto",
     pictures: str = "webp",
+    table: str = "csv",
     jobs: int = 1,
     overwrite: bool = False,
     write_page: Callable[[Path], object] | None = None,
@@ -55,6 +57,7 @@ def explain_files(
         device: See ``rg.load``.
         pictures: png, webp, or none: neither pictures nor a page. A run without labels gets no page either, which sorts
             images by them.
+        table: See ``rg.explain.spreadsheet.write_table``; a run without labels gets none.
         jobs: Threads that decode, and as many that draw.
         overwrite: Begin anew.
         write_page: Writes a page that shows the folder; called at the end, also of a run that is stopped.
@@ -66,6 +69,7 @@ def explain_files(
     """
     if pictures not in ("png", "webp", "none"):
         raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
+    check_table(table)
     check_folder(out, "--out")
     peers = peers or Alone()
     process, processes = peers.ranks.rank, peers.ranks.world_size
@@ -112,8 +116,10 @@ def explain_files(
             logger.info("stopped; the same command goes on where it stopped")
             raise
         finally:
-            if opened and write_page and pictures != "none" and labelled:
-                write_page(out)
+            if opened and labelled:
+                write_table(out, table)
+                if write_page and pictures != "none":
+                    write_page(out)
 
     def check() -> None:
         if left_out == len(files):

@@ -6,6 +6,7 @@ left_out.jsonl          what the latest run could not decode, and why
 explanations-0003.jsonl and left_out-0003.jsonl, the same of process 3 while several explain together
 pictures/NAME.webp      image, parts, attribution and contributions
 thumbnails/NAME.webp    parts
+explanations.csv        the same in a table, or explanations.parquet
 gallery.html            one page with all of them
 
 A picture is there before its line is, and either is complete; half a line at the end, of a killed run, is none.

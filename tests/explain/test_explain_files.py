@@ -129,6 +129,7 @@ def test_what_is_written(run, photos, tmp_path, caplog):
     assert left_out["source"] == str(photos / "other" / "broken.png")
     assert "not an image" in left_out["reason"]
     assert sorted(path.name for path in out.iterdir()) == [
+        "explanations.csv",
         "explanations.jsonl",
         "gallery.html",
         "left_out.jsonl",
@@ -182,7 +183,7 @@ def test_other_pictures_or_none(run, photos, tmp_path, kind):
         assert Image.open(out / line["picture"]).format == "PNG"
     else:
         assert line["picture"] is None
-        names = ["explanations.jsonl", "left_out.jsonl", "settings.json"]
+        names = ["explanations.csv", "explanations.jsonl", "left_out.jsonl", "settings.json"]
         assert sorted(path.name for path in out.iterdir()) == names
 
 
