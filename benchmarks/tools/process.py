@@ -67,12 +67,18 @@ def memory(pid: int) -> int:
 
     Libraries and shards are left out: their pages are in the page cache, shared with whoever else reads them.
     """
-    total = 0
+    return sum(each(pid))
+
+
+def each(pid: int) -> list[int]:
+    """The same of a process and of each of its living descendants."""
+    sizes = []
     for member in _tree(pid):
         with contextlib.suppress(OSError):
             lines = Path(PROC, str(member), "smaps_rollup").read_text().splitlines()
-            total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
-    return total
+            own = (int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+            sizes.append(1024 * sum(own))
+    return sizes
 
 
 def _tree(root: int) -> dict[int, list[str]]:
