@@ -3,9 +3,10 @@
 python -m benchmarks.bench_remote [--record]           images/s, requests and bytes for every image
 python -m benchmarks.bench_remote --files 500 --rounds 1      a quick look
 
-An S3 server on the loopback (moto's, in a process of its own) answers 30 ms late. One epoch is read from it in the order
-of training, and all samples in the order of testing. Images are not decoded, so that only reading is timed: what a GPU
-decodes is faster than this server. Requests for manifest and sizes, before the first batch, do not count.
+Three providers: ``no cache``, ``empty cache`` (the first epoch, which fills it) and ``full cache`` (a later epoch).
+An S3 server on the loopback (moto's, in a process of its own) answers 30 ms late. One epoch is read from it in the
+order of training, and all samples in the order of testing. Images are not decoded, so that only reading is timed. What
+is asked before the first batch, manifest and sizes, does not count; what is read ahead at the end of the epoch does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import importlib.util
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,12 +28,13 @@ from benchmarks.tools.image_set import describe, image_set
 from benchmarks.tools.object_store import object_store
 from benchmarks.tools.options import at_least, image_parser
 from pipelines.batches import loader as loading
-from pipelines.batches.decoding import Decoding
 from pipelines.batches.geometry import Geometry, Window
 from pipelines.batches.loader import Loader
+from pipelines.shards.cache import Cache
 
 RESULTS = ledger.RESULTS / "remote.csv"
 UNITS = {"throughput": "images/s", "requests": "requests/image", "bytes": "kB/image"}
+CACHE = 10 << 30  # bytes
 TRAINING, TESTING = Geometry(320, 224, training=True), Geometry(320, 224)
 
 Figures = dict[str, list[float]]  # metric -> values
@@ -53,25 +56,17 @@ class Blank:
         return torch.empty((self._sizes.pop(0), 1, 1, 3), dtype=torch.uint8)
 
 
-def training(data: str, batch: int) -> Loader:
-    """One rank in training."""
-    return Loader(data, "train", TRAINING, batch)
+ORDERS = {"training": TRAINING, "testing": TESTING}
 
 
-def testing(data: str, batch: int) -> Loader:
-    """One rank in testing."""
-    return Loader(data, "train", TESTING, batch)
-
-
-ORDERS: dict[str, Callable[[str, int], Loader]] = {"training": training, "testing": testing}
-
-
-def measure(shards: Path, order: str, batch: int, latency: float) -> dict[str, Figures]:
-    """The figures of every provider, in the process that calls."""
+def measure(shards: Path, order: str, cached: bool, batch: int, latency: float) -> dict[str, Figures]:
+    """The figures of the providers with a cache, or of the one without, in the process that calls."""
     loading.make_decoder = lambda *_: Blank()
-    with object_store(shards, latency) as store:
-        loader = ORDERS[order](store.url, batch)
-        return {"no cache": read(loader, batch, store.answers)}
+    with object_store(shards, latency) as store, tempfile.TemporaryDirectory() as folder:
+        cache = Cache(Path(folder), CACHE) if cached else None
+        loader = Loader(store.url, "train", ORDERS[order], batch, cache=cache)
+        providers = ("empty cache", "full cache") if cached else ("no cache",)
+        return {provider: read(loader, batch, store.answers) for provider in providers}
 
 
 def read(loader: Loader, batch: int, answers: Callable[[], tuple[int, int]]) -> Figures:
@@ -111,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     shards = image_set(options.images, options.files) / "shards"
     pooled: dict[tuple[str, str], Figures] = {}
-    for _, order in itertools.product(range(options.rounds), ORDERS):
-        measured, _ = process.alone(measure, shards, order, options.batch, options.latency / 1000)
+    for _, order, cached in itertools.product(range(options.rounds), ORDERS, (False, True)):
+        measured, _ = process.alone(measure, shards, order, cached, options.batch, options.latency / 1000)
         for provider, figures in measured.items():
             for metric, values in figures.items():
                 pooled.setdefault((order, provider), {}).setdefault(metric, []).extend(values)
