@@ -439,7 +439,7 @@ class InputConfig:
         for name in ("mixup", "cutmix", "threads", "largest_width", "largest_height"):
             _require(getattr(self, name) >= 0, f"input.{name}", "0 or more", getattr(self, name))
         _require(self.prefetch >= 1, "input.prefetch", "at least 1", self.prefetch)
-        _require(self.cache != "", "input.cache", "a folder, or none", repr(self.cache))
+        _require(self.cache != "", "input.cache", "a folder, or none", self.cache)
         _require(0 < self.cache_gib < float("inf"), "input.cache_gib", "more than 0", self.cache_gib)
         for name in ("hardware_load", "max_damaged"):
             _require(0 <= getattr(self, name) <= 1, f"input.{name}", "a share from 0 to 1", getattr(self, name))
