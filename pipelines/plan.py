@@ -174,7 +174,7 @@ def steps_per_epoch(size: int, global_batch: int) -> int:
     return -(-size // global_batch)
 
 
-def shards_in_order(sizes: Sequence[int], first: int, end: int, place: int) -> list[int]:
+def shards_in_order(sizes: Sequence[int], first: int, end: int, place: int) -> tuple[list[int], int]:
     """In which order the shards are needed from a sample on, where a range of samples is read again and again.
 
     Args:
@@ -182,9 +182,12 @@ def shards_in_order(sizes: Sequence[int], first: int, end: int, place: int) -> l
         first: Of the range.
         end: Of the range, past the last.
         place: The sample that is read next.
+
+    Returns:
+        The shards of the range by where they are next needed, and how many of them before the range begins again.
     """
     start, current, last = np.searchsorted(np.cumsum(sizes), [first, place, end - 1], side="right").tolist()
-    return [*range(current, last + 1), *range(start, current)]
+    return [*range(current, last + 1), *range(start, current)], last + 1 - current
 
 
 def batch_ranges(first: int, end: int, batch_size: int) -> list[tuple[int, int]]:

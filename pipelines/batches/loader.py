@@ -265,10 +265,9 @@ class Loader:
         if self._geometry.training:
             return self._stream.shards(self._next)  # whose batch is the first that may still be read
         first, end = self._range
-        earliest = max(first, place - READ_AHEAD * self._batch_size)
-        return plan.shards_in_order(
-            [shard.samples for shard in self._reader.shards], first, end, earliest
-        ), SHARDS_AHEAD
+        sizes = [shard.samples for shard in self._reader.shards]
+        order, left = plan.shards_in_order(sizes, first, end, max(first, place - READ_AHEAD * self._batch_size))
+        return order, min(left, SHARDS_AHEAD)
 
     def _read_places(self, first: int, end: int) -> list[_Place]:
         places = range(first, end)

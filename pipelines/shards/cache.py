@@ -102,9 +102,9 @@ class Cache:
         Args:
             shard: Which.
             read: First byte and size -> bytes of the tar from where it is fetched.
-            order: sha256 -> when a shard is needed, as ranks. Shards that nobody holds make room: first those without
-                a rank, the oldest before the others; then those that are needed last, but none that is needed earlier
-                than this one.
+            order: sha256 -> place among the shards in the order in which they are needed. Shards that nobody holds make
+                room: first those that are not in it, the oldest before the others; then those that are needed last,
+                but none that is needed earlier than this one.
 
         Raises:
             BlockingIOError: another process is fetching it.
@@ -166,12 +166,12 @@ class Cache:
             return False
         sizes = self._sizes()
         used = sum(sizes.values())
-        victims = self._victims(sizes, shard, order)
+        evicted = self._evicted(sizes, shard, order)
         while used + shard.bytes > self.limit or not _allocate(descriptor, shard.bytes):
-            victim = next(victims, None)
-            if victim is None:
+            path = next(evicted, None)
+            if path is None:
                 return False
-            used -= sizes[victim]
+            used -= sizes[path]
         return True
 
     def _sizes(self) -> dict[Path, int]:
@@ -183,12 +183,13 @@ class Cache:
                     found.append((path.stat().st_mtime_ns, path, path.stat().st_size))
         return {path: size for _, path, size in sorted(found)}
 
-    def _victims(self, sizes: Mapping[Path, int], shard: Shard, order: Mapping[str, int]) -> Iterator[Path]:
-        """Removes shards that nobody holds, one after the other."""
-        shards = {path: order.get(path.stem) for path in sizes if path.suffix != TEMPORARY}
+    def _evicted(self, sizes: Mapping[Path, int], shard: Shard, order: Mapping[str, int]) -> Iterator[Path]:
+        """Removes shards that nobody holds, one after the other, in place of another one; yields what is gone."""
+        shards = [path for path in sizes if path.suffix != TEMPORARY]
         own = order.get(shard.sha256, len(order))
-        last_first = sorted((rank, path) for path, rank in shards.items() if rank is not None and rank > own)
-        for path in (*(path for path, rank in shards.items() if rank is None), *(path for _, path in last_first[::-1])):
+        later = [path for path in shards if order.get(path.stem, -1) > own]
+        later.sort(key=lambda path: order[path.stem], reverse=True)
+        for path in (*(path for path in shards if path.stem not in order), *later):
             if _remove(path):
                 yield path
 

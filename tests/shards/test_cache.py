@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.shards import cache as cache_module
+from pipelines.shards import read_ahead
 from pipelines.shards.cache import Cache
 from pipelines.shards.manifest import Shard
 from pipelines.shards.read_ahead import ReadAhead
@@ -160,7 +162,8 @@ def test_of_those_that_nobody_needs_the_oldest_goes_first(tmp_path):
 
 def test_what_is_held_stays(tmp_path):
     cache = Cache(tmp_path, 2 * SIZE)
-    held = [hold(cache, 0), hold(Cache(tmp_path, 2 * SIZE), 1)]
+    held = [hold(cache, 0), hold(Cache(tmp_path, 2 * SIZE), 1), hold(cache, 1)]
+    del held[1]  # not the last who holds it
     with pytest.raises(OSError, match="has no room"):
         hold(cache, 2, order=[2, 0, 1])
     del held[0]
@@ -224,7 +227,7 @@ def test_a_process_that_is_killed_half_way_leaves_nothing_that_counts(tmp_path):
         command = [sys.executable, "-c", FILLER, *words]
         fillers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT))
         assert fillers[-1].stdout.readline() == "half\n"
-    cache = Cache(tmp_path, 2 * SIZE)
+    cache = Cache(tmp_path, SIZE)
     assert used(tmp_path) == 2 * SIZE  # from the start
     with pytest.raises(BlockingIOError):
         hold(cache, 0)
@@ -316,6 +319,25 @@ def test_needed_shards_are_read_from_the_cache_and_others_from_afar(tmp_path):
     ahead.rest()
     ahead.read_range("shard-2.tar", 0, 1)
     assert source.requests["shard-2.tar"] == 2
+
+
+def test_what_is_not_needed_any_more_is_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(read_ahead, "FETCHES", 1)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class Slow(Source):
+        def read_range(self, name: str, start: int, size: int) -> bytes:
+            begun.set()
+            assert goes_on.wait(60)
+            return super().read_range(name, start, size)
+
+    ahead = ReadAhead(Slow(), Cache(tmp_path, 10**6))
+    ahead.need(SHARDS, 3)
+    assert begun.wait(60)
+    ahead.need(SHARDS[3:], 1)
+    goes_on.set()
+    assert ahead.read_range("shard-3.tar", 0, 9) == CONTENT["shard-3.tar"][:9]
+    assert names(tmp_path) == ["shard-0", "shard-3"]
 
 
 def test_what_has_no_room_is_read_from_afar_and_told_once(tmp_path, caplog):
