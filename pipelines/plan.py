@@ -46,28 +46,30 @@ class Stream:
         """The samples at the places ``first`` to ``end - 1``."""
         return [self._sample(place) for place in range(first, end)]
 
-    def shards(self, place: int) -> tuple[list[int], int]:
-        """In which order the shards are needed from a place on.
+    def shards(self, first: int, last: int) -> tuple[list[int], int]:
+        """In which order the shards are needed while the places ``first`` to ``last`` are read.
 
         Returns:
-            All shards by where the stream next needs them, and how many of them are needed in the piece of ``place`` or
-            in the one that follows. Within a piece they are needed all the time.
+            All shards by where the stream next needs them, and how many of them are needed in the pieces of these
+            places and in the piece that follows. Within a piece they are needed all the time.
         """
+        return self._order(*self._piece_of(first), *self._piece_of(last))
+
+    def _piece_of(self, place: int) -> tuple[int, int]:
         epoch, index = divmod(place, self.size)
-        return self._order(epoch, index // SHUFFLED)
+        return epoch, index // SHUFFLED
 
     def _sample(self, place: int) -> int:
-        epoch, index = divmod(place, self.size)
-        piece, offset = divmod(index, SHUFFLED)
-        return int(self._piece(epoch, piece)[offset])
+        return int(self._piece(*self._piece_of(place))[place % self.size % SHUFFLED])
 
-    def _needed(self, epoch: int, piece: int) -> tuple[list[int], int]:
-        last = (self.size - 1) // SHUFFLED
-        following = (epoch, piece + 1) if piece < last else (epoch + 1, 0)
-        near = dict.fromkeys([*self._touched(epoch, piece), *self._touched(*following)])
-        this, then = (self._shards(number)[0].tolist() for number in (following[0], following[0] + 1))
-        later = this[this.index(self._touched(*following)[-1]) + 1 :]
-        return list(dict.fromkeys([*near, *later, *then])), len(near)
+    def _needed(self, epoch: int, piece: int, last_epoch: int, last_piece: int) -> tuple[list[int], int]:
+        near = self._touched(epoch, piece)
+        while (epoch, piece) <= (last_epoch, last_piece):
+            epoch, piece = (epoch, piece + 1) if (piece + 1) * SHUFFLED < self.size else (epoch + 1, 0)
+            near += self._touched(epoch, piece)
+        this, then = (self._shards(number)[0].tolist() for number in (epoch, epoch + 1))
+        later = this[this.index(near[-1]) + 1 :]
+        return list(dict.fromkeys([*near, *later, *then])), len(set(near))
 
     def _touched(self, epoch: int, piece: int) -> list[int]:
         """The shards of a piece as they follow each other in the epoch."""

@@ -30,7 +30,7 @@ from pipelines.shards.storage import Location
 
 ATTEMPTS = 100  # samples that are tried for a place in training
 READ_AHEAD = 4  # batches whose bytes are read before they are decoded
-SHARDS_AHEAD = 8  # that a cache holds in testing, from the one that is read on
+SHARDS_AHEAD = 8  # that a cache holds in testing, from the last one that is read on
 COUNTED = 1000  # samples that a share of damaged ones refers to at least
 
 logger = logging.getLogger(__name__)
@@ -254,20 +254,22 @@ class Loader:
 
     def _start_reading(self, pool: ThreadPoolExecutor, first: int, end: int) -> list[Future[list[_Place]]]:
         """Reads places in chunks, so many that the batches read ahead keep all threads busy."""
-        self._reader.need(*self._needed(first))
+        if self._reader.cached:
+            self._reader.need(*self._needed(first, end))
         length = -(-READ_AHEAD * self._batch_size // self._reader.storage.concurrency)
         if not self._geometry.training:  # neighbours in a shard
             length = max(length, self._reader.together)
         return [pool.submit(self._read_places, start, min(start + length, end)) for start in range(first, end, length)]
 
-    def _needed(self, place: int) -> tuple[list[int], int]:
-        """In which order the shards are needed while a place is read, and how many of them are to be held."""
+    def _needed(self, first: int, end: int) -> tuple[list[int], int]:
+        """In which order the shards are needed while a batch is read, and how many of them are to be held."""
         if self._geometry.training:
-            return self._stream.shards(self._next)  # whose batch is the first that may still be read
-        first, end = self._range
+            return self._stream.shards(self._next, end - 1)  # behind what was delivered
         sizes = [shard.samples for shard in self._reader.shards]
-        order, left = plan.shards_in_order(sizes, first, end, max(first, place - READ_AHEAD * self._batch_size))
-        return order, min(left, SHARDS_AHEAD)
+        earliest = max(self._range[0], first - READ_AHEAD * self._batch_size)  # that may still be read
+        order, left = plan.shards_in_order(sizes, *self._range, earliest)
+        left_at_end = plan.shards_in_order(sizes, *self._range, end - 1)[1]
+        return order, min(left, left - left_at_end + SHARDS_AHEAD)
 
     def _read_places(self, first: int, end: int) -> list[_Place]:
         places = range(first, end)

@@ -47,6 +47,7 @@ class Reader:
         shards: Of the split, in reading order.
         size: Number of samples.
         together: Number of samples that one request reads where they lie side by side.
+        cached: Whether there is a cache.
 
     Raises:
         ValueError: no such folder or split.
@@ -55,6 +56,7 @@ class Reader:
 
     def __init__(self, data: Location, split: str, cache: Cache | None = None) -> None:
         source = open_storage(data)
+        self.cached = cache is not None
         self.storage: Storage = ReadAhead(source, cache) if cache else source
         self.manifest = Manifest.load(data)
         self.shards = self.manifest.split(split).shards
