@@ -38,17 +38,43 @@ class Stream:
         self._weights = weights
         self._first = np.concatenate([[0], np.cumsum(shard_sizes)])
         self._piece = functools.lru_cache(maxsize=4)(self._shuffled_piece)
-        self._shards = functools.lru_cache(maxsize=2)(self._shuffled_shards)
+        self._shards = functools.lru_cache(maxsize=3)(self._shuffled_shards)
         self._ends = functools.lru_cache(maxsize=2)(self._ends_of_weights)
+        self._order = functools.lru_cache(maxsize=2)(self._needed)
 
     def samples(self, first: int, end: int) -> list[int]:
         """The samples at the places ``first`` to ``end - 1``."""
         return [self._sample(place) for place in range(first, end)]
 
-    def _sample(self, place: int) -> int:
+    def shards(self, first: int, last: int) -> tuple[list[int], int]:
+        """In which order the shards are needed while the places ``first`` to ``last`` are read.
+
+        Returns:
+            All shards by where the stream next needs them, and how many of them are needed in the pieces of these
+            places and in the piece that follows. Within a piece they are needed all the time.
+        """
+        return self._order(*self._piece_of(first), *self._piece_of(last))
+
+    def _piece_of(self, place: int) -> tuple[int, int]:
         epoch, index = divmod(place, self.size)
-        piece, offset = divmod(index, SHUFFLED)
-        return int(self._piece(epoch, piece)[offset])
+        return epoch, index // SHUFFLED
+
+    def _sample(self, place: int) -> int:
+        return int(self._piece(*self._piece_of(place))[place % self.size % SHUFFLED])
+
+    def _needed(self, epoch: int, piece: int, last_epoch: int, last_piece: int) -> tuple[list[int], int]:
+        near = self._touched(epoch, piece)
+        while (epoch, piece) <= (last_epoch, last_piece):
+            epoch, piece = (epoch, piece + 1) if (piece + 1) * SHUFFLED < self.size else (epoch + 1, 0)
+            near += self._touched(epoch, piece)
+        this, then = (self._shards(number)[0].tolist() for number in (epoch, epoch + 1))
+        later = this[this.index(near[-1]) + 1 :]
+        return list(dict.fromkeys([*near, *later, *then])), len(set(near))
+
+    def _touched(self, epoch: int, piece: int) -> list[int]:
+        """The shards of a piece as they follow each other in the epoch."""
+        touched = set(np.searchsorted(self._first, self._piece(epoch, piece), side="right").tolist())
+        return [shard for shard in self._shards(epoch)[0].tolist() if shard + 1 in touched]
 
     def _shuffled_piece(self, epoch: int, piece: int) -> np.ndarray:
         indices = np.arange(piece * SHUFFLED, min(self.size, (piece + 1) * SHUFFLED))
@@ -148,6 +174,22 @@ def steps_per_epoch(size: int, global_batch: int) -> int:
     if size < 1 or global_batch < 1:
         raise ValueError(f"expected at least one sample and a batch of at least 1, got {size} and {global_batch}")
     return -(-size // global_batch)
+
+
+def shards_in_order(sizes: Sequence[int], first: int, end: int, place: int) -> tuple[list[int], int]:
+    """In which order the shards are needed from a sample on, where a range of samples is read again and again.
+
+    Args:
+        sizes: Number of samples of every shard.
+        first: Of the range.
+        end: Of the range, past the last.
+        place: The sample that is read next.
+
+    Returns:
+        The shards of the range by where they are next needed, and how many of them before the range begins again.
+    """
+    start, current, last = np.searchsorted(np.cumsum(sizes), [first, place, end - 1], side="right").tolist()
+    return [*range(current, last + 1), *range(start, current)], last + 1 - current
 
 
 def batch_ranges(first: int, end: int, batch_size: int) -> list[tuple[int, int]]:

@@ -397,6 +397,9 @@ class InputConfig:
         largest_width: Columns of the largest image, so that mixed allocates memory once; 0 if not known.
         largest_height: Rows of the largest image.
         max_damaged: Share of damaged samples, of those read and of at least 1000, above which a run stops.
+        cache: Folder of a local disk that keeps shards on the way from an object store or a slow disk, for all runs and
+            ranks of this host; none reads every sample from afar.
+        cache_gib: Size of that folder in GiB at most. Training holds the shards of 16,384 to 32,768 samples at once.
     """
 
     view: Literal["crop", "stretch"] = "crop"
@@ -415,6 +418,8 @@ class InputConfig:
     largest_width: int = 0
     largest_height: int = 0
     max_damaged: float = 0.01
+    cache: str = "none"
+    cache_gib: float = 50.0
 
     @property
     def test_size(self) -> tuple[int, int]:
@@ -434,6 +439,8 @@ class InputConfig:
         for name in ("mixup", "cutmix", "threads", "largest_width", "largest_height"):
             _require(getattr(self, name) >= 0, f"input.{name}", "0 or more", getattr(self, name))
         _require(self.prefetch >= 1, "input.prefetch", "at least 1", self.prefetch)
+        _require(self.cache != "", "input.cache", "a folder, or none", self.cache)
+        _require(0 < self.cache_gib < float("inf"), "input.cache_gib", "more than 0", self.cache_gib)
         for name in ("hardware_load", "max_damaged"):
             _require(0 <= getattr(self, name) <= 1, f"input.{name}", "a share from 0 to 1", getattr(self, name))
 
@@ -672,6 +679,8 @@ BOOKKEEPING = {  # settings that change nothing of what is computed, so that a r
     "input.prefetch",
     "input.largest_width",
     "input.largest_height",
+    "input.cache",
+    "input.cache_gib",
 }
 
 

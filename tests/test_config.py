@@ -75,6 +75,8 @@ def test_flatten():
             "input.short_side: expected at least input.crop = 224, got 200",
         ),
         (lambda: InputConfig(flip=1.5), "input.flip"),
+        (lambda: InputConfig(cache=""), "input.cache: expected a folder, or none, got ''"),
+        (lambda: InputConfig(cache_gib=0), "input.cache_gib: expected more than 0, got 0"),
         (lambda: LossConfig(prior_alpha=0), "loss.prior_alpha"),
         (lambda: LossConfig(prior_weight=-1), "loss.prior_weight"),
         (lambda: OptimizerConfig(lr=0), "optimizer.lr"),

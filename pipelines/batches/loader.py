@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,15 +23,19 @@ from pipelines.batches.decoders import make_decoder
 from pipelines.batches.decoding import DecodeError, Decoder, Decoding
 from pipelines.batches.geometry import Geometry, Window
 from pipelines.images import jpeg_defect
+from pipelines.shards.cache import Cache
 from pipelines.shards.reader import DamagedSampleError, Reader
 from pipelines.shards.samples import PART_MAP, Sample, decode
 from pipelines.shards.storage import Location
 
 ATTEMPTS = 100  # samples that are tried for a place in training
 READ_AHEAD = 4  # batches whose bytes are read before they are decoded
+SHARDS_AHEAD = 8  # that a cache holds in testing, from the last one that is read on
 COUNTED = 1000  # samples that a share of damaged ones refers to at least
 
 logger = logging.getLogger(__name__)
+
+Content = tuple[str, dict[str, bytes]]  # key and fields of a sample
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Loader:
         pieces: In testing, the samples to read, one range after another, and no batch of two; by default those of the
             rank, in one piece.
         max_damaged: Share of damaged samples, of those read and of at least 1000, above which the loader stops.
+        cache: Where shards are kept on the way; without, samples are read one by one in training.
         balance: In training, a class of n samples is drawn as if it had n^(1 - balance) of them.
 
     Attributes:
@@ -122,10 +127,11 @@ class Loader:
         pieces: Sequence[range] | None = None,
         max_damaged: float = 0.01,
         balance: float = 0.0,
+        cache: Cache | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        self._reader = Reader(data, split)
+        self._reader = Reader(data, split, cache)
         self.manifest, self.samples = self._reader.manifest, self._reader.size
         self._pieces = [range(*plan.shard_range(self.samples, rank, world_size))] if pieces is None else pieces
         self._data, self.split = data, split
@@ -172,6 +178,7 @@ class Loader:
                     yield self._batch(_good(places), images)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            self._reader.rest()
 
     def _batches(self, pool: ThreadPoolExecutor) -> Iterator[list[_Place]]:
         """What is to be decoded together, read ahead; whole images are put together by their size."""
@@ -256,22 +263,37 @@ class Loader:
 
     def _start_reading(self, pool: ThreadPoolExecutor, first: int, end: int) -> list[Future[list[_Place]]]:
         """Reads places in chunks, so many that the batches read ahead keep all threads busy."""
+        if self._reader.cached:
+            self._reader.need(*self._needed(first, end))
         length = -(-READ_AHEAD * self._batch_size // self._reader.storage.concurrency)
+        if not self._geometry.training:  # neighbours in a shard
+            length = max(length, self._reader.together)
         return [pool.submit(self._read_places, start, min(start + length, end)) for start in range(first, end, length)]
 
-    def _read_places(self, first: int, end: int) -> list[_Place]:
-        if not self._geometry.training:
-            return [self._read_place(place, place, ()) for place in range(first, end)]
-        samples = self._stream.samples(first, end)
-        uniforms = plan.uniforms(self._seed, first, end).tolist()
-        return [self._read_place(*each) for each in zip(range(first, end), samples, uniforms, strict=True)]
+    def _needed(self, first: int, end: int) -> tuple[list[int], int]:
+        """In which order the shards are needed while a batch is read, and how many of them are to be held."""
+        if self._geometry.training:
+            return self._stream.shards(self._next, end - 1)  # behind what was delivered
+        sizes = [shard.samples for shard in self._reader.shards]
+        span = self._pieces[0].start, self._pieces[-1].stop
+        earliest = max(span[0], first - READ_AHEAD * self._batch_size)  # that may still be read
+        order, left = plan.shards_in_order(sizes, *span, earliest)
+        left_at_end = plan.shards_in_order(sizes, *span, end - 1)[1]
+        return order, min(left, left - left_at_end + SHARDS_AHEAD)
 
-    def _read_place(self, place: int, number: int, uniforms: Sequence[float]) -> _Place:
+    def _read_places(self, first: int, end: int) -> list[_Place]:
+        places = range(first, end)
+        numbers = self._stream.samples(first, end) if self._geometry.training else places
+        uniforms = plan.uniforms(self._seed, first, end).tolist() if self._geometry.training else [()] * len(places)
+        found = self._reader.read_together(numbers)
+        return [self._read_place(*each, found) for each in zip(places, numbers, uniforms, strict=True)]
+
+    def _read_place(self, place: int, number: int, uniforms: Sequence[float], found: Mapping[int, Content]) -> _Place:
         """Reads a sample; in training, if it is damaged, another one in its stead."""
         damaged: dict[int, str] = {}
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                sample = self._read_sample(number)
+                sample = self._read_sample(number, found)
                 window = self._geometry.window(sample.width, sample.height, uniforms)
                 return _Place(place, damaged, number, sample, window)
             except DamagedSampleError as error:
@@ -281,10 +303,10 @@ class Loader:
             number = plan.substitute(self.samples, self._seed, place, attempt)
         return _Place(place, damaged)
 
-    def _read_sample(self, number: int) -> Sample:
+    def _read_sample(self, number: int, found: Mapping[int, Content]) -> Sample:
         if number in self._unusable:
             raise DamagedSampleError(self._unusable[number])
-        key, fields = self._reader.read(number)
+        key, fields = found.get(number) or self._reader.read(number)
         if not self._part_maps:
             fields.pop(PART_MAP, None)
         try:

@@ -7,11 +7,12 @@ v1.2 <number of samples>
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 VERSION = "v1.2"
+GAP = 3 * tarfile.BLOCKSIZE  # bytes between neighbours at most: what fills up a block, and the header of a field
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,24 @@ def parse_entry(line: str) -> Entry:
         return Entry(key, {field: (int(offset), int(size)) for field, offset, size, _ in columns})
     except (ValueError, IndexError):
         raise ValueError(f"expected extension, offset, size and name, found {line[:60]!r}") from None
+
+
+def neighbours(entries: Iterable[Entry], longest: int) -> Iterator[list[Entry]]:
+    """Entries in runs that lie side by side in a tar, in the order given.
+
+    Args:
+        entries: Of one tar.
+        longest: Bytes of a run, of several entries, at most.
+    """
+    run: list[Entry] = []
+    for entry in entries:
+        start, end = entry.span
+        if run and not (0 <= start - run[-1].span[1] <= GAP and end - run[0].span[0] <= longest):
+            yield run
+            run = []
+        run.append(entry)
+    if run:
+        yield run
 
 
 def tar_entries(file: IO[bytes]) -> Iterator[Entry]:

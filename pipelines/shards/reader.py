@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import logging
 import tarfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
@@ -15,10 +17,12 @@ import numpy as np
 
 from pipelines.plan import SHUFFLED
 from pipelines.shards import samples
-from pipelines.shards.index import Entry, index_text, parse_entry, parse_index, tar_entries
+from pipelines.shards.cache import Cache
+from pipelines.shards.index import Entry, index_text, neighbours, parse_entry, parse_index, tar_entries
 from pipelines.shards.manifest import Manifest, Shard
+from pipelines.shards.read_ahead import ReadAhead
 from pipelines.shards.samples import Sample
-from pipelines.shards.storage import Location, Storage, open_storage
+from pipelines.shards.storage import TOGETHER, Location, Storage, open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -30,31 +34,38 @@ class DamagedSampleError(ValueError):
 class Reader:
     """The fields of the samples of one split, in any order.
 
-    Nothing is read ahead and only a few indexes are kept, so that memory does not grow with the data set. May be used
+    Only a few indexes are kept, and shards in a cache only, so that memory does not grow with the data set. May be used
     from several threads.
 
     Args:
         data: A folder of shards, or its URL.
         split: Name of the split.
+        cache: Where shards are read that ``need`` has told of; without, all samples are read by range.
 
     Attributes:
         manifest: Of the whole folder.
         shards: Of the split, in reading order.
         size: Number of samples.
+        together: Number of samples that one request reads where they lie side by side.
+        cached: Whether there is a cache.
 
     Raises:
         ValueError: no such folder or split.
         OSError: the manifest cannot be read.
     """
 
-    def __init__(self, data: Location, split: str) -> None:
-        self.storage = open_storage(data)
+    def __init__(self, data: Location, split: str, cache: Cache | None = None) -> None:
+        source = open_storage(data)
+        self.cached = cache is not None
+        self.storage: Storage = ReadAhead(source, cache) if cache else source
         self.manifest = Manifest.load(data)
         self.shards = self.manifest.split(split).shards
         self._ends = np.cumsum([shard.samples for shard in self.shards])
         self.size = int(self._ends[-1])
+        self.together = max(1, TOGETHER * self.size // sum(shard.bytes for shard in self.shards))
+        self._index_locks = {shard: threading.Lock() for shard in self.shards}  # one thread reads an index for all
         at_once = 4 * SHUFFLED * len(self.shards) // self.size + 4  # of an epoch's end and the next's beginning
-        self._lines = functools.lru_cache(maxsize=at_once)(self._read_lines)
+        self._kept_lines = functools.lru_cache(maxsize=at_once)(self._read_lines)
 
     def read(self, number: int) -> tuple[str, dict[str, bytes]]:
         """Key and fields (extension -> bytes) of a sample, which is one contiguous read.
@@ -63,15 +74,41 @@ class Reader:
             DamagedSampleError: the tar ends before it, or the index has no such line.
             OSError: the storage does not answer.
         """
-        shard, line = self._place(number)
-        lines = self._lines(shard)
-        if line >= len(lines):
-            raise DamagedSampleError(f"{shard.tar}: sample {line}: lost, {len(lines)} samples can be found in the tar")
+        shard, entry = self._entry(number)
         try:
-            entry = parse_entry(lines[line])
             return entry.key, read_fields(self.storage, shard.tar, entry)
         except ValueError as error:
             raise DamagedSampleError(f"{shard.tar}: {error}") from None
+
+    def read_together(self, numbers: Iterable[int]) -> dict[int, tuple[str, dict[str, bytes]]]:
+        """``read`` for several samples, number -> key and fields; those that lie side by side are one read.
+
+        Damaged samples are left out.
+
+        Raises:
+            OSError: the storage does not answer.
+        """
+        found = {}
+        for shard, group in itertools.groupby(sorted(set(numbers)), key=lambda number: self._place(number)[0]):
+            entries: dict[int, Entry] = {}
+            for number in group:
+                with contextlib.suppress(DamagedSampleError):
+                    entries[number] = self._entry(number)[1]
+            runs = (_read_run(self.storage, shard.tar, run) for run in neighbours(entries.values(), TOGETHER))
+            for (number, entry), fields in zip(entries.items(), itertools.chain.from_iterable(runs), strict=True):
+                if fields:
+                    found[number] = entry.key, fields
+        return found
+
+    def need(self, order: Sequence[int], count: int) -> None:
+        """Says in which order the shards are needed, of which a cache holds the first ``count``: see ``ReadAhead``."""
+        if isinstance(self.storage, ReadAhead):
+            self.storage.need([self.shards[number] for number in order], count)
+
+    def rest(self) -> None:
+        """Lets go of what a cache holds, until something is needed again."""
+        if isinstance(self.storage, ReadAhead):
+            self.storage.rest()
 
     def labels(self) -> np.ndarray:
         """The class of every sample, int64 [size]; -1 where it cannot be read. Reads a few bytes of each."""
@@ -125,6 +162,20 @@ class Reader:
         shard = self.shards[index]
         return shard, number - int(self._ends[index]) + shard.samples
 
+    def _entry(self, number: int) -> tuple[Shard, Entry]:
+        shard, line = self._place(number)
+        lines = self._lines(shard)
+        if line >= len(lines):
+            raise DamagedSampleError(f"{shard.tar}: sample {line}: lost, {len(lines)} samples can be found in the tar")
+        try:
+            return shard, parse_entry(lines[line])
+        except ValueError as error:
+            raise DamagedSampleError(f"{shard.tar}: {error}") from None
+
+    def _lines(self, shard: Shard) -> list[str]:
+        with self._index_locks[shard]:
+            return self._kept_lines(shard)
+
     def _read_lines(self, shard: Shard) -> list[str]:
         """The lines of an index without the first; made from the tar if the index is not the one that was written."""
         content = self.storage.read(shard.index)
@@ -155,7 +206,15 @@ def read(data: Location, split: str, keys: Sequence[str] | None = None) -> Itera
         if unknown:
             raise ValueError(f"keys: {data} has no {unknown[0]!r} in the split {split!r}")
         entries = (by_key[key] for key in keys)
-    return (samples.decode(entry.key, read_fields(storage, tar, entry)) for tar, entry in entries)
+    return _read(storage, entries)
+
+
+def _read(storage: Storage, entries: Iterable[tuple[str, Entry]]) -> Iterator[Sample]:
+    for tar, group in itertools.groupby(entries, key=lambda pair: pair[0]):
+        for run in neighbours((entry for _, entry in group), TOGETHER):
+            content, start = _span(storage, tar, run)
+            for entry in run:
+                yield samples.decode(entry.key, _fields(content, start, entry))
 
 
 def read_index(storage: Storage, name: str) -> list[Entry]:
@@ -178,11 +237,33 @@ def read_fields(storage: Storage, tar: str, entry: Entry) -> dict[str, bytes]:
         ValueError: the tar is too short to hold them.
         OSError: the tar cannot be read.
     """
-    first, end = entry.span
-    content = storage.read_range(tar, first, end - first)
+    return _fields(*_span(storage, tar, [entry]), entry)
+
+
+def _span(storage: Storage, tar: str, run: Sequence[Entry]) -> tuple[bytes, int]:
+    """The bytes of neighbours, and where they begin in the tar."""
+    start = run[0].span[0]
+    return storage.read_range(tar, start, run[-1].span[1] - start), start
+
+
+def _read_run(storage: Storage, tar: str, run: Sequence[Entry]) -> Iterator[dict[str, bytes] | None]:
+    """The fields of neighbours; None for a sample that is damaged."""
+    try:
+        content, start = _span(storage, tar, run)
+    except ValueError:  # the index names a place before the tar
+        yield from [None] * len(run)
+        return
+    for entry in run:
+        try:
+            yield _fields(content, start, entry)
+        except ValueError:
+            yield None
+
+
+def _fields(content: bytes, start: int, entry: Entry) -> dict[str, bytes]:
     fields = {}
     for field, (offset, size) in entry.fields.items():
-        fields[field] = content[offset - first : offset - first + size]
+        fields[field] = content[offset - start : offset - start + size]
         if len(fields[field]) < size:
             raise ValueError(f"{entry.key}: field .{field} is cut short")
     return fields

@@ -42,6 +42,7 @@ REQUEST_TIMEOUT = 30.0  # s, until the whole answer is there
 RETRIES = 10  # further attempts after the first
 RETRY_TIMEOUT = 180.0  # s, after which no further attempt starts
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 15.0  # s, pause before the first further attempt, and its limit while it doubles
+TOGETHER = 1 << 20  # bytes, samples side by side are read together up to this size: they arrive in about a latency
 PART = 8 << 20  # bytes, whole files are read in parts of this size: 2.2 Mbit/s are enough for REQUEST_TIMEOUT
 
 # Scheme -> class of obstore, and the variables by which another server can take the place of the usual one.
@@ -144,7 +145,7 @@ class _Folder:
         return Path(self._path, name).read_bytes()
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
-        _check_range(start, size)
+        check_range(start, size)
         descriptor = os.open(os.path.join(self._path, name), os.O_RDONLY)
         try:
             return os.pread(descriptor, size, start)
@@ -200,7 +201,7 @@ class _ObjectStore:
         return b"".join(parts)
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
-        _check_range(start, size)
+        check_range(start, size)
         with self._errors(name):
             return self._get(name, start, size) if size else b""
 
@@ -248,7 +249,12 @@ class _ObjectStore:
             raise OSError(f"{url}: {_reason(error)}") from None
 
 
-def _check_range(start: int, size: int) -> None:
+def check_range(start: int, size: int) -> None:
+    """Refuses a range that no file has.
+
+    Raises:
+        ValueError: ``start`` or ``size`` is negative.
+    """
     if start < 0 or size < 0:
         raise ValueError(f"start, size: expected 0 or more, got {start} and {size}")
 

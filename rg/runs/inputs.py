@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,8 +13,11 @@ from pipelines.batches.decoders import pick_decoder
 from pipelines.batches.decoding import Decoding
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Loader
+from pipelines.shards.cache import Cache
 from pipelines.shards.storage import Location
 from rg.config import InputConfig
+
+logger = logging.getLogger(__name__)
 
 
 def training_geometry(config: InputConfig) -> Geometry:
@@ -51,6 +56,26 @@ def decoding(config: InputConfig, device: torch.device, sharing: int = 1) -> Dec
     )
 
 
+def cache(config: InputConfig) -> Cache | None:
+    """Where a run keeps shards on the way, if it does.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    return Cache(Path(config.cache), int(config.cache_gib * 2**30)) if config.cache != "none" else None
+
+
+def cache_of_run(config: InputConfig) -> Cache | None:
+    """The cache of a run that was trained before, perhaps elsewhere: only where it is there already."""
+    if not Path(config.cache).is_dir():
+        return None
+    try:
+        return cache(config)
+    except ValueError as error:
+        logger.warning("%s; shards are read without it", error)
+        return None
+
+
 def evaluation_loader(
     config: InputConfig,
     data: Location,
@@ -73,4 +98,5 @@ def evaluation_loader(
         decoding=decoding(config, device, sharing),
         pieces=pieces,
         max_damaged=config.max_damaged,
+        cache=cache_of_run(config),
     )

@@ -25,8 +25,8 @@ EMBEDDED = "creatures"
 NO_EFFECT = {  # settings that change no figure, or that a row asks for
     "seed", "evaluation.view", "evaluation.landmark_classes", "evaluation.stability",
     "input.decoder", "input.threads", "input.prefetch",
-    "input.hardware_load", "input.largest_width", "input.largest_height", "train.checkpoint_epochs",
-    "train.keep_checkpoints", "train.validate_epochs", "train.log_steps",
+    "input.hardware_load", "input.largest_width", "input.largest_height", "input.cache", "input.cache_gib",
+    "train.checkpoint_epochs", "train.keep_checkpoints", "train.validate_epochs", "train.log_steps",
 }  # fmt: skip
 
 

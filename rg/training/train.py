@@ -214,6 +214,7 @@ def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, g
         world_size=ranks.world_size,
         max_damaged=config.input.max_damaged,
         balance=config.train.balance if geometry.training else 0.0,
+        cache=inputs.cache(config.input),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from pipelines.batches.geometry import Geometry
 from pipelines.batches.loader import Batch, Loader
 from pipelines.shards import storage
+from pipelines.shards.manifest import Manifest
 from tests.support import forked
 from tests.support.object_store import SECRET_KEY, environment, faulty_proxy, s3_server, upload, web_server
 from tests.training.test_train import command
@@ -91,18 +92,28 @@ def test_an_outage_ends_a_run_in_one_line_and_counts_nothing_as_damaged(endpoint
 
 
 def test_a_run_trains_and_is_measured_from_a_bucket(small_birds, endpoint, tmp_path, monkeypatch):
-    """The same model as from disk; no secret is written anywhere."""
+    """The same model as from disk, with a cache and without; no secret is written anywhere."""
     for name, value in environment(endpoint).items():
         monkeypatch.setenv(name, value)
-    for name, data in (("disk", str(small_birds)), ("bucket", URL)):
+    cache = tmp_path / "cache"
+    for name, data in (("disk", str(small_birds)), ("bucket", URL), ("cached", URL)):
         words = command(Path("DATA"), tmp_path / name, train__epochs=1)
+        words += ["--input.cache", str(cache), "--input.cache_gib", "0.1"] if name == "cached" else []
         words[words.index("DATA")] = data
         result = forked.run(words)
         assert result.returncode == 0, result.stderr
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("disk", "bucket")]
-    assert weights[0] == weights[1]
-    for arguments in (["evaluate", tmp_path / "bucket", "--data", URL], ["report", tmp_path / "bucket"]):
-        result = forked.run(arguments)
-        assert result.returncode == 0, result.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("disk", "bucket", "cached")]
+    assert weights[0] == weights[1] == weights[2]
+    splits = Manifest.load(small_birds).splits
+    kept = {f"{shard.sha256}.tar" for split in ("train", "val") for shard in splits[split].shards}
+    assert {path.name for path in cache.glob("*.tar*")} == kept
+    for name in ("bucket", "cached"):
+        for arguments in (["evaluate", tmp_path / name, "--data", URL], ["report", tmp_path / name]):
+            result = forked.run(arguments)
+            assert result.returncode == 0, result.stderr
+    metrics = [(tmp_path / name / "metrics.json").read_text() for name in ("bucket", "cached")]
+    assert metrics[0] == metrics[1]
+    kept |= {f"{shard.sha256}.tar" for shard in splits["test"].shards}
+    assert {path.name for path in cache.glob("*.tar*")} == kept
     written = [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()]
     assert not [path for path in written if SECRET_KEY.encode() in path.read_bytes()]
