@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.shards import reader
+from rg.evaluation.evaluate import evaluate
+from rg.explain.files import explain_files
+from rg.pages import gallery
 from tests.support.cluster import ROOT, Hosts, Process, missing
+from tests.support.miniature_run import build
 from tests.training.test_train import OPTIONS
 
 RECIPE = ["birds_lite0", "--data", "birds", "--out", "my run"]
@@ -275,6 +281,30 @@ def test_each_node_trains_as_torchrun_does(hosts, small_birds, by_torchrun, tmp_
     finish(*processes)
     assert "over 2 ranks" in processes[0].output
     check_the_same(out, by_torchrun)
+
+
+def test_other_verbs_leave_on_two_hosts_what_one_process_leaves(hosts, small_birds, tmp_path):
+    run = build(tmp_path / "run", small_birds)
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    evaluate(alone, small_birds, batch_size=1, device="cpu")
+    options = ["--batch-size", "1", "--device", "cpu"]
+    finish(*torchrun(hosts, "evaluate", str(run), "--data", str(small_birds), *options))
+    for name in ("metrics.json", "predictions.jsonl", "confidence.json", "part_pictures.webp"):
+        assert (run / name).read_bytes() == (alone / name).read_bytes(), name
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for sample in reader.read(small_birds, "val"):
+        (photos / f"{sample.key}.jpg").write_bytes(sample.jpeg)
+    expected, found = (tmp_path / name / "out" for name in ("expected", "found"))  # pages name their folder
+    explain_files(run, [photos], expected, batch_size=1, device="cpu", write_page=gallery.write)
+    words = ["explain", str(run), str(photos), "--out", str(found), *options]
+    places = enumerate(hosts.names)
+    finish(*(hosts.run(name, ["launch/each_node.sh", hosts.hostfile, rank, *words]) for rank, name in places))
+    names = sorted(path.relative_to(expected) for path in expected.rglob("*.*"))
+    assert len(names) > 2 * 24
+    for name in names:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 def test_words_reach_other_hosts_as_they_are(hosts, small_birds, by_torchrun, tmp_path):
