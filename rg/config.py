@@ -380,6 +380,9 @@ class InputConfig:
         view: crop resizes the short side of the image and cuts a square; stretch makes the whole image a square.
         short_side: The short side of the image is resized to this many pixels (view = crop).
         crop: Then a square of this many pixels is cut: at random for training, from the centre for testing.
+        smallest_crop: In training, the crop of the first stage. It grows to ``crop`` from stage to stage, and the short
+            side with it. 0 for crops of one size.
+        stages: Of equal numbers of epochs, in which crops grow.
         test_short_side: Short side for testing; 0 takes short_side.
         test_crop: Side of the central square for testing; 0 takes crop. Larger than crop, it gives a finer map.
         flip: Probability of a horizontal flip in training.
@@ -405,6 +408,8 @@ class InputConfig:
     view: Literal["crop", "stretch"] = "crop"
     short_side: int = 256
     crop: int = 224
+    smallest_crop: int = 0
+    stages: int = 4
     test_short_side: int = 0
     test_crop: int = 0
     flip: float = 0.5
@@ -431,6 +436,9 @@ class InputConfig:
         _require(
             self.short_side >= self.crop, "input.short_side", f"at least input.crop = {self.crop}", self.short_side
         )
+        smallest = self.smallest_crop == 0 or 16 <= self.smallest_crop <= self.crop
+        _require(smallest, "input.smallest_crop", f"0, or 16 to input.crop = {self.crop}", self.smallest_crop)
+        _require(self.stages >= 2, "input.stages", "at least 2", self.stages)
         _require(self.test_crop == 0 or self.test_crop >= 16, "input.test_crop", "0 or 16 or more", self.test_crop)
         side, crop = self.test_size
         _require(side >= crop, "input.test_short_side", f"at least the crop for testing = {crop}", side)

@@ -114,6 +114,11 @@ def mini_inat_plain() -> RunConfig:
     return _plain(mini_inat())
 
 
+def mini_inat_modern() -> RunConfig:
+    """mini_inat with what inat2017_resnet101_modern changes: crops that grow, balanced classes, smooth labels, EMA."""
+    return _modern(mini_inat(), smallest_crop=80, warmup_epochs=1.0)
+
+
 def mini_inat_scops() -> RunConfig:
     """SCOPS on the embedded creatures, with the settings of birds_lite0_scops."""
     return _scops_of_lite0(mini_inat())
@@ -286,6 +291,46 @@ def inat2017_resnet101_no_attention() -> RunConfig:
 def inat2017_resnet101_plain() -> RunConfig:
     """The baseline of Tables 5 and 6: ResNet-101 with the settings of inat2017_resnet101."""
     return _plain(inat2017_resnet101())
+
+
+def inat2017_resnet101_modern() -> RunConfig:
+    """inat2017_resnet101 as such data are trained on today: crops that grow, balanced classes, smooth labels, EMA.
+
+    The rate is that of the paper's batch, scaled to batches of 512 (Goyal et al., 2017).
+    """
+    paper = inat2017_resnet101()
+    config = _modern(paper, smallest_crop=128, warmup_epochs=5.0)
+    return replace(
+        config,
+        optimizer=replace(config.optimizer, lr=4e-3),
+        train=replace(config.train, global_batch=512),
+    )
+
+
+def inat2017_dinov2() -> RunConfig:
+    """iNaturalist 2017, region grouping on DINOv2 with registers, all of which learns: AdamW with rates by depth.
+
+    Settings are the usual ones to fine-tune such a backbone; the prior and the parts are those of inat2017_resnet101.
+    """
+    paper = inat2017_resnet101()
+    backbone = BackboneConfig(name="vit_base_patch14_reg4_dinov2.lvd142m")
+    grouping = replace(paper.model.grouping, init="kmeans", standardize=True, smoothing_padding="same")
+    return replace(
+        paper,
+        model=replace(paper.model, backbone=backbone, grouping=grouping),
+        loss=replace(paper.loss, label_smoothing=0.1),
+        optimizer=OptimizerConfig(
+            kind="adamw",
+            lr=1e-4,
+            new_layer_lr_scale=10.0,
+            weight_decay=0.05,
+            depth_decay=0.75,
+            warmup_epochs=2.0,
+            clip_norm=1.0,
+        ),
+        input=InputConfig(short_side=392, crop=392),
+        train=TrainConfig(epochs=20, global_batch=512, precision="bf16", balance=0.5, ema=0.9998),
+    )
 
 
 def inat2017_resnet101_saliency() -> RunConfig:
@@ -551,6 +596,17 @@ def _distilling(loss: LossConfig) -> LossConfig:
     return replace(loss, classification_weight=0.5, detail_weight=0.5, glimpse_weight=0.5, distillation_weight=1.0)
 
 
+def _modern(config: RunConfig, smallest_crop: int, warmup_epochs: float) -> RunConfig:
+    """What large data sets with a long tail are trained with today, whatever the backbone."""
+    return replace(
+        config,
+        loss=replace(config.loss, label_smoothing=0.1),
+        optimizer=replace(config.optimizer, warmup_epochs=warmup_epochs),
+        input=replace(config.input, smallest_crop=smallest_crop),
+        train=replace(config.train, balance=0.5, ema=0.9998),
+    )
+
+
 def _behind_saliency(config: RunConfig) -> RunConfig:
     """Features of Lite0 are far larger than those of SSN's ResNet, so what makes saliency of them learns far slower."""
     sampler = SamplerConfig("saliency", 128, 2, "tf_efficientnet_lite0", glimpse=128)
@@ -644,6 +700,7 @@ RECIPES: dict[str, Recipe] = {
         mini_inat_no_prior,
         mini_inat_no_attention,
         mini_inat_plain,
+        mini_inat_modern,
         mini_inat_scops,
         *_behind_samplers(mini_inat),
         *_with_rivals(cub200_resnet101, _parts_on_photographs, side=28),
@@ -665,6 +722,8 @@ RECIPES: dict[str, Recipe] = {
         inat2017_resnet101_no_prior,
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
+        inat2017_resnet101_modern,
+        inat2017_dinov2,
         inat2017_resnet101_saliency,
         inat2017_resnet101_saliency_plain,
         inat2017_resnet50_tasn,

@@ -87,7 +87,7 @@ class Loader:
     Args:
         data: Folder of shards, or its URL.
         split: Name of the split.
-        geometry: Window, output size and augmentation.
+        geometry: Window, output size and augmentation; or several, by the epoch from which on each is that of training.
         batch_size: Images of a batch: in training of all ranks together, in testing of this rank.
         annotations: Also deliver landmarks, boxes and part maps, as far as the data set has them.
         decoding: How images are decoded; by default by DALI on the CPU.
@@ -116,7 +116,7 @@ class Loader:
         self,
         data: Location,
         split: str,
-        geometry: Geometry,
+        geometry: Geometry | Mapping[int, Geometry],
         batch_size: int,
         *,
         annotations: bool = False,
@@ -133,6 +133,8 @@ class Loader:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self._reader = Reader(data, split, cache)
         self.manifest, self.samples = self._reader.manifest, self._reader.size
+        self._geometries = {0: geometry} if isinstance(geometry, Geometry) else dict(geometry)
+        geometry = self._geometries[0]
         self._pieces = [range(*plan.shard_range(self.samples, rank, world_size))] if pieces is None else pieces
         self._data, self.split = data, split
         first, end = plan.shard_range(batch_size, rank, world_size) if geometry.training else (0, batch_size)
@@ -221,7 +223,8 @@ class Loader:
 
     def _describe(self, decoder: str) -> dict[str, Any]:
         """Whatever decides the batches. The number of ranks does not: they share out the same ones."""
-        geometry = asdict(self._geometry)
+        first, *later = self._geometries.items()
+        geometry = asdict(first[1])
         balance = {"balance": self._balance} if self._balance else {}  # which earlier checkpoints do not name
         if self._geometry.view != "whole":
             del geometry["stride"]  # decides nothing then, and checkpoints of 0.2.0 do not name it
@@ -231,6 +234,7 @@ class Loader:
             "seed": self._seed,
             "global batch": self._global_batch,
             **geometry,
+            **({"later": [[epoch, each.short_side, each.crop] for epoch, each in later]} if later else {}),
             **balance,
             "decoder": decoder,
             "numpy": ".".join(np.__version__.split(".")[:2]),  # its permutations may change with the version
@@ -294,7 +298,7 @@ class Loader:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 sample = self._read_sample(number, found)
-                window = self._geometry.window(sample.width, sample.height, uniforms)
+                window = self._geometry_at(place).window(sample.width, sample.height, uniforms)
                 return _Place(place, damaged, number, sample, window)
             except DamagedSampleError as error:
                 damaged[number] = str(error)
@@ -302,6 +306,13 @@ class Loader:
                 break
             number = plan.substitute(self.samples, self._seed, place, attempt)
         return _Place(place, damaged)
+
+    def _geometry_at(self, place: int) -> Geometry:
+        """That of the batch in which a place is, whose first place decides."""
+        if len(self._geometries) == 1:
+            return self._geometry
+        epoch = place // self._global_batch * self._global_batch // self.samples
+        return self._geometries[max(start for start in self._geometries if start <= epoch)]
 
     def _read_sample(self, number: int, found: Mapping[int, Content]) -> Sample:
         if number in self._unusable:

@@ -20,11 +20,28 @@ from rg.config import InputConfig
 logger = logging.getLogger(__name__)
 
 
+MULTIPLE = 16  # pixels, of which a crop that grows is a multiple
+
+
 def training_geometry(config: InputConfig) -> Geometry:
-    """Random windows, flips and brightness."""
+    """Random windows, flips and brightness, of the largest crops."""
     return Geometry(
         config.short_side, config.crop, config.view, training=True, flip=config.flip, brightness=config.brightness
     )
+
+
+def growing_geometries(config: InputConfig, epochs: int) -> dict[int, Geometry]:
+    """Epoch from which on -> random windows, flips and brightness; one geometry unless crops grow."""
+    largest = training_geometry(config)
+    if not config.smallest_crop:
+        return {0: largest}
+    geometries = {}
+    for stage in range(config.stages):
+        exact = config.smallest_crop + (config.crop - config.smallest_crop) * stage / (config.stages - 1)
+        crop = min(config.crop, max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE)))
+        short_side = round(config.short_side * crop / config.crop)
+        geometries[epochs * stage // config.stages] = replace(largest, short_side=short_side, crop=crop)
+    return geometries
 
 
 def evaluation_geometry(config: InputConfig) -> Geometry:

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -156,7 +156,8 @@ def _set_up(
     checkpoint = find(out / CHECKPOINTS, group) if resume != "no" else None
     goes_on = group.together(lambda: _check_run_folder(out, config, classes, manifest, resume, checkpoint, ranks.rank))
     validates = "val" in manifest.splits and config.train.validate_epochs > 0 and objective.labelled
-    training, testing = inputs.training_geometry(config.input), inputs.evaluation_geometry(config.input)
+    training = inputs.growing_geometries(config.input, config.train.epochs)
+    testing = inputs.evaluation_geometry(config.input)
     loader = group.together(lambda: _loader(config, data, "train", training, group))
     val_loader = group.together(lambda: _loader(config, data, "val", testing, group)) if validates else None
     steps = plan.steps_per_epoch(manifest.split("train").samples, config.train.global_batch)
@@ -198,22 +199,24 @@ def _objective(config: RunConfig, manifest: Manifest, sizes: Sequence[int], rank
     return ScopsObjective(config.model.scops)
 
 
-def _loader(config: RunConfig, data: Location, split: str, geometry: Geometry, group: Group) -> Loader:
-    ranks = group.ranks
+def _loader(
+    config: RunConfig, data: Location, split: str, geometry: Geometry | Mapping[int, Geometry], group: Group
+) -> Loader:
+    ranks, training = group.ranks, split == "train"
     batch = config.train.global_batch // config.train.accumulation
     masked = config.model.kind == "scops" and config.model.scops.saliency == "mask"
     return Loader(
         data,
         split,
         geometry,
-        batch if geometry.training else max(micro_batches(config, ranks.world_size)),
-        annotations=geometry.training and masked,
+        batch if training else max(micro_batches(config, ranks.world_size)),
+        annotations=training and masked,
         decoding=inputs.decoding(config.input, ranks.device, group.sharing),
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
         max_damaged=config.input.max_damaged,
-        balance=config.train.balance if geometry.training else 0.0,
+        balance=config.train.balance if training else 0.0,
         cache=inputs.cache(config.input),
     )
 
@@ -312,6 +315,13 @@ def _check_map(config: RunConfig, model: Model) -> None:
     window = 2 * grouping.smoothing_radius + 1
     model.eval()
     seen = {"input.crop": config.input.crop, "input.test_crop": config.input.test_size[1]}
+    if config.input.smallest_crop:
+        if model.sampler or not model.takes_any_size(config.input.crop):
+            what = "a sampler" if model.sampler else config.model.backbone.name
+            raise ValueError(f"input.smallest_crop: expected 0, as {what} takes images of one size only")
+        seen["input.smallest_crop"] = min(
+            geometry.crop for geometry in inputs.growing_geometries(config.input, config.train.epochs).values()
+        )
     if model.sampler:
         _map_size(model.sampler.network, sampler.network, "model.sampler.glimpse", sampler.glimpse)
         seen = {"model.sampler.size": sampler.size}
