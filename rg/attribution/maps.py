@@ -130,6 +130,8 @@ def guided_grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     backbone; what follows the feature map (a linear classifier, or parts and attention) gets plain gradients. The
     activations must be modules: a network that calls ``torch.relu`` itself would get plain gradients there, too.
 
+    The grid of a sampler stays as it is: what is guided back is what the backbone saw, not where the model has looked.
+
     Args:
         model: In evaluation mode.
         images: [N, 3, H, W], uint8 or float in 0..255; no inference tensor.
@@ -149,7 +151,9 @@ def guided_grad_cam(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     maps = _onto_images(model, _weighted(features, gradient), images)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU activations")
-        pixels = captum_attr.GuidedBackprop(_Projection(guided, gradient)).attribute(_leaf(images))
+        pixels = captum_attr.GuidedBackprop(_Projection(guided, gradient, _grid(model, images))).attribute(
+            _leaf(images)
+        )
     up = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear", align_corners=False)
     return (pixels * up).detach().float().abs().amax(1)
 
@@ -230,13 +234,13 @@ class _Logits(nn.Module):
 class _Projection(nn.Module):
     """The feature map times a fixed one, summed up: what is guided back from the map to the pixels."""
 
-    def __init__(self, model: Model, onto: Tensor) -> None:
+    def __init__(self, model: Model, onto: Tensor, nodes: Tensor | None) -> None:
         super().__init__()
         self.model = model
-        self.onto = onto
+        self.onto, self.nodes = onto, nodes
 
     def forward(self, images: Tensor) -> Tensor:
-        return (self.model.features(images) * self.onto).sum((1, 2, 3))
+        return (self.model.features(images, self.nodes) * self.onto).sum((1, 2, 3))
 
 
 class _ReLU6(nn.ReLU):
@@ -275,6 +279,12 @@ def _captum() -> ModuleType:
             "guided backpropagation and Integrated Gradients need Captum; pip install 'region-grouping[baselines]'"
         ) from None
     return captum.attr
+
+
+@torch.no_grad()
+def _grid(model: Model, images: Tensor) -> Tensor | None:
+    """The nodes through which a model with a sampler sees images; None without one."""
+    return model.sampler(images).nodes if model.sampler else None
 
 
 def _sensitivity(model: Model, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

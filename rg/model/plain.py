@@ -62,9 +62,9 @@ class PlainModel(SampledModel):
         if sampler_config.kind == "trilinear":
             self.detail_classifier = nn.Linear(self.backbone.channels, num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W], uint8 or float in 0..255 -> last feature map [N, C, h, w]."""
-        return self.backbone(self.seen(images))
+    def features(self, images: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> last feature map [N, C, h, w]; nodes as of ``seen``."""
+        return self.backbone(self.seen(images, nodes))
 
     def describe(self, x: Tensor) -> PlainOutput:
         """What the model says of feature maps [N, C, h, w]."""

@@ -124,9 +124,9 @@ class RegionGroupingModel(SampledModel):
         border, interior = self.dictionary.border
         return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w] that is grouped."""
-        return self.encode(self.seen(images))
+    def features(self, images: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w]; nodes as of ``seen``."""
+        return self.encode(self.seen(images, nodes))
 
     def encode(self, images: Tensor) -> Tensor:
         """What the backbone sees [N, 3, S, S] -> the feature map X [N, C, h, w]."""

@@ -42,9 +42,14 @@ class SampledModel(nn.Module):
         """Whether images of other shapes than a square of ``side`` pixels pass; behind a sampler none do."""
         return not self.sampler and self.backbone.takes_any_size(side)
 
-    def seen(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W], uint8 or float in 0..255 -> what the backbone sees of them."""
-        return self.sampler(images).images if self.sampler else images
+    def seen(self, images: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> what the backbone sees of them.
+
+        With the nodes of a grid it is seen through that, instead of one that the sampler makes of the images.
+        """
+        if not self.sampler:
+            return images
+        return self.sampler(images).images if nodes is None else self.sampler.sample(images, nodes, None)
 
     @torch.no_grad()
     def onto_images(self, maps: Tensor, images: Tensor) -> Tensor:

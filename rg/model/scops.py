@@ -80,9 +80,9 @@ class ScopsModel(SampledModel):
         """bool [K + 1]: the last map is the background."""
         return torch.arange(self.num_parts + 1, device=self.basis.device) == self.num_parts
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W], uint8 or float in 0..255 -> feature map [N, C, h, w]."""
-        return self.backbone(images)
+    def features(self, images: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """Images [N, 3, H, W], uint8 or float in 0..255 -> feature map [N, C, h, w]; nodes as of ``seen``."""
+        return self.backbone(self.seen(images, nodes))
 
     def _logits(self, x: Tensor) -> Tensor:
         """Feature maps [N, C, h, w] -> maps [N, K + 1, h, w]; places are read off them, so they have full precision."""

@@ -19,10 +19,11 @@ from rg.attribution.maps import (
     integrated_gradients,
     part_attribution,
 )
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig, SamplerConfig
 from rg.model.backbones import Backbone
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import RegionGroupingModel
+from rg.model.samplers import Sampled
 
 CLASSES = torch.tensor([2, 0])
 METHODS = (cam, grad_cam, guided_grad_cam, integrated_gradients)
@@ -165,6 +166,24 @@ def test_nothing_is_left_behind(method):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_guided_grad_cam_keeps_the_grid_of_a_sampler():
+    """The same as behind a sampler that looks nowhere: one whose grid is given."""
+    torch.manual_seed(0)
+    sampler = SamplerConfig("saliency", size=32, network="resnet18", weights="none", glimpse=32)
+    model = PlainModel(BackboneConfig(name="resnet18", weights="none"), 3, sampler_config=sampler).eval()
+    with torch.no_grad():
+        model.sampler.saliency.weight.normal_(std=0.5)
+        nodes = model.sampler(images(64, 64)).nodes
+    found = guided_grad_cam(model, images(64, 64), CLASSES)
+    pixels = images(64, 64).float().requires_grad_()
+    assert torch.autograd.grad(model.sampler(pixels).nodes.square().sum(), pixels)[0].abs().max() > 0
+    fixed = copy.deepcopy(model)
+    fixed.sampler.forward = lambda images, seeds=None: Sampled(model.sampler.sample(images, nodes, seeds), nodes)
+    expected = guided_grad_cam(fixed, images(64, 64), CLASSES)
+    torch.testing.assert_close(found, expected)
+    assert found.max() > 0
 
 
 @pytest.mark.parametrize("activation,name", [(nn.SiLU(), "SiLU"), (nn.GELU(), "GELU"), (nn.Identity(), "none")])
