@@ -55,15 +55,15 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked_for_all(peers: Peers, folder: Path, name: str = "") -> Iterator[None]:
-    """``locked``, by the first process for all of them; all raise if another program writes there."""
+def by_first(peers: Peers, context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """A lock, say, that the first process takes for all of them; all raise if it cannot."""
     with contextlib.ExitStack() as stack:
 
-        def lock() -> None:
+        def enter() -> None:
             if peers.ranks.rank == 0:
-                stack.enter_context(locked(folder, name))
+                stack.enter_context(context)
 
-        peers.together(lock)
+        peers.together(enter)
         yield
 
 

@@ -17,6 +17,11 @@ class Place(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
     def local_rank(self) -> int:
         """The same on its host."""
         ...
@@ -59,6 +64,7 @@ class Peers(Protocol):
 
 class _First(NamedTuple):
     rank: int = 0
+    name: str = "rank 0"
     local_rank: int = 0
     world_size: int = 1
 

@@ -144,7 +144,7 @@ class Loader:
         self._decoding = decoding or Decoding()
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._max_damaged = max_damaged
-        self.stop_if_too_many(self._reader.lost(), self.samples)
+        self._stop_if_too_many(self._reader.lost(), self.samples)
         self._balance = balance
         self._stream = plan.Stream([shard.samples for shard in self._reader.shards], seed, self._weights())
         self._spare: Decoder | None = self._new_decoder()
@@ -364,19 +364,10 @@ class Loader:
                 raise ValueError(f"{self._data}: {ATTEMPTS} samples of the split {self.split} in a row are damaged")
             self.damaged += len(place.damaged)
             self._read += len(place.damaged) + (place.sample is not None)
-        self.stop_if_too_many(self.damaged, self._read)
+        self._stop_if_too_many(self.damaged, self._read)
 
-    def stop_if_too_many(self, damaged: int, read: int) -> None:
-        """Refuse that so many samples of those read are damaged.
-
-        Raises:
-            ValueError: they are more than ``max_damaged``.
-        """
-        if damaged > self._max_damaged * max(read, COUNTED):
-            raise ValueError(
-                f"{self._data}: {damaged} of {read} samples of the split {self.split} are damaged, more than a share "
-                f"of {self._max_damaged:g} (input.max_damaged); mend the shards with `python -m rg verify --repair`"
-            )
+    def _stop_if_too_many(self, damaged: int, read: int) -> None:
+        check_damaged(damaged, read, self._max_damaged, f"{self._data}: the split {self.split}")
 
     def _batch(self, places: Sequence[_Place], images: Tensor) -> Batch:
         samples = [place.sample for place in places if place.sample]
@@ -407,6 +398,25 @@ class Loader:
             ]
             part_maps = torch.from_numpy(np.stack(maps))
         return replace(batch, landmarks=landmarks, visibility=visibility, boxes=boxes, part_maps=part_maps)
+
+
+def check_damaged(damaged: int, read: int, limit: float, where: str) -> None:
+    """Refuse that so many samples of those read are damaged.
+
+    Args:
+        damaged: How many are.
+        read: How many were read, damaged ones too.
+        limit: Share of those, and of at least 1000, that may be damaged.
+        where: For the message.
+
+    Raises:
+        ValueError: they are more.
+    """
+    if damaged > limit * max(read, COUNTED):
+        raise ValueError(
+            f"{where}: {damaged} of {read} samples are damaged, more than a share of {limit:g} (input.max_damaged); "
+            "mend the shards with `python -m rg verify --repair`"
+        )
 
 
 def _good(places: Sequence[_Place]) -> list[_Place]:

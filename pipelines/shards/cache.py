@@ -69,6 +69,10 @@ class Held:
             digest.update(self.read(start, PART))
         return digest.hexdigest()
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this is still the file of that name."""
+        return path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())
+
     def _current(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)
         return status.st_size, status.st_mtime_ns
@@ -121,7 +125,8 @@ class Cache:
                 return opened
             logger.warning("%s: %s is damaged in the cache and is fetched again", path, shard.tar)
             with self._locked():
-                path.unlink(missing_ok=True)
+                if opened.is_at(path):  # else another process has mended it
+                    path.unlink()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

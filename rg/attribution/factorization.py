@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 from sklearn.decomposition import NMF
+from threadpoolctl import threadpool_limits
+
+ONE_THREAD = partial(threadpool_limits, 1, user_api="blas")
 
 
 class DeepFeatureFactorization:
@@ -13,7 +17,7 @@ class DeepFeatureFactorization:
 
     The features X of all positions, one row each, are factorised into W H with W, H >= 0: every row of H is the feature
     of a part, and W says how much of it there is at every position. Features are clamped at 0, which costs nothing
-    behind a ReLU.
+    behind a ReLU. Matrices are multiplied by one thread: several round otherwise, and many steps enlarge that.
 
     Args:
         parts: Number of parts.
@@ -32,8 +36,22 @@ class DeepFeatureFactorization:
             ValueError: another shape, or features that are not finite.
         """
         _check_features(features)
-        self.factorization.fit(np.maximum(features.transpose(0, 2, 3, 1).reshape(-1, features.shape[1]), 0))
+        with ONE_THREAD():
+            self.factorization.fit(np.maximum(features.transpose(0, 2, 3, 1).reshape(-1, features.shape[1]), 0))
         return self
+
+    @property
+    def components(self) -> np.ndarray:
+        """The factors as they were found: float32 or float64 [parts, C]."""
+        return self.factorization.components_
+
+    @classmethod
+    def of(cls, components: np.ndarray) -> DeepFeatureFactorization:
+        """That whose ``components`` these are."""
+        found = cls(len(components), 0)
+        found.factorization.components_ = components
+        found.factorization.n_components_, found.factorization.n_features_in_ = components.shape
+        return found
 
     @property
     def parts(self) -> np.ndarray:
@@ -58,7 +76,8 @@ class DeepFeatureFactorization:
         _check_features(features)
         N, C, h, w = features.shape
         rows = np.maximum(features.transpose(0, 2, 3, 1).reshape(-1, C), 0)
-        amounts = self.factorization.transform(rows) * self._lengths
+        with ONE_THREAD():
+            amounts = self.factorization.transform(rows) * self._lengths
         return amounts.reshape(N, h, w, -1).transpose(0, 3, 1, 2).astype(np.float32)
 
     def transform(self, features: np.ndarray) -> np.ndarray:

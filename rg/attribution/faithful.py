@@ -6,7 +6,9 @@ and stability (``stability``), each of the class that the model names.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,17 +32,20 @@ from pipelines.shards.reader import Reader
 from pipelines.shards.samples import Sample
 from pipelines.shards.storage import Location, resolve
 from rg.attribution.curves import Curves, areas
+from rg.attribution.factorization import DeepFeatureFactorization
 from rg.attribution.methods import Method, RandomMaps, factorize, methods
 from rg.attribution.pointing import pointing_game
 from rg.attribution.removal import Removal, Sight, mean
 from rg.attribution.stability import under_noise, under_shift
-from rg.config import RunConfig
+from rg.config import RunConfig, flatten
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
-from rg.runs.environment import environment
-from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, check_labelled, load_config, load_model, read_record
+from rg.runs.agreement import software
+from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, check_labelled, load_config, load_model, read_json, read_record
 from rg.runs.pieces import Pieces, open_pieces
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def faithful(
     batch_size: int = 16,
     device: str = "auto",
     peers: Peers | None = None,
+    again: bool = True,
 ) -> dict[str, Any]:
     """Measures the explanations of a run; writes RUN/faithful.json.
 
@@ -99,6 +105,7 @@ def faithful(
         batch_size: Images at once.
         device: cpu, cuda or auto.
         peers: Processes that call this with the same arguments and share the images; the first writes.
+        again: Measure also what faithful.json holds already of the same settings, code and versions.
 
     Returns:
         What faithful.json holds: errors and shares as fractions, None for what cannot be told. Nothing on other
@@ -109,25 +116,32 @@ def faithful(
             now than when their shards were written.
     """
     protocol, peers = protocol or Protocol(), peers or Alone()
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    manifest = Manifest.load(data)
-    split = split or ("test" if "test" in manifest.splits else "val")
+    first = peers.ranks.rank == 0
     folders = [folder for folder in (run, plain) if folder is not None]
 
-    def load() -> tuple[list[tuple[Model, RunConfig]], Sequence[Sample], DrawnSplit | None, str]:
+    def load() -> tuple[Manifest, list[tuple[Model, RunConfig]]]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         check([run], data, split)
+        manifest = Manifest.load(data)
         loaded = [_load(folder, manifest, device) for folder in folders]
         if plain is not None and loaded[-1][1].model.kind != "plain":
             raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
-        samples = _choose(data, manifest, split, protocol)
-        drawn, reason = _drawn(manifest, split)
+        return manifest, loaded
+
+    manifest, loaded = peers.together(load)
+    split = split or ("test" if "test" in manifest.splits else "val")
+    drawn, reason = _drawn(manifest, split)
+
+    def choose() -> list[str]:
+        samples = _choose(data, manifest, split, protocol) if first else []
         if drawn is not None:
             for sample in samples:
                 Scene(drawn, sample)  # raises if it cannot be drawn again
-        return loaded, samples, drawn, reason
+        return [sample.key for sample in samples]
 
-    loaded, samples, drawn, reason = peers.together(load)
+    keys = peers.collect(peers.together(choose))[0]
+    source = Chosen(data, split, keys, drawn)
     models = [
         {"run": str(folder), "recipe": read_record(folder).get("recipe")}
         | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
@@ -138,14 +152,24 @@ def faithful(
         "dataset": manifest.dataset,
         "split": split,
         "shards": {split: manifest.split(split).sha256},
-        "samples": len(samples),
+        "samples": len(keys),
         "protocol": asdict(protocol),
         "removal": reason or "measured",
     }
-    decisive = result | {"models": models, "batch_size": batch_size, "environment": environment()}
+    device_type = loaded[0][0].backbone.pixel_mean.device.type
+    configs = [flatten(asdict(config)) for _, config in loaded]
+    weights = [model["weights"] for model in models]
+    decisive = {name: value for name, value in result.items() if name != "data"}
+    decisive |= {"weights": weights, "configs": configs, "batch_size": batch_size, "device": device_type}
+    text = json.dumps({**decisive, **software()}, sort_keys=True)
+    digest = {"settings_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    there = not again and (run / FAITHFUL).is_file() and read_json(run / FAITHFUL).items() >= digest.items()
+    if peers.collect(there)[0]:
+        logger.info("%s: measured already", run)
+        return read_json(run / FAITHFUL) if first else {}
     with open_pieces(run / f"{FAITHFUL}.pieces", decisive, peers) as pieces:
         measured = [
-            _measure(f"{config.model.kind}-{number}", model, config, samples, drawn, protocol, batch_size, pieces)
+            _measure(f"{config.model.kind}-{number}", model, config, source, protocol, batch_size, pieces)
             for number, (model, config) in enumerate(loaded)
         ]
 
@@ -153,8 +177,8 @@ def faithful(
             if not pieces.first:
                 return {}
             rows = [model | figures for model, figures in zip(models, measured, strict=True)]
-            write_json(run / FAITHFUL, result | {"models": rows})
-            return result | {"models": rows}
+            write_json(run / FAITHFUL, result | {"models": rows} | digest)
+            return result | {"models": rows} | digest
 
         return peers.together(write)
 
@@ -197,37 +221,58 @@ def _drawn(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
         return None, str(error)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The samples that are measured: keys of a split, and that split to draw again, if it was drawn."""
+
+    data: Location
+    split: str
+    keys: Sequence[str]
+    drawn: DrawnSplit | None
+
+    def chunks(self, size: int) -> list[Sequence[str]]:
+        """The keys, so many at a time."""
+        return [self.keys[start : start + size] for start in range(0, len(self.keys), size)]
+
+    def read(self, keys: Sequence[str]) -> list[Sample]:
+        """Samples by their keys."""
+        return list(reader.read(self.data, self.split, keys))
+
+
 def _measure(
     name: str,
     model: Model,
     config: RunConfig,
-    samples: Sequence[Sample],
-    drawn: DrawnSplit | None,
+    source: Chosen,
     protocol: Protocol,
     batch_size: int,
     pieces: Pieces,
 ) -> dict[str, Any]:
     """What faithful.json holds of one model; nothing on other processes than the first."""
-    chunks = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    chunks, images = source.chunks(batch_size), len(source.keys)
 
-    def images() -> Iterator[Tensor]:
-        return (_batch(model, config, chunk).images for chunk in chunks)
+    def factors(_: Sequence[int], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+        def pixels() -> Iterator[Tensor]:
+            for chunk in chunks:
+                yield _batch(model, config, source.read(chunk)).images
+                advance(len(chunk))
 
-    parts, seed = config.model.grouping.num_parts, protocol.seed
-    found = factorize(model, images(), len(samples), parts, seed) if pieces.first else None
-    factors = pieces.peers.collect(found)[0]
-    compared = methods(model, factors, protocol.integration, seed)
+        yield factorize(model, pixels(), images, config.model.grouping.num_parts, protocol.seed).components
+
+    files = pieces.make(f"{name}-components", [images], factors, lambda found, out: np.save(out, found))
+    components = pieces.peers.collect([np.load(file) for file in files])[0][0]
+    compared = methods(model, DeepFeatureFactorization.of(components), protocol.integration, protocol.seed)
 
     def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
         for number in numbers:
-            chunk = chunks[number]
+            samples = source.read(chunks[number])
             account, removal = _Account(model, compared, protocol), Removal(model, batch_size)
-            batch = _batch(model, config, chunk)
+            batch = _batch(model, config, samples)
             classes, maps = account.add(batch, number)
-            if drawn is not None:
-                scenes = [Scene(drawn, sample) for sample in chunk]
+            if source.drawn is not None:
+                scenes = [Scene(source.drawn, sample) for sample in samples]
                 removal.add(list(map(Sight, scenes, batch.windows)), classes, maps)
-            advance(len(chunk))
+            advance(len(samples))
             yield {"account": account.state(), "removal": removal.state()}
 
     def write(state: dict[str, Any], out: IO[bytes]) -> None:
@@ -241,7 +286,7 @@ def _measure(
     if not pieces.first:
         return {}
     result = account.results()
-    if drawn is not None:
+    if source.drawn is not None:
         by_method, model_results = removal.results()
         result |= model_results
         for key, values in by_method.items():

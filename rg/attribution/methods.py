@@ -126,7 +126,7 @@ class RandomMaps:
     def begin(self, number: int) -> None:
         """Begin a series of maps of that number, whatever was drawn before."""
         (state,) = np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)
-        self._generator.manual_seed(int(state >> 1))
+        self._generator.manual_seed(int(state) >> 1)
 
     def __call__(self, images: Tensor, classes: Tensor) -> Tensor:
         """Images [N, 3, H, W] -> float32 [N, h, w]; the classes do not matter."""

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from pipelines.cores import usable_cores
-from pipelines.locks import locked, locked_for_all, owned_folder
+from pipelines.locks import by_first, locked, owned_folder
 from rg.cli.launched import joined
 from rg.cli.parser import Arguments, make_parser
 
@@ -33,7 +33,7 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
     args = parser.parse_args(arguments)
     options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "table", "overwrite")}
-    with joined() as peers:
+    with joined(args.device) as peers:
         threads = args.jobs or max(1, usable_cores() // peers.sharing)
         explain_files(args.run, args.images, args.out, write_page=gallery.write, jobs=threads, peers=peers, **options)
 
@@ -50,7 +50,7 @@ def compare(arguments: Arguments) -> None:
     args = parser.parse_args(arguments)
     from rg.pages.compare import compare as compare_methods
 
-    with joined() as peers:
+    with joined(args.device) as peers:
         page = compare_methods(args.run, args.images, args.out, args.plain, args.device, peers)
         if peers.ranks.rank == 0:
             print(page)
@@ -87,11 +87,11 @@ def faithful(arguments: Arguments) -> None:
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
     settings = (args.plain, args.split, protocol, args.batch_size, args.device)
     results = []
-    with joined() as peers:
+    with joined(args.device) as peers:
         peers.together(lambda: check(args.runs, args.data, args.split))
         for run in args.runs:
-            with locked_for_all(peers, run, FAITHFUL):
-                results.append(measure(run, args.data, *settings, peers))
+            with by_first(peers, locked(run, FAITHFUL)):
+                results.append(measure(run, args.data, *settings, peers, again=len(args.runs) == 1))
         if peers.ranks.rank == 0:
             print(tables.render(results, args.format))
 

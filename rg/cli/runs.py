@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from jsonargparse import ActionConfigFile
 
-from pipelines.locks import locked, locked_for_all, owned_folder
+from pipelines.locks import by_first, locked, owned_folder
 from rg import recipes
 from rg.cli.launched import joined
 from rg.cli.parser import Arguments, make_parser
@@ -75,7 +75,7 @@ def evaluate(arguments: Arguments) -> None:
     settings = (args.split, args.batch_size, args.device, args.evaluation)
     own_view = load_config(args.run)[0].evaluation.view
     view = None if args.evaluation.view == own_view else args.evaluation.view
-    with joined() as peers, locked_for_all(peers, args.run, of_view(METRICS, view)):
+    with joined(args.device) as peers, by_first(peers, locked(args.run, of_view(METRICS, view))):
         result = evaluate_run(args.run, args.data, *settings, peers)
         if peers.ranks.rank == 0:
             print(table(result))

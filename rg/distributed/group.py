@@ -52,7 +52,9 @@ def collectives() -> Iterator[None]:
         raise
 
 
-def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0, setting: str = "") -> Group:
+def connect(
+    ranks: Ranks, timeout: float, join_timeout: float = 300.0, setting: str = "", tensors: bool = True
+) -> Group:
     """Join the other ranks.
 
     Args:
@@ -60,6 +62,7 @@ def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0, setting: 
         timeout: Seconds after which a collective fails that nothing else has ended.
         join_timeout: Seconds to wait for the others.
         setting: By which these seconds can be changed, for messages.
+        tensors: Whether tensors travel between GPUs, of which each rank then needs one of its own.
 
     Raises:
         ConnectionError: they do not come together.
@@ -68,14 +71,14 @@ def connect(ranks: Ranks, timeout: float, join_timeout: float = 300.0, setting: 
     device = ranks.device
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "nccl" if device.type == "cuda" and tensors else "gloo"
     wait = timedelta(seconds=max(timeout, join_timeout))
     global _store
     host_group = None
     if not dist.is_initialized():
         store: dist.Store = dist.HashStore()  # in memory: takes no port
         if ranks.master:
-            uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+            uuid = str(torch.cuda.get_device_properties(device).uuid) if backend == "nccl" else None
             store = dist.PrefixStore("group", meet(ranks, uuid, join_timeout, setting))
             store.set_timeout(wait)
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipelines.batches.decoders import pick_decoder
 from pipelines.batches.loader import Loader
 from pipelines.files import atomic_write, json_line, sha256, write_json
 from pipelines.peers import Alone, Peers
@@ -21,11 +22,9 @@ from rg.evaluation.passes import Passes
 from rg.evaluation.plan import Plan, make_plan
 from rg.evaluation.tally import Answers
 from rg.explain.explainer import Explainer
-from rg.model.device import pick_device
 from rg.model.plain import PlainModel
 from rg.runs import inputs
 from rg.runs.confidence import Confidence, read_confidence, write_confidence
-from rg.runs.environment import environment
 from rg.runs.folder import CONFIDENCE, METRICS, PREDICTIONS, WEIGHTS, of_view
 from rg.runs.part_names import Part, named_by_people
 from rg.runs.part_pictures import write_part_pictures
@@ -65,9 +64,9 @@ def evaluate(
         ValueError: run, data, split or settings cannot be used, or the run folder cannot be written to.
     """
     peers = peers or Alone()
-    plan = peers.together(lambda: make_plan(run, data, split, settings))
-    model, config, place = plan.model, plan.config, pick_device(device)
-    model.to(place).to(memory_format=torch.channels_last)
+    plan = peers.together(lambda: make_plan(run, data, split, batch_size, device, settings))
+    model, config = plan.model, plan.config
+    place = next(model.parameters()).device
 
     def load(name: str, view: str, pieces: Sequence[range]) -> Loader:
         whole = view == "whole"
@@ -83,10 +82,11 @@ def evaluate(
         "evaluation": flatten(asdict(plan.evaluation)),
         "batch_size": batch_size,
         "device": place.type,
-        "environment": environment(),
+        "decoder": pick_decoder(inputs.tested_on(config.input, place).decoder, place),
+        "run": flatten(asdict(config)),
     }
     with open_pieces(run / f"{of_view(METRICS, plan.view)}.pieces", measured, peers) as pieces:
-        passes = Passes(pieces, plan.manifest, load, batch_size)
+        passes = Passes(pieces, plan.manifest, load, batch_size, config.input.max_damaged)
         with_parts = not isinstance(model, PlainModel)
         looked = grouping.look(plan, passes) if with_parts else plain.look(plan, passes)
         validation: Answers = looked.answers

@@ -10,12 +10,12 @@ from typing import IO, Any, TypeAlias, TypeVar
 import numpy as np
 import torch
 
-from pipelines.batches.loader import Batch, Loader
+from pipelines.batches.loader import Batch, Loader, check_damaged
 from pipelines.shards.manifest import Manifest
 from rg.evaluation.tally import Answers
 from rg.runs.pieces import Pieces
 
-BATCHES = 16  # of a piece
+BATCHES = {"input": 16, "whole": 64}  # view -> of a piece; sizes of whole images share none
 SUMS = ("overlap", "landmark_table", "part_map_table")  # over images; all else is one row for each
 
 A = TypeVar("A", bound=Answers)
@@ -23,18 +23,21 @@ Load: TypeAlias = Callable[[str, str, Sequence[range]], Loader]  # split, view, 
 
 
 class Passes:
-    """The passes of one evaluation.
+    """The passes of one evaluation. A piece with damaged samples is made again when one that was stopped goes on.
 
     Args:
         pieces: Where they are written.
         manifest: Of the data set.
         load: Makes loaders.
         batch_size: Images at once.
+        max_damaged: Share of the samples of a split, and of at least 1000, that may be damaged.
     """
 
-    def __init__(self, pieces: Pieces, manifest: Manifest, load: Load, batch_size: int) -> None:
+    def __init__(
+        self, pieces: Pieces, manifest: Manifest, load: Load, batch_size: int, max_damaged: float = 0.01
+    ) -> None:
         self.pieces, self.manifest, self.load = pieces, manifest, load
-        self._size = BATCHES * batch_size
+        self._batch_size, self._max_damaged = batch_size, max_damaged
 
     def tally(self, name: str, split: str, view: str, new: Callable[[], A], take: Callable[[A, Batch], None]) -> A:
         """One pass over a split.
@@ -52,23 +55,34 @@ class Passes:
         Raises:
             ValueError: too many samples are damaged, or a batch cannot be taken note of.
         """
-        samples = self.manifest.split(split).samples
-        ranges = [range(start, min(start + self._size, samples)) for start in range(0, samples, self._size)]
+        samples, size = self.manifest.split(split).samples, BATCHES[view] * self._batch_size
+        ranges = [range(start, min(start + size, samples)) for start in range(0, samples, size)]
+        damaged = 0  # of this process, which alone may be too many
+
+        def done(tally: A, piece: range) -> A:
+            nonlocal damaged
+            damaged += len(piece) - len(tally.keys)
+            check_damaged(damaged, samples, self._max_damaged, f"the split {split}")
+            return tally
+
+        def whole(number: int, file: Path) -> bool:
+            with np.load(file) as arrays:
+                return len(arrays["keys"]) == len(ranges[number])
 
         def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[A]:
             pieces = iter([ranges[number] for number in numbers])
             piece, tally = next(pieces, range(0)), new()
             for batch in self.load(split, view, [ranges[number] for number in numbers]):
                 while batch.numbers[0] >= piece.stop:
-                    yield tally
+                    yield done(tally, piece)
                     piece, tally = next(pieces), new()
                 take(tally, batch)
                 advance(len(batch.keys))
             while piece:  # behind the last batch there may be pieces without any
-                yield tally
+                yield done(tally, piece)
                 piece, tally = next(pieces, range(0)), new()
 
-        files = self.pieces.make(f"{split}-{name}", list(map(len, ranges)), work, _write)
+        files = self.pieces.make(f"{split}-{name}", list(map(len, ranges)), work, _write, whole)
 
         def bring_together() -> A:
             merged = new()
@@ -76,7 +90,7 @@ class Passes:
                 _read(merged, file)
             if self.pieces.first:
                 merged.damaged = samples - len(merged.keys)
-                self.load(split, view, []).stop_if_too_many(merged.damaged, samples)
+                check_damaged(merged.damaged, samples, self._max_damaged, f"the split {split}")
             return merged
 
         return self.pieces.peers.together(bring_together)

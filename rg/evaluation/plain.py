@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,6 @@ from rg.evaluation.tally import Answers, Predictions, Tally, landmark_metrics, t
 from rg.model.build import class_logits
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput
-from rg.runs.progress import image_progress
 
 OF_OBJECT = ("landmarks_on_object", "foreground_iou")  # need to know which factors are background
 MAPS: dict[str, Callable[[PlainModel, Tensor, Tensor], Tensor]] = {
@@ -156,24 +155,20 @@ def _peaks(model: PlainModel, batch: Batch, images: Tensor, logits: Tensor, mult
 
 
 def _factorize(plan: Plan, passes: Passes) -> DeepFeatureFactorization:
-    """The factors of all images to fit on, found by the first process."""
-    factors = None
-    if passes.pieces.first:
-        samples = plan.manifest.split(plan.fit).samples
-        loader = passes.load(plan.fit, plan.evaluation.landmark_view, [range(samples)])
-        with image_progress(f"{plan.fit}, factors") as progress:
+    """The factors of all images to fit on, found by the first process, as a piece of their own."""
+    samples = plan.manifest.split(plan.fit).samples
+    parts, seed = plan.config.model.grouping.num_parts, plan.config.seed
 
-            def images() -> Iterator[Tensor]:
-                done = 0
-                for batch in loader:
-                    yield batch.images
-                    done += len(batch.keys)
-                    progress(done, samples)
+    def work(_: Sequence[int], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+        def images() -> Iterator[Tensor]:
+            for batch in passes.load(plan.fit, plan.evaluation.landmark_view, [range(samples)]):
+                yield batch.images
+                advance(len(batch.keys))
 
-            progress(0, samples)
-            parts = plan.config.model.grouping.num_parts
-            factors = factorize(_plain(plan), images(), samples, parts, plan.config.seed)
-    return passes.pieces.peers.collect(factors)[0]
+        yield factorize(_plain(plan), images(), samples, parts, seed).components
+
+    files = passes.pieces.make(f"{plan.fit}-components", [samples], work, lambda found, out: np.save(out, found))
+    return DeepFeatureFactorization.of(passes.pieces.peers.collect([np.load(file) for file in files])[0][0])
 
 
 def _factor_tally(plan: Plan, passes: Passes, factors: DeepFeatureFactorization, split: str) -> Tally:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pipelines.files import check_file
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.reader import Reader
 from pipelines.shards.storage import Location
 from rg.config import EvaluationConfig, RunConfig
 from rg.model.build import Model
+from rg.model.device import pick_device
 from rg.runs.folder import CONFIDENCE, METRICS, PART_PICTURES, PREDICTIONS, Classes, load_model, of_view
 
 
@@ -42,12 +45,17 @@ class Plan:
     view: str | None
 
 
-def make_plan(run: Path, data: Location, split: str | None, settings: EvaluationConfig | None) -> Plan:
-    """The plan of ``evaluate``; see there for the arguments.
+def make_plan(
+    run: Path, data: Location, split: str | None, batch_size: int, device: str, settings: EvaluationConfig | None
+) -> Plan:
+    """The plan of ``evaluate``; see there for the arguments. The model is on its device.
 
     Raises:
         ValueError: run, data, split or settings cannot be used, or the run folder cannot be written to.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    place = pick_device(device)
     model, config, classes = load_model(run)
     evaluation = settings or config.evaluation
     manifest = Manifest.load(data)
@@ -69,6 +77,7 @@ def make_plan(run: Path, data: Location, split: str | None, settings: Evaluation
     splits = sorted({split, *([fit] if manifest.landmarks else []), *({"val"} & manifest.splits.keys())})
     for name in splits:
         Reader(data, name).lost()  # raises if a file is missing
+    model.to(place).to(memory_format=torch.channels_last)
     return Plan(model, config, classes, evaluation, manifest, split, fit, splits, view)
 
 

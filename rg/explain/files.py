@@ -19,6 +19,7 @@ from rg.explain.lookahead import in_order
 from rg.explain.numbers import percent
 from rg.explain.pictures import ANSWERS
 from rg.explain.spreadsheet import check_table, write_table
+from rg.runs.agreement import agree
 from rg.runs.folder import PART_PICTURES, WEIGHTS
 from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import image_progress
@@ -67,14 +68,19 @@ def explain_files(
     Raises:
         ValueError: a path does not exist, ``out`` was explained with other settings, or no image could be explained.
     """
-    if pictures not in ("png", "webp", "none"):
-        raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
-    check_table(table)
-    check_folder(out, "--out")
     peers = peers or Alone()
     process, processes = peers.ranks.rank, peers.ranks.world_size
-    files = peers.together(lambda: find_images(paths, out))
-    explainer = peers.together(lambda: Explainer.load(run, device))
+
+    def load() -> tuple[list[Path], Explainer]:
+        if pictures not in ("png", "webp", "none"):
+            raise ValueError(f"pictures: expected png, webp or none, got {pictures!r}")
+        check_table(table)
+        check_folder(out, "--out")
+        found = find_images(paths, out) if process == 0 else []
+        return found, Explainer.load(run, device)
+
+    files, explainer = peers.together(load)
+    images = peers.collect(len(files))[0]
     confidence = explainer.confidence_in(explainer.resolve_view(view))
     settings = {
         "run": run.resolve().name,
@@ -84,6 +90,7 @@ def explain_files(
         "view": view,
         "pictures": pictures,
     }
+    agree(peers, settings)
     labelled = explainer.config.model.kind != "scops"
     row = read_part_pictures(run, len(explainer.parts))
     class_names = () if explainer.classes.multi_label else set(explainer.classes.names)
@@ -105,28 +112,35 @@ def explain_files(
         to_do = [file for file, _ in named]
         share, own = to_do[process::processes], {str(file): name for file, name in named[process::processes]}
         writing = join_folder(out, pictures, share, own, class_names, process) if processes > 1 else nullcontext(opened)
-        try:
-            with writing as folder:  # closed before the first process reads what the others have written
-                assert folder is not None
-                left_out = _explain(explainer, folder, len(files), len(to_do), view, batch_size, jobs, peers)
-            left_out = sum(peers.collect(left_out))
-            if opened and processes > 1:
-                gather(out, to_do)
-        except KeyboardInterrupt:
-            logger.info("stopped; the same command goes on where it stopped")
-            raise
-        finally:
+
+        def show() -> None:
             if opened and labelled:
                 write_table(out, table)
                 if write_page and pictures != "none":
                     write_page(out)
 
+        def finish() -> None:
+            if opened and processes > 1:
+                gather(out, to_do)
+            show()
+
+        try:
+            with writing as folder:  # closed before the first process reads what the others have written
+                assert folder is not None
+                left_out = _explain(explainer, folder, images, len(to_do), view, batch_size, jobs, peers)
+        except KeyboardInterrupt:
+            show()
+            logger.info("stopped; the same command goes on where it stopped")
+            raise
+        left_out = sum(peers.collect(left_out))
+        peers.together(finish)
+
     def check() -> None:
-        if left_out == len(files):
-            raise ValueError(f"none of {len(files)} images could be decoded")
+        if left_out == images:
+            raise ValueError(f"none of {images} images could be decoded")
 
     peers.together(check)
-    logger.info("%d images explained in %s, %d left out", len(files) - left_out, out, left_out)
+    logger.info("%d images explained in %s, %d left out", images - left_out, out, left_out)
 
 
 def _explain(

@@ -32,6 +32,7 @@ from rg.explain.overlays import parts_overlay
 from rg.runs.folder import read_json
 
 SETTINGS, EXPLANATIONS, LEFT_OUT = "settings.json", "explanations.jsonl", "left_out.jsonl"
+TABLES = {"csv": "explanations.csv", "parquet": "explanations.parquet"}
 PICTURES, THUMBNAILS = "pictures", "thumbnails"
 THUMBNAIL_SIDE = 320  # pixels
 
@@ -153,6 +154,7 @@ def join_folder(
         class_names: See ``open_folder``.
         process: Number of this process.
     """
+    path.mkdir(exist_ok=True)  # so that a host sees a folder that another one has made
     explanations, left_out = (_of_process(path / name, process) for name in (EXPLANATIONS, LEFT_OUT))
     with explanations.open("ab") as lines, left_out.open("wb") as others:
         yield ExplainedFolder(path, kind, to_do, names, class_names, lines, others)
@@ -213,6 +215,8 @@ def _clear(path: Path) -> None:
                 (path / line["picture"]).unlink(missing_ok=True)
                 (path / THUMBNAILS / f"{line['name']}.webp").unlink(missing_ok=True)
         (path / EXPLANATIONS).unlink()
+    for table in TABLES.values():
+        (path / table).unlink(missing_ok=True)
 
 
 def _keep(path: Path, files: Sequence[Path], kind: str) -> dict[str, str]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipelines.files import atomic_write
-from rg.explain.folder import SETTINGS, Line, read_lines
+from rg.explain.folder import SETTINGS, TABLES, Line, read_lines
 from rg.runs.folder import read_json
 
-FILES = {"csv": "explanations.csv", "parquet": "explanations.parquet"}
 ROWS = 4096  # that are written at once
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet begins to compute
 
@@ -27,8 +26,8 @@ def check_table(kind: str) -> None:
     Raises:
         ValueError: there is no such kind, or its library is not installed.
     """
-    if kind not in (*FILES, "none"):
-        raise ValueError(f"table: expected {', '.join(FILES)} or none, got {kind!r}")
+    if kind not in (*TABLES, "none"):
+        raise ValueError(f"table: expected {', '.join(TABLES)} or none, got {kind!r}")
     if kind == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError("table: parquet needs pyarrow; pip install 'region-grouping[parquet]', or take csv")
 
@@ -50,12 +49,12 @@ def write_table(folder: Path, kind: str) -> None:
     parts = read_json(folder / SETTINGS, "parts")["parts"]
     rows = (_row(line) for line in read_lines(folder))
     if kind == "csv":
-        with atomic_write(folder / FILES[kind]) as file:
+        with atomic_write(folder / TABLES[kind]) as file:
             _write_csv(file, _columns(parts), rows)
     elif kind == "parquet":
-        with atomic_write(folder / FILES[kind]) as file:
+        with atomic_write(folder / TABLES[kind]) as file:
             _write_parquet(file, _columns(parts), rows)
-    for other, name in FILES.items():
+    for other, name in TABLES.items():
         if other != kind:
             (folder / name).unlink(missing_ok=True)
 
@@ -81,7 +80,7 @@ def _row(line: Line) -> list[Cell]:
 
 def _write_csv(file: IO[bytes], columns: dict[str, type], rows: Iterator[list[Cell]]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="", write_through=True)
-    table = csv.writer(text)
+    table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)  # a semicolon in a name separates no cells then
     table.writerow(map(_harmless, columns))
     for row in rows:
         table.writerow(map(_harmless, row))

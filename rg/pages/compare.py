@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,12 +21,12 @@ from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
 from pipelines.files import atomic_write, check_folder, json_line, read_json_lines, sha256, write_json
 from pipelines.images import open_rgb
-from pipelines.locks import locked_for_all
+from pipelines.locks import by_first, owned_folder
 from pipelines.peers import Alone, Peers
 from rg.attribution.factorization import DeepFeatureFactorization
 from rg.attribution.methods import BASELINES, KINDS, PARTS_NEEDED, Method, factorize, methods
 from rg.attribution.pointing import peaks
-from rg.config import RunConfig
+from rg.config import RunConfig, flatten
 from rg.explain import numbers
 from rg.explain.colors import HEAT, css, ink_on, palette
 from rg.explain.contributions import NOTABLE
@@ -42,8 +45,7 @@ from rg.runs.confidence import Answer, Confidence, probabilities, read_confidenc
 from rg.runs.folder import WEIGHTS, Classes, check_labelled, load_model
 from rg.runs.part_names import Part, read_parts
 from rg.runs.part_pictures import read_part_pictures
-from rg.runs.pieces import open_pieces
-from rg.runs.progress import image_progress
+from rg.runs.pieces import Pieces, open_pieces
 
 PAGE, RECORD, LINES = "compare.html", "compare.json", "compare.jsonl"
 STEPS = 32  # of Integrated Gradients
@@ -98,7 +100,10 @@ class Side:
     def settings(self) -> dict[str, Any]:
         """What decides its answers, as JSON values."""
         confidence = asdict(self.confidence) if self.confidence else None
-        return {"weights": sha256(self.run / WEIGHTS), "confidence": confidence}
+        names = asdict(self.classes)
+        place = self.model.backbone.pixel_mean.device.type
+        decisive = {"confidence": confidence, "config": flatten(asdict(self.config)), "classes": names, "device": place}
+        return {"weights": sha256(self.run / WEIGHTS), **decisive}
 
 
 @dataclass(frozen=True)
@@ -153,72 +158,89 @@ def compare(
         ValueError: a run or path cannot be used, ``out`` cannot be written to, no image can be decoded, or Captum is
             not installed.
     """
-    check_folder(out, "--out")
     peers = peers or Alone()
     first = peers.ranks.rank == 0
 
     def load() -> tuple[list[Path], list[Side]]:
+        check_folder(out, "--out")
         sides = [Side.load(run)]
         if plain:
             sides.append(_plain_side(plain, sides[0]))
         for side in sides:
             side.model.to(pick_device(device))
-        return find_images(paths, out), sides
+        return find_images(paths, out) if first else [], sides
 
     files, sides = peers.together(load)
-    left_out: dict[Path, str] = {}
-    factors = peers.together(lambda: [_factorize(side, files, left_out) for side in sides] if first else [])
-    factors, left_out = peers.collect((factors, left_out))[0]
-    compared = [_methods(side, found) for side, found in zip(sides, factors, strict=True)]
-    readable = [file for file in files if file not in left_out]
-    state = "\n".join(f"{file} {version(file)}" for file in readable)
+    files = peers.collect(files)[0]
+    versions = peers.collect([f"{file} {version(file)}" for file in files] if first else [])[0]
     settings = {
         "models": [side.settings() for side in sides],
-        "images": hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest(),  # DFF looks at all of them
+        "images": hashlib.sha256("\n".join(versions).encode(errors="surrogateescape")).hexdigest(),  # DFF looks at all
     }
-    names, titles = name_each(readable), distinct_names(readable)
-    peers.together(lambda: out.mkdir(parents=True, exist_ok=True))
+    with by_first(peers, owned_folder(out)), open_pieces(out / f"{LINES}.pieces", settings, peers) as pieces:
+        lines = peers.collect(_whole(out, settings) if first else None)[0]
+        if lines is None:
+            lines = _compare_all(sides, files, out, settings, pieces)
+        else:
+            logger.info("%d images are compared already", lines["images"])
+
+        def write() -> None:
+            if first:
+                write_json(out / RECORD, _record(sides, out, lines["left_out"]))
+                with atomic_write(out / PAGE) as stream:
+                    for text in _page(sides, out, lines["left_out"]):
+                        stream.write(text.encode())
+
+        peers.together(write)
+    logger.info("%d images compared in %s, %d left out", lines["images"], out / PAGE, len(lines["left_out"]))
+    return out / PAGE
+
+
+def _compare_all(
+    sides: Sequence[Side], files: Sequence[Path], out: Path, settings: Mapping[str, Any], pieces: Pieces
+) -> dict[str, Any]:
+    """Writes pictures and lines of all images; the first line says what they are of, and is what this returns."""
+    found: list[DeepFeatureFactorization] = []
+    left_out: dict[str, str] = {}
+    for number, side in enumerate(sides):
+        rest = [file for file in files if str(file) not in left_out]
+        named = pieces.make(f"components-{number}", [len(rest)], partial(_factorize, side, rest), _save_factors)
+        components, undecodable = pieces.peers.collect([_load_factors(file) for file in named])[0][0]
+        found.append(DeepFeatureFactorization.of(components))
+        left_out |= undecodable
+    readable = [file for file in files if str(file) not in left_out]
+    pictures, titles = name_each(readable), distinct_names(readable)
+    compared = [_methods(side, factors) for side, factors in zip(sides, found, strict=True)]
 
     def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[Line]:
         for number in numbers:
             file = readable[number]
-            yield _compare(sides, compared, file, titles[file], out / f"{names[str(file)]}.png")
+            yield _compare(sides, compared, file, titles[file], out / f"{pictures[str(file)]}.png")
             advance(1)
 
-    with locked_for_all(peers, out), open_pieces(out / f"{LINES}.pieces", settings, peers) as pieces:
-        if peers.collect(_is_whole(out, settings, readable))[0]:
-            logger.info("%d images are compared already", len(readable))
-        else:
-            files = pieces.make("images", [1] * len(readable), work, lambda line, stream: stream.write(json_line(line)))
-            if first:
-                with atomic_write(out / LINES) as stream:
-                    stream.write(json_line({"settings": settings}))
-                    for piece in files:
-                        stream.write(piece.read_bytes())
+    head = {"settings": settings, "images": len(readable), "left_out": list(left_out)}
+    written = pieces.make("images", [1] * len(readable), work, lambda line, stream: stream.write(json_line(line)))
 
-        def write() -> None:
-            if first:
-                write_json(out / RECORD, _record(sides, out, left_out))
-                with atomic_write(out / PAGE) as stream:
-                    for text in _page(sides, out, left_out):
-                        stream.write(text.encode())
+    def gather() -> None:
+        if pieces.first:
+            with atomic_write(out / LINES) as stream:
+                stream.write(json_line(head))
+                for piece in written:
+                    stream.write(piece.read_bytes())
 
-        peers.together(write)
-    logger.info("%d images compared in %s, %d left out", len(readable), out / PAGE, len(left_out))
-    return out / PAGE
+    pieces.peers.together(gather)
+    return head
 
 
-def _is_whole(out: Path, settings: Mapping[str, Any], files: Sequence[Path]) -> bool:
-    """Whether a folder holds what was found in all of these files."""
+def _whole(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first line of what was found before by the same settings, if all pictures are there."""
     if not (out / LINES).is_file():
-        return False
+        return None
     lines = read_json_lines(out / LINES)
-    if next(lines, None) != {"settings": settings}:
-        return False
-    found = list(lines)
-    return [line["file"] for line in found] == [str(file) for file in files] and all(
-        (out / line["picture"]).is_file() for line in found
-    )
+    head = next(lines, {})
+    if head.get("settings") != json.loads(json.dumps(settings)):
+        return None
+    return head if all((out / line["picture"]).is_file() for line in lines) else None
 
 
 def read_lines(out: Path) -> Iterator[Line]:
@@ -236,30 +258,41 @@ def _plain_side(run: Path, main: Side) -> Side:
     return side
 
 
-def _factorize(side: Side, files: Sequence[Path], left_out: dict[Path, str]) -> DeepFeatureFactorization:
-    """The factors of all images; those that cannot be decoded are noted.
+def _factorize(
+    side: Side, files: Sequence[Path], _: Sequence[int], advance: Callable[[int], None]
+) -> Iterator[tuple[DeepFeatureFactorization, dict[Path, str]]]:
+    """The factors of all images, and those that cannot be decoded, with the reasons.
 
     Raises:
         ValueError: no image can be decoded.
     """
+    left_out: dict[Path, str] = {}
 
     def pixels() -> Iterator[Tensor]:
-        for number, file in enumerate(files, 1):
-            if file not in left_out:
-                try:
-                    yield side.pixels(open_rgb(file))
-                except (ValueError, OSError) as error:
-                    logger.warning("left out: %s", error)
-                    left_out[file] = str(error)
-            progress(number, len(files))
+        for file in files:
+            try:
+                yield side.pixels(open_rgb(file))
+            except (ValueError, OSError) as error:
+                logger.warning("left out: %s", error)
+                left_out[file] = str(error)
+            advance(1)
         if len(left_out) == len(files):
             raise ValueError(f"none of {len(files)} images could be decoded")
 
     parts, seed = side.config.model.grouping.num_parts, side.config.seed
     logger.info("%s: factors of %d images", side.title, len(files))
-    with image_progress() as progress:
-        progress(0, len(files))
-        return factorize(side.model, pixels(), len(files), parts, seed)
+    yield factorize(side.model, pixels(), len(files), parts, seed), left_out
+
+
+def _save_factors(found: tuple[DeepFeatureFactorization, dict[Path, str]], out: IO[bytes]) -> None:
+    factors, left_out = found
+    text = json.dumps({str(file): reason for file, reason in left_out.items()})
+    np.savez(out, components=factors.components, left_out=np.frombuffer(text.encode(), np.uint8))
+
+
+def _load_factors(file: Path) -> tuple[np.ndarray, dict[str, str]]:
+    with np.load(file) as arrays:
+        return arrays["components"], json.loads(arrays["left_out"].tobytes())
 
 
 def _methods(side: Side, factors: DeepFeatureFactorization) -> dict[str, Method]:
@@ -353,7 +386,7 @@ def _peak(values: Tensor, window: Window) -> tuple[float, float]:
     return round(x, 2), round(y, 2)
 
 
-def _record(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> dict[str, Any]:
+def _record(sides: Sequence[Side], out: Path, left_out: Sequence[str]) -> dict[str, Any]:
     """compare.json."""
     first = next(read_lines(out))
     return {
@@ -381,11 +414,11 @@ def _record(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> dict
             }
             for line in read_lines(out)
         ],
-        "left_out": [str(file) for file in left_out],
+        "left_out": list(left_out),
     }
 
 
-def _page(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> Iterator[str]:
+def _page(sides: Sequence[Side], out: Path, left_out: Sequence[str]) -> Iterator[str]:
     first = next(read_lines(out))
     titles = [[cell["title"] for cell in answer["cells"] if cell["picture"]] for answer in first["answers"]]
     undefined = [
@@ -407,7 +440,7 @@ def _page(sides: Sequence[Side], out: Path, left_out: dict[Path, str]) -> Iterat
         undefined=undefined,
         rows=read_lines(out),
         parts=parts,
-        left_out=[str(file) for file in left_out],
+        left_out=left_out,
         heat=HEAT,
         answers=ANSWERS,
         colors=[css(color) for color in colors],

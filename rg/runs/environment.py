@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -15,10 +16,15 @@ PACKAGES = (
     "timm",
     "numpy",
     "scipy",
+    "scikit-learn",
+    "pillow",
+    "captum",
     "deepspeed",
     "nvidia-dali-cuda130",
     "nvidia-dali-cuda120",
 )
+
+CODE = ("kernels", "pipelines", "rg")
 
 
 def environment() -> dict[str, str]:
@@ -42,3 +48,12 @@ def _commit() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):  # no git, or it does not trust the owner of the folder
         return {}
     return {"commit": commit}
+
+
+def code_sum() -> str:
+    """The first digits of a sha256 over the Python files of this project."""
+    digest = hashlib.sha256()
+    for package in CODE:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -93,6 +93,11 @@ def cache_of_run(config: InputConfig) -> Cache | None:
         return None
 
 
+def tested_on(config: InputConfig, device: torch.device) -> InputConfig:
+    """The settings with a decoder for that device: a run that was trained on a GPU may be tested without."""
+    return replace(config, decoder="auto") if config.decoder == "mixed" and device.type == "cpu" else config
+
+
 def evaluation_loader(
     config: InputConfig,
     data: Location,
@@ -103,9 +108,11 @@ def evaluation_loader(
     pieces: Sequence[range] | None = None,
     sharing: int = 1,
 ) -> Loader:
-    """One pass over a split with its annotations, or over pieces of it; ``sharing`` ranks have the same cores."""
-    if config.decoder == "mixed" and device.type == "cpu":  # trained on a GPU, evaluated without
-        config = replace(config, decoder="auto")
+    """One pass over a split with its annotations, or over pieces of it; ``sharing`` ranks have the same cores.
+
+    It leaves all damaged samples out, however many: whether they are too many tells ``check_damaged`` of all pieces.
+    """
+    config = tested_on(config, device)
     return Loader(
         data,
         split,
@@ -114,6 +121,6 @@ def evaluation_loader(
         annotations=True,
         decoding=decoding(config, device, sharing),
         pieces=pieces,
-        max_damaged=config.max_damaged,
+        max_damaged=1.0,
         cache=cache_of_run(config),
     )

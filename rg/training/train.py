@@ -31,13 +31,13 @@ from pipelines.shards.samples import PART_MAP
 from pipelines.shards.storage import Location, resolve
 from rg.config import BOOKKEEPING, LossConfig, RunConfig, differences, flatten
 from rg.distributed import ranks
-from rg.distributed.agreement import agree
 from rg.distributed.group import Group, GroupError, PeerLostError, connect
 from rg.distributed.heartbeat import Heartbeat
 from rg.model.backbones import Backbone, trained_side
 from rg.model.build import Model, build_model
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs import inputs
+from rg.runs.agreement import agree
 from rg.runs.environment import environment
 from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, read_json, save_config, save_weights
 from rg.runs.threads import limit_threads

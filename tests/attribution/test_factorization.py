@@ -70,3 +70,13 @@ def test_bad_features_are_refused():
         DeepFeatureFactorization(4, 0).fit(features)
     with pytest.raises(ValueError, match=r"^parts: expected at least 1, got 0"):
         DeepFeatureFactorization(0, 0)
+
+
+def test_factors_are_made_again_of_their_components():
+    rng = np.random.default_rng(0)
+    features = rng.random((6, 5, 4, 3), dtype=np.float32)
+    found = DeepFeatureFactorization(3, 0).fit(features)
+    again = DeepFeatureFactorization.of(found.components)
+    others = rng.random((2, 5, 7, 2), dtype=np.float32)
+    np.testing.assert_array_equal(again.amounts(others), found.amounts(others))
+    np.testing.assert_array_equal(again.parts, found.parts)

@@ -5,6 +5,7 @@ import json
 import shutil
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,10 +252,8 @@ def test_several_processes_measure_what_one_measures_also_if_they_are_killed(run
         assert time.monotonic() < end, launch.said
         time.sleep(0.002)
     launch.kill()
-    left = {file.name: file.stat().st_mtime_ns for file in pieces.glob("*-??????")}
     launch = Launch(words, tmp_path, 2)
     assert launch.wait() == [0, 0], launch.said
-    assert left
     assert "going on with what was done before" in launch.programs[0].output
     assert not pieces.exists()
     found, expected = (json.loads((run / "faithful.json").read_text()) for run in (together, alone))
@@ -262,3 +261,16 @@ def test_several_processes_measure_what_one_measures_also_if_they_are_killed(run
         assert result["models"][0].pop("run")
     assert found == expected
     assert launch.said.count("birds, test: 6 images") == 1
+
+
+def test_of_several_runs_those_that_are_measured_are_not_measured_again(runs, data, tmp_path, monkeypatch, caplog):
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    result = faithful(run, data, protocol=SHORT)
+    caplog.set_level("INFO")
+    monkeypatch.setattr("rg.attribution.faithful._measure", lambda *_: pytest.fail("measured again"))
+    assert faithful(run, data, protocol=SHORT, again=False) == result
+    assert "measured already" in caplog.text
+    with pytest.raises(pytest.fail.Exception):
+        faithful(run, data, protocol=SHORT)
+    with pytest.raises(pytest.fail.Exception):
+        faithful(run, data, protocol=dataclasses.replace(SHORT, seed=5), again=False)

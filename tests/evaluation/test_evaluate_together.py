@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from pipelines.shards.manifest import Manifest
+from rg.config import EvaluationConfig
 from rg.evaluation.evaluate import evaluate
 from rg.model.plain import PlainModel
-from rg.runs.folder import Classes, save_config, save_weights
+from rg.runs import inputs
+from rg.runs.folder import Classes, load_config, load_model, save_config, save_weights
 from tests.support.launch import Launch
 from tests.support.miniature_run import CONFIG, build
 
@@ -95,8 +97,6 @@ def test_killed_twice_it_goes_on_where_it_was(run, small_birds, alone, tmp_path)
         launch.programs[1].send(signal.SIGKILL)
         launch.kill()
         assert not (copy / "metrics.json").exists()
-    left = {name: (copy / "metrics.json.pieces" / name).stat().st_mtime_ns for name in pieces(copy)}
-    assert len(left) >= 4
     launch = launch_evaluate(copy, small_birds, tmp_path, 2)
     assert launch.wait() == [0, 0], launch.said
     assert "going on with what was done before" in launch.programs[0].output
@@ -105,15 +105,70 @@ def test_killed_twice_it_goes_on_where_it_was(run, small_birds, alone, tmp_path)
     assert not (copy / "metrics.json.pieces").exists()
 
 
-def test_what_was_measured_of_other_weights_or_otherwise_does_not_count(run, small_birds, alone, tmp_path, caplog):
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
-    folder = copy / "metrics.json.pieces"
-    folder.mkdir()
-    (folder / "settings.json").write_text(json.dumps({"weights": "others"}))
-    (folder / "test-answers-000000").write_bytes(b"of other weights")
+@pytest.fixture
+def stopped(run, small_birds, tmp_path, monkeypatch):
+    """An evaluation that was stopped by an error when all was looked at, and the ranges that loaders then read."""
+    copy = Path(shutil.copytree(run, tmp_path / "stopped"))
+    with monkeypatch.context() as patch:
+        patch.setattr("rg.evaluation.evaluate._write", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            evaluate(copy, small_birds, batch_size=1, device="cpu")
+    load, read = inputs.evaluation_loader, []
+
+    def loader(config, data, split, *others):
+        read.extend((split, piece.start, piece.stop) for piece in others[3])
+        return load(config, data, split, *others)
+
+    monkeypatch.setattr(inputs, "evaluation_loader", loader)
+    return copy, read
+
+
+def test_only_what_is_missing_is_measured(stopped, small_birds, alone):
+    copy, read = stopped
+    (copy / "metrics.json.pieces" / "test-answers-000001").unlink()
     evaluate(copy, small_birds, batch_size=1, device="cpu")
-    assert (copy / "metrics.json").read_bytes() == (alone / "metrics.json").read_bytes()
-    assert "going on" not in caplog.text
+    assert read == [("test", 16, 32)]
+    for name in WRITTEN:
+        assert (copy / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("changed", ["batch size", "settings", "weights", "run", "code"])
+def test_what_was_measured_otherwise_does_not_count(stopped, small_birds, caplog, monkeypatch, changed):
+    copy, read = stopped
+    config, classes = load_config(copy)
+    settings = None
+    if changed == "settings":
+        settings = EvaluationConfig(flip=True)
+    elif changed == "weights":
+        model, *_ = load_model(copy)
+        with torch.no_grad():
+            model.classifier.linear.bias += 1
+        save_weights(copy, model)
+    elif changed == "run":
+        larger = dataclasses.replace(config.input, short_side=80)
+        save_config(copy, dataclasses.replace(config, input=larger), classes)
+    elif changed == "code":
+        monkeypatch.setattr("rg.runs.agreement.code_sum", lambda: "other")
+    evaluate(copy, small_birds, batch_size=2 if changed == "batch size" else 1, device="cpu", settings=settings)
+    assert {split for split, *_ in read} == {"train", "val", "test"}
+    assert "metrics.json.pieces: begun anew; " in caplog.text
+
+
+def test_samples_that_were_mended_meanwhile_are_measured(run, small_birds, alone, tmp_path, monkeypatch):
+    data = Path(shutil.copytree(small_birds, tmp_path / "data"))
+    tar = data / "test-00000.tar"
+    content = tar.read_bytes()
+    first, size = jpegs(tar)[3]
+    tar.write_bytes(content[:first] + b"x" * size + content[first + size :])
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr("rg.evaluation.evaluate._write", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            evaluate(copy, data, batch_size=1, device="cpu")
+    tar.write_bytes(content)
+    found = evaluate(copy, data, batch_size=1, device="cpu")
+    expected = json.loads((alone / "metrics.json").read_text())
+    assert {**found, "data": None} == {**expected, "data": None}
 
 
 def test_a_process_that_is_lost_ends_the_others(run, small_birds, tmp_path):
@@ -126,6 +181,37 @@ def test_a_process_that_is_lost_ends_the_others(run, small_birds, tmp_path):
     launch.programs[1].kill()
     assert launch.wait() == [76, -signal.SIGKILL, 76]
     assert "Traceback" not in launch.said
+
+
+def test_processes_with_other_arguments_are_refused(run, small_birds, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    words = ["evaluate", copy, "--data", small_birds, "--device", "cpu", "--batch-size"]
+    launch = Launch([[*words, "1"], [*words, "2"]], tmp_path, 2)
+    assert launch.wait() == [2, 2], launch.said
+    (line,) = [line for line in launch.said.splitlines() if "rg: error: " in line]
+    assert "the ranks are not the same: batch_size is 1 on rank 0" in line
+    assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in run.iterdir())
+
+
+def test_what_only_the_first_process_meets_ends_all(plain_run, small_birds, tmp_path):
+    """Factors are found by the first one alone."""
+    data = Path(shutil.copytree(small_birds, tmp_path / "data"))
+    for tar in data.glob("train-*.tar"):
+        for first, size in jpegs(tar):
+            with tar.open("r+b") as file:
+                file.seek(first)
+                file.write(b"x" * size)
+    launch = launch_evaluate(plain_run, data, tmp_path, 2)
+    assert launch.wait() == [2, 2], launch.said
+    assert launch.said.count("rg: error: ") == 1
+    assert "Traceback" not in launch.said
+
+
+def test_one_gpu_for_several_processes_is_refused(run, small_birds, tmp_path):
+    words = ["evaluate", run, "--data", small_birds, "--device", "cuda:0"]
+    launch = Launch(words, tmp_path, 2)
+    assert launch.wait() == [2, 2], launch.said
+    assert launch.said.count("--device: expected auto, cpu or cuda for 2 processes, got cuda:0") == 1
 
 
 def test_what_one_process_refuses_is_said_once_and_ends_all(run, small_birds, tmp_path):

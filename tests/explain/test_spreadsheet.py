@@ -25,6 +25,7 @@ LINES = [
     line(1, label='Grünspecht, "männlich"\nzweite Zeile', rival=None, truth="wren"),
     line(2, source="=1+1.jpg", label="@home", truth="-robin"),
     line(3, source="photos/\udc80.jpg"),
+    line(4, source="photos/x;=1+1.jpg"),
 ]
 
 
@@ -58,7 +59,9 @@ def test_no_cell_is_a_formula_for_a_spreadsheet(folder):
     write_table(folder, "csv")
     row = read_csv(folder)[2]
     assert (row["file"], row["label"], row["truth"]) == ("'=1+1.jpg", "'@home", "'-robin")
-    assert (folder / "explanations.csv").read_bytes().startswith(b"\xef\xbb\xbffile,")
+    text = (folder / "explanations.csv").read_bytes()
+    assert text.startswith(b'\xef\xbb\xbf"file",')
+    assert b'"photos/x;=1+1.jpg",' in text  # where a semicolon separates, too
 
 
 def test_parquet_holds_the_same(folder, monkeypatch):

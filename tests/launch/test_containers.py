@@ -10,7 +10,6 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
-import tomllib
 import yaml
 
 from tests.support.cluster import ROOT
@@ -37,7 +36,7 @@ def test_the_image_gets_what_it_copies_and_installs():
         assert any(file == name or file.startswith(f"{name}/") for file in tracked), name
         assert f"!{name}" in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
     extras = re.search(r"'\.\[(.+)\]'", text)[1].split(",")
-    assert set(extras) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    assert set(extras) <= set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(), re.M))
 
 
 @pytest.fixture

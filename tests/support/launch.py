@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,20 +23,21 @@ class Launch:
     """``python -m rg`` in several processes of this host.
 
     Args:
-        words: Arguments.
+        words: Arguments; a list of them for each process where they differ.
         logs: Folder of what each process says.
         processes: How many there are.
     """
 
-    def __init__(self, words: Sequence[object], logs: Path, processes: int = 3) -> None:
+    def __init__(self, words: Sequence[Any], logs: Path, processes: int = 3) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         self.programs = []
+        own = words if isinstance(words[0], list) else [words] * processes
         for rank in range(processes):
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
             given = ({name: str(value) for name, value in variables.items()},)
-            self.programs.append(forked.Program(words, logs / f"{rank}.log", None, set_variables, given))
+            self.programs.append(forked.Program(own[rank], logs / f"{rank}.log", None, set_variables, given))
 
     def wait(self, seconds: float = 120) -> list[int]:
         """Exit codes; those of signals are negative."""

@@ -7,10 +7,9 @@ import shutil
 
 import pytest
 
-from rg.distributed import agreement
-from rg.distributed.agreement import agree, code_sum, difference
 from rg.distributed.group import Group, GroupError
-from rg.runs.environment import ROOT, environment
+from rg.runs.agreement import agree, difference
+from rg.runs.environment import ROOT, code_sum, environment
 from tests.support.world import World
 
 RANKS = ["rank 0 (a)", "rank 1 (a)", "rank 2 (b)", "rank 3 (b)", "rank 4 (b)"]
@@ -62,7 +61,7 @@ def test_the_sum_is_that_of_every_python_file(tmp_path, monkeypatch):
     for package in ("kernels", "pipelines", "rg"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     before = code_sum()
-    monkeypatch.setattr(agreement, "ROOT", tmp_path)
+    monkeypatch.setattr("rg.runs.environment.ROOT", tmp_path)
     assert code_sum() == before, "of the same files at another place"
     (tmp_path / "README.md").write_text("prose")
     (tmp_path / "rg" / "__pycache__").mkdir()
@@ -91,10 +90,10 @@ def disagree(group: Group, name: str) -> str:
             if name in facts:
                 facts[name] = 1
             elif name == "code":
-                patch.setattr(agreement, "PACKAGES", ("rg",))
+                patch.setattr("rg.runs.environment.CODE", ("rg",))
             else:
                 versions = environment() | {name: "another"}
-                patch.setattr(agreement, "environment", lambda: versions)
+                patch.setattr("rg.runs.agreement.environment", lambda: versions)
         try:
             agree(group, facts)
         except GroupError as error:

@@ -1,35 +1,41 @@
-"""What all ranks must have in common before the first step, and how a difference is put in words."""
+"""What all processes of a launch must have in common, and how a difference is put in words."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rg.distributed.group import Group, GroupError
-from rg.runs.environment import ROOT, environment
+from pipelines.peers import Peers
+from rg.runs.environment import code_sum, environment
 
 NAMED = 3  # differences that are described
-PACKAGES = ("kernels", "pipelines", "rg")
+NO_VERSIONS = (" platform", " commit")
 
 
-def agree(group: Group, facts: Mapping[str, Any]) -> None:
+def agree(peers: Peers, facts: Mapping[str, Any]) -> None:
     """Compare settings, data, code and library versions of all ranks; not the commit, as some hosts have no git.
 
     Args:
-        group: All ranks.
+        peers: All ranks.
         facts: Names and plain values of this rank; code and versions are added.
 
     Raises:
-        GroupError: they differ; with the values.
+        ValueError: they differ; with the values.
     """
-    packages = environment().items()
-    versions = {f"version of {name}": value for name, value in packages if name not in ("platform", "commit")}
-    own = {**facts, "code": code_sum(), **versions}
-    names, facts_by_rank = zip(*group.collect((group.ranks.name, own)), strict=True)
+    names, facts_by_rank = zip(*peers.collect((peers.ranks.name, {**facts, **software()})), strict=True)
     message = difference(names, facts_by_rank)
-    if message:
-        raise GroupError(message)
+
+    def check() -> None:
+        if message:
+            raise ValueError(message)
+
+    peers.together(check)
+
+
+def software() -> dict[str, str]:
+    """Code and versions of what decides what is computed; neither the system, nor the commit, which git must tell."""
+    versions = {f"version of {name}": value for name, value in environment().items()}
+    return {"code": code_sum(), **{name: versions[name] for name in versions if not name.endswith(NO_VERSIONS)}}
 
 
 def difference(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> str | None:
@@ -57,12 +63,3 @@ def difference(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> str 
 
 def _few(ranks: Sequence[str]) -> str:
     return ", ".join(ranks[:2]) + (f" and {len(ranks) - 2} more" if len(ranks) > 2 else "")
-
-
-def code_sum() -> str:
-    """The first digits of a sha256 over the Python files of this project."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(ROOT).as_posix()}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
