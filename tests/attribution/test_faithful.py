@@ -243,16 +243,18 @@ FEW = ("--images", "6", "--steps", "2", "--integration", "2", "--batch-size", "2
 def test_several_processes_measure_what_one_measures_also_if_they_are_killed(runs, data, tmp_path):
     alone, together = (shutil.copytree(runs[0], tmp_path / name) for name in ("alone", "together"))
     words = ["faithful", alone, "--data", data, "--plain", runs[2], *FEW]
-    assert Launch(words, tmp_path, 1).wait() == [0]
+    for name in ("first", "killed", "last"):
+        (tmp_path / name).mkdir()
+    assert Launch(words, tmp_path / "first", 1).wait() == [0]
     words[1] = together
-    launch = Launch(words, tmp_path, 2)
+    launch = Launch(words, tmp_path / "killed", 2)
     pieces = together / "faithful.json.pieces"
     end = time.monotonic() + 60
     while len([*pieces.glob("*-??????")]) < 2:
         assert time.monotonic() < end, launch.said
         time.sleep(0.002)
     launch.kill()
-    launch = Launch(words, tmp_path, 2)
+    launch = Launch(words, tmp_path / "last", 2)
     assert launch.wait() == [0, 0], launch.said
     assert "going on with what was done before" in launch.programs[0].output
     assert not pieces.exists()
