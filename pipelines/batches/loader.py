@@ -367,7 +367,7 @@ class Loader:
         self._stop_if_too_many(self.damaged, self._read)
 
     def _stop_if_too_many(self, damaged: int, read: int) -> None:
-        check_damaged(damaged, read, self._max_damaged, f"{self._data}: the split {self.split}")
+        check_damaged(damaged, read, self._max_damaged, self._data, self.split)
 
     def _batch(self, places: Sequence[_Place], images: Tensor) -> Batch:
         samples = [place.sample for place in places if place.sample]
@@ -400,22 +400,23 @@ class Loader:
         return replace(batch, landmarks=landmarks, visibility=visibility, boxes=boxes, part_maps=part_maps)
 
 
-def check_damaged(damaged: int, read: int, limit: float, where: str) -> None:
+def check_damaged(damaged: int, read: int, limit: float, data: Location, split: str) -> None:
     """Refuse that so many samples of those read are damaged.
 
     Args:
         damaged: How many are.
         read: How many were read, damaged ones too.
         limit: Share of those, and of at least 1000, that may be damaged.
-        where: For the message.
+        data: Of the split, for the message.
+        split: Its name.
 
     Raises:
         ValueError: they are more.
     """
     if damaged > limit * max(read, COUNTED):
         raise ValueError(
-            f"{where}: {damaged} of {read} samples are damaged, more than a share of {limit:g} (input.max_damaged); "
-            "mend the shards with `python -m rg verify --repair`"
+            f"{data}: {damaged} of {read} samples of the split {split} are damaged, more than a share of {limit:g} "
+            "(input.max_damaged); mend the shards with `python -m rg verify --repair`"
         )
 
 

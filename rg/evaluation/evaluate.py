@@ -86,7 +86,7 @@ def evaluate(
         "run": flatten(asdict(config)),
     }
     with open_pieces(run / f"{of_view(METRICS, plan.view)}.pieces", measured, peers) as pieces:
-        passes = Passes(pieces, plan.manifest, load, batch_size, config.input.max_damaged)
+        passes = Passes(pieces, data, plan.manifest, load, batch_size, config.input.max_damaged)
         with_parts = not isinstance(model, PlainModel)
         looked = grouping.look(plan, passes) if with_parts else plain.look(plan, passes)
         validation: Answers = looked.answers

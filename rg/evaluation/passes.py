@@ -12,6 +12,7 @@ import torch
 
 from pipelines.batches.loader import Batch, Loader, check_damaged
 from pipelines.shards.manifest import Manifest
+from pipelines.shards.storage import Location
 from rg.evaluation.tally import Answers
 from rg.runs.pieces import Pieces
 
@@ -27,6 +28,7 @@ class Passes:
 
     Args:
         pieces: Where they are written.
+        data: Folder of shards, or its URL.
         manifest: Of the data set.
         load: Makes loaders.
         batch_size: Images at once.
@@ -34,9 +36,10 @@ class Passes:
     """
 
     def __init__(
-        self, pieces: Pieces, manifest: Manifest, load: Load, batch_size: int, max_damaged: float = 0.01
+        self, pieces: Pieces, data: Location, manifest: Manifest, load: Load, batch_size: int, max_damaged: float
     ) -> None:
         self.pieces, self.manifest, self.load = pieces, manifest, load
+        self._data = data
         self._batch_size, self._max_damaged = batch_size, max_damaged
 
     def tally(self, name: str, split: str, view: str, new: Callable[[], A], take: Callable[[A, Batch], None]) -> A:
@@ -62,7 +65,7 @@ class Passes:
         def done(tally: A, piece: range) -> A:
             nonlocal damaged
             damaged += len(piece) - len(tally.keys)
-            check_damaged(damaged, samples, self._max_damaged, f"the split {split}")
+            check_damaged(damaged, samples, self._max_damaged, self._data, split)
             return tally
 
         def whole(number: int, file: Path) -> bool:
@@ -90,7 +93,7 @@ class Passes:
                 _read(merged, file)
             if self.pieces.first:
                 merged.damaged = samples - len(merged.keys)
-                check_damaged(merged.damaged, samples, self._max_damaged, f"the split {split}")
+                check_damaged(merged.damaged, samples, self._max_damaged, self._data, split)
             return merged
 
         return self.pieces.peers.together(bring_together)
