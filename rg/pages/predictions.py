@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,15 +17,15 @@ class Prediction(NamedTuple):
 
     Attributes:
         key: Of the sample.
-        label: Class, or 0 and 1 for every attribute.
+        label: int, the class, or a list of 0 and 1 for the attributes.
         predicted: The same as the model says.
         probability: Of the class, or the most probable attribute.
         errors: Number of wrong attributes; 0 or 1 for a class.
     """
 
     key: str
-    label: int | list[int]
-    predicted: int | list[int]
+    label: Any
+    predicted: Any
     probability: float
     errors: int
 
@@ -62,9 +62,8 @@ class Predictions:
             ValueError: there is none, or it is not as ``evaluate`` writes it.
         """
         keys: list[str] = []
-        numbers = {name: array("q") for name in ("label", "predicted", "explained")}
-        shares = {name: array("d") for name in ("probability", "occurrence", "area", "contributions")}
-        columns = [*numbers.items(), *shares.items()]
+        columns: dict[str, array] = {name: array("q") for name in ("label", "predicted", "explained")}
+        columns |= {name: array("d") for name in ("probability", "occurrence", "area", "contributions")}
         widths: dict[str, int] = {}
         try:
             for number, line in enumerate(read_json_lines(path), 1):
@@ -77,7 +76,7 @@ class Predictions:
                         f"{path.parent}: was evaluated by an earlier version; run `python -m rg evaluate` again"
                     )
                 keys.append(line["key"])
-                for name, column in columns:
+                for name, column in columns.items():
                     values = line[name] if isinstance(line[name], list) else [line[name]]
                     if widths.setdefault(name, len(values)) != len(values):
                         raise ValueError(
@@ -88,7 +87,7 @@ class Predictions:
             raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg evaluate` writes") from None
         if not keys:
             raise ValueError(f"{path}: expected a line for every image, got none")
-        arrays = {name: np.array(column).reshape(len(keys), -1) for name, column in columns}
+        arrays = {name: np.array(column).reshape(len(keys), -1) for name, column in columns.items()}
         labels, predicted = arrays["label"], arrays["predicted"]
         if labels.shape[1] == 1:
             labels, predicted = labels[:, 0], predicted[:, 0]
