@@ -41,6 +41,7 @@ class PartExplanation:
         rival_contribution: The same for the logit of the rival; 0 without one.
         background: Whether the part shows surroundings or hardly counts, as seen over the training images or as said in
             part_names.json.
+        frequency: Share of the images that the run was evaluated on in which the part occurs; None if nobody knows.
     """
 
     index: int
@@ -52,6 +53,7 @@ class PartExplanation:
     contribution: float
     rival_contribution: float
     background: bool
+    frequency: float | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -100,6 +102,8 @@ class Facts:
             backbone saw evenly spaced, from edge to edge; None without a sampler.
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
             they are those of the image.
+        multi_label: Whether labels are attributes, each with a probability of its own, rather than classes.
+        calibrated: Whether the probabilities are those of a temperature that was fitted (see ``Confidence``).
     """
 
     label: str
@@ -117,6 +121,8 @@ class Facts:
     answer: Answer = "label"
     photo_size: Size | None = None
     zoom: np.ndarray | None = None
+    multi_label: bool = False
+    calibrated: bool = False
 
     @property
     def seen(self) -> float:
@@ -163,6 +169,8 @@ class Facts:
             "answer": self.answer,
             "label": self.label,
             "probability": self.probability,
+            "calibrated": self.calibrated,
+            "multi_label": self.multi_label,
             "logit": self.logit,
             "constant": self.constant,
             "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
@@ -175,6 +183,7 @@ class Facts:
                     "center": [round(part.center[0] * x_scale, 2), round(part.center[1] * y_scale, 2)],
                     "area": float(pixels[part.index] / area),
                     "occurrence": part.occurrence,
+                    "frequency": part.frequency,
                     "attention": part.attention,
                     "contribution": part.contribution,
                     "rival_contribution": part.rival_contribution,
