@@ -98,12 +98,12 @@ class Facts:
         answer: Whether the model stands by the label: "label"; "unsure", its probability is below the threshold of the
             run; "unknown", no known part fits what the image shows; "none", the model names no class, so that the label
             is empty and all that is said of labels and logits is 0.
+        multi_label: Whether labels are attributes, each with a probability of its own, rather than classes.
+        calibrated: Whether the probabilities are those of a temperature that was fitted (see ``Confidence``).
         zoom: What a sampler made of the window: float32 [L, L, 2], x and y as shares of its sides of places that the
             backbone saw evenly spaced, from edge to edge; None without a sampler.
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
             they are those of the image.
-        multi_label: Whether labels are attributes, each with a probability of its own, rather than classes.
-        calibrated: Whether the probabilities are those of a temperature that was fitted (see ``Confidence``).
     """
 
     label: str
@@ -119,10 +119,10 @@ class Facts:
     window: Box
     source: str | None = None
     answer: Answer = "label"
-    photo_size: Size | None = None
-    zoom: np.ndarray | None = None
     multi_label: bool = False
     calibrated: bool = False
+    photo_size: Size | None = None
+    zoom: np.ndarray | None = None
 
     @property
     def seen(self) -> float:

@@ -35,9 +35,8 @@ def check_table(kind: str) -> None:
 def write_table(folder: Path, kind: str) -> None:
     """Write the table of a folder that ``explain`` has written, all or nothing; none of another kind stays.
 
-    Columns are the file, the answer and how sure it is, the rival, the class that the folder of the file names, how
-    much the model saw, the summary, and for each part what it adds to the logit (``adds``), its occurrence and its
-    share of what the model saw (``area``).
+    Columns are the file, the answer, how sure it is, the rival, the class that its folder names, a summary, and for
+    each part what it adds to the logit (``adds``), its occurrence and its share of what the model saw (``area``).
 
     Args:
         folder: With settings.json and explanations.jsonl.
