@@ -368,10 +368,10 @@ class Explainer:
                 image=image.pixels,
                 window=image.window,
                 source=image.source,
-                answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
-                zoom=None if zoom is None else zoom[n],
                 multi_label=self.classes.multi_label,
                 calibrated=temperature is not None,
+                answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
+                zoom=None if zoom is None else zoom[n],
             )
 
     def _without_label(self, waiting: Sequence[_Waiting], output: ModelOutput) -> Iterator[Explanation]:
@@ -417,11 +417,11 @@ class Explainer:
                 strongest=strongest,
                 center=(float(x0 + centers[k, 0] * (x1 - x0)), float(y0 + centers[k, 1] * (y1 - y0))),
                 occurrence=float(occurrence[k]),
+                frequency=self.frequencies[k] if self.frequencies else None,
                 attention=float(attention[k]),
                 contribution=float(contributions[0, k]),
                 rival_contribution=float(contributions[1, k]) if len(contributions) > 1 else 0.0,
                 background=part.background,
-                frequency=self.frequencies[k] if self.frequencies else None,
             )
             for k, part in enumerate(self.parts)
         ]

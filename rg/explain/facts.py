@@ -36,12 +36,12 @@ class PartExplanation:
             array for all parts.
         center: x, y of the soft centre in pixels of the image.
         occurrence: t_k in (0, 1), how surely the part occurs.
+        frequency: Share of the images that the run was evaluated on in which the part occurs; None if nobody knows.
         attention: a_k, the weight of the part; all parts sum to 1.
         contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
         rival_contribution: The same for the logit of the rival; 0 without one.
         background: Whether the part shows surroundings or hardly counts, as seen over the training images or as said in
             part_names.json.
-        frequency: Share of the images that the run was evaluated on in which the part occurs; None if nobody knows.
     """
 
     index: int
