@@ -188,6 +188,7 @@ class Card {
   // The bars, for the label or against its rival.
   why() {
     const { answer } = this, rival = this.side === "rival" ? answer.rival : null;
+    this.find(".told").textContent = unbroken(answer.summary);
     const sides = [["label", "Why this?", !rival]];
     if (answer.rival) sides.push(["rival", `Why not ${answer.rival.label}?`, Boolean(rival)]);
     radios(this.find(".sides"), `side${this.number}`, sides, (side) => {
