@@ -248,7 +248,8 @@ class Loop:
             return *self.engine(images, seeds, **told), None, None
         if not self.objective.moved:
             return self.engine(images, seeds, **told), None, None, None
-        moved, inverse = self.objective.move(images, seeds, batch.part_maps)
+        part_maps: Any = batch.part_maps  # which the objective of labels takes none of
+        moved, inverse = self.objective.move(images, seeds, part_maps)
         output, assign = self.engine(images, seeds, moved, **told)
         return output, None, assign, inverse
 
