@@ -72,6 +72,8 @@ class ResidualLayers(nn.Module):
 def encoding(places: Tensor) -> Tensor:
     """Sine and cosine of latitude, longitude and day, as angles that end where they begin; 0 for what is not known.
 
+    So, as in the published encoding, the two poles are one place.
+
     Args:
         places: float [N, 3], see ``PlaceTerm.forward``.
 

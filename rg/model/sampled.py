@@ -48,7 +48,7 @@ class SampledModel(nn.Module):
         self.sampler = build_sampler(sampler_config, num_classes, multi_label, pretrained)
         self.num_classes = num_classes
         self.multi_label = multi_label
-        # Seeded apart, so that the other layers begin as they do without it.
+        # Its random numbers are drawn aside, so that the other layers begin as they do without it.
         with torch.random.fork_rng(devices=[]):
             self.place = PlaceTerm(place_config, num_classes) if place_config.on else None
 

@@ -12,8 +12,9 @@ from pipelines.shards.reader import read
 from rg.config import EvaluationConfig, PlaceConfig
 from rg.evaluation.evaluate import evaluate
 from rg.model.build import build_model
+from rg.pages.report import report
 from rg.runs import inputs
-from rg.runs.folder import Classes, load_model, save_config, save_weights
+from rg.runs.folder import load_model, save_weights
 from rg.tables.evaluation import table
 from tests.support import miniature_run, told_creatures
 
@@ -30,11 +31,8 @@ def make_run(folder, data, kind):
     config = dataclasses.replace(
         miniature_run.CONFIG, model=dataclasses.replace(miniature_run.CONFIG.model, kind=kind, place=ON)
     )
-    manifest = Manifest.load(data)
-    folder.mkdir()
-    torch.manual_seed(0)
-    save_config(folder, config, Classes(tuple(manifest.classes)))
-    model = build_model(config.model, len(manifest.classes))
+    miniature_run.build(folder, data, config)
+    model = build_model(config.model, len(Manifest.load(data).classes))
     torch.nn.init.normal_(model.place.last.weight, std=3)
     save_weights(folder, model)
     return folder
@@ -70,3 +68,6 @@ def test_accuracy_with_and_without_places(told, tmp_path, kind, flip):
     assert "Accuracy without places" in table(result)
     if kind == "region_grouping":
         assert result["decomposition_error"] < 1e-3
+        page = report(run, told, tmp_path / "report.html").read_text()
+        assert "Accuracy without places" in page
+        assert "<small>place and date</small>" in page
