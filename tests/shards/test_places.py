@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipelines.batches.loader import Loader
 from pipelines.datasets.resized import Resized
 from pipelines.drawn.creatures import Creatures, CreaturesConfig
 from pipelines.drawn.ranges import draw_place
+from pipelines.drawn.redraw import redraw
 from pipelines.places import Place
 from pipelines.shards.manifest import Manifest, Schema
 from pipelines.shards.reader import read
@@ -155,3 +156,17 @@ def test_drawn_places_lie_around_the_range_and_some_are_not_known() -> None:
     ]
     assert abs(np.std(offsets) - 9) < 1
     assert creatures[5].place == places[5]
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_creatures_are_drawn_again_with_their_places(places: bool) -> None:
+    """Manifests without places do not name the setting, as those of earlier versions."""
+    drawn = Creatures(CreaturesConfig(species=4, size=64, places=places), "test", 1)
+    options = {**asdict(drawn.config), "test": 1}
+    if not places:
+        del options["places"]
+    files = {"seed": 0, "samples_per_shard": 9, "fields": (), "splits": {}}
+    manifest = Manifest(classes=tuple(drawn.class_names), dataset="creatures", options=options, **files)
+    again = redraw(manifest, "test")
+    assert again.locations is places
+    assert again[3].place == drawn[3].place
