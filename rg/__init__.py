@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rg.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
+    from pipelines.places import Place
     from rg.explain.explainer import Explainer
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "keep_freed_memory", "load"]
+__all__ = ["Place", "__version__", "keep_freed_memory", "load"]
 
 MODULES = {  # public name -> where it stands
     "card": "rg.export.card",
@@ -54,7 +54,9 @@ def load(run: str | os.PathLike, device: str = "auto") -> Explainer:
     return Explainer.load(run, device)
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "Place":
+        return importlib.import_module("pipelines.places").Place
     if name in MODULES:
         return importlib.import_module(MODULES[name])
     raise AttributeError(f"module 'rg' has no attribute {name!r}")

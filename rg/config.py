@@ -170,6 +170,29 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
+class PlaceConfig:
+    """What where and when a photo was taken adds to the logits, as a term of its own (``rg.model.place``).
+
+    Attributes:
+        on: Whether there is such a term. Images without a place get 0 of it.
+        width: Of its layers.
+        blocks: Number of residual blocks, of two layers each.
+        dropout: In training, nothing of its place is told of an image with this probability, and each of the
+            coordinates and the date is left out with the same one.
+    """
+
+    on: bool = False
+    width: int = 256
+    blocks: int = 4
+    dropout: float = 0.25
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, "model.place.width", "at least 1", self.width)
+        _require(self.blocks >= 0, "model.place.blocks", "0 or more", self.blocks)
+        _require(0 <= self.dropout < 1, "model.place.dropout", "a probability below 1", self.dropout)
+
+
+@dataclass(frozen=True)
 class ScopsConfig:
     """What ``model.kind: scops`` learns from in place of labels; ``rg.model.scops_terms`` defines the terms.
 
@@ -221,6 +244,7 @@ class ModelConfig:
             backbone has to be the same; layers for other classes or parts start anew.
         sampler: What chooses the pixels that the backbone sees.
         scops: What a model of kind scops learns from.
+        place: What where and when a photo was taken adds to the logits.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -230,8 +254,11 @@ class ModelConfig:
     init: str = "none"
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     scops: ScopsConfig = field(default_factory=ScopsConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
 
     def __post_init__(self) -> None:
+        named = self.kind != "scops" or not self.place.on
+        _require(named, "model.place.on", "false with model.kind = scops, which names no class", self.place.on)
         _require(
             self.kind != "scops" or self.grouping.background,
             "model.grouping.background",
@@ -632,6 +659,9 @@ class RunConfig:
                 _require(value == 0, f"input.{name}", "0 with model.kind = scops", value)
             kind = self.model.sampler.kind
             _require(kind == "none", "model.sampler.kind", "none with model.kind = scops", kind)
+        for name in ("mixup", "cutmix") if self.model.place.on else ():
+            value = getattr(self.input, name)
+            _require(value == 0, f"input.{name}", "0 with model.place.on, as places cannot be mixed", value)
         sampler = self.model.sampler
         for name in ("detail_weight", "glimpse_weight", "distillation_weight"):
             weight = getattr(self.loss, name)

@@ -21,6 +21,7 @@ from rg.config import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    PlaceConfig,
     RunConfig,
     SamplerConfig,
     ScopsConfig,
@@ -117,6 +118,11 @@ def mini_inat_plain() -> RunConfig:
 def mini_inat_modern() -> RunConfig:
     """mini_inat with what inat2017_resnet101_modern changes: crops that grow, balanced classes, smooth labels, EMA."""
     return _modern(mini_inat(), smallest_crop=80, warmup_epochs=1.0)
+
+
+def mini_inat_places() -> RunConfig:
+    """mini_inat with where and when as a term of its own; for creatures with places (--creatures.places true)."""
+    return _with_places(mini_inat())
 
 
 def mini_inat_scops() -> RunConfig:
@@ -305,6 +311,14 @@ def inat2017_resnet101_modern() -> RunConfig:
         optimizer=replace(config.optimizer, lr=4e-3),
         train=replace(config.train, global_batch=512),
     )
+
+
+def inat2017_resnet101_places() -> RunConfig:
+    """inat2017_resnet101 with where and when as a term of its own, from the published locations.
+
+    The layers of the term are those of the geographical prior of Mac Aodha et al. (ICCV 2019), which was trained apart.
+    """
+    return _with_places(inat2017_resnet101())
 
 
 def inat2017_dinov2() -> RunConfig:
@@ -629,6 +643,10 @@ def _behind_tasn(config: RunConfig) -> RunConfig:
     )
 
 
+def _with_places(config: RunConfig) -> RunConfig:
+    return replace(config, model=replace(config.model, place=PlaceConfig(on=True)))
+
+
 def _without_prior(config: RunConfig) -> RunConfig:
     return replace(config, loss=replace(config.loss, prior_weight=0.0))
 
@@ -701,6 +719,7 @@ RECIPES: dict[str, Recipe] = {
         mini_inat_no_attention,
         mini_inat_plain,
         mini_inat_modern,
+        mini_inat_places,
         mini_inat_scops,
         *_behind_samplers(mini_inat),
         *_with_rivals(cub200_resnet101, _parts_on_photographs, side=28),
@@ -723,6 +742,7 @@ RECIPES: dict[str, Recipe] = {
         inat2017_resnet101_no_attention,
         inat2017_resnet101_plain,
         inat2017_resnet101_modern,
+        inat2017_resnet101_places,
         inat2017_dinov2,
         inat2017_resnet101_saliency,
         inat2017_resnet101_saliency_plain,

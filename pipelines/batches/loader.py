@@ -23,6 +23,7 @@ from pipelines.batches.decoders import make_decoder
 from pipelines.batches.decoding import DecodeError, Decoder, Decoding
 from pipelines.batches.geometry import Geometry, Window
 from pipelines.images import jpeg_defect
+from pipelines.places import UNKNOWN
 from pipelines.shards.cache import Cache
 from pipelines.shards.reader import DamagedSampleError, Reader
 from pipelines.shards.samples import PART_MAP, Sample, decode
@@ -52,6 +53,8 @@ class Batch:
             annotations.
         part_maps: uint8 [N, rows, columns]; None without annotations.
         numbers: Of the samples in their split, N of them.
+        places: float32 [N, 3], latitude and longitude in degrees and the day of the year; nan for what is not known.
+            None of a data set without places.
     """
 
     images: Tensor
@@ -62,6 +65,7 @@ class Batch:
     boxes: list[np.ndarray] | None = None
     part_maps: Tensor | None = None
     numbers: Sequence[int] = ()
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -374,7 +378,10 @@ class Loader:
         windows = [place.window for place in places if place.window]
         labels = torch.tensor([sample.label for sample in samples])
         keys, numbers = [sample.key for sample in samples], [place.number for place in places if place.sample]
-        batch = Batch(images.permute(0, 3, 1, 2), labels, keys, numbers=numbers)
+        taken = None
+        if self.manifest.locations:
+            taken = torch.tensor([sample.place.numbers if sample.place else UNKNOWN for sample in samples])
+        batch = Batch(images.permute(0, 3, 1, 2), labels, keys, numbers=numbers, places=taken)
         return self._annotated(batch, samples, windows) if self._annotations else batch
 
     def _annotated(self, batch: Batch, samples: Sequence[Sample], windows: Sequence[Window]) -> Batch:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The tables of an annotation file.
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """The tables of an annotation file, which is an object; or the entries of one that is a list.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON, or of another kind.
         OSError: it cannot be read.
     """
     try:
@@ -19,8 +19,9 @@ def read_json(path: Path) -> dict[str, Any]:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    if not isinstance(content, kind):
+        expected = "object" if kind is dict else kind.__name__
+        raise ValueError(f"{path}: expected a JSON {expected}, got a {type(content).__name__}")
     return content
 
 

@@ -13,16 +13,21 @@ import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pipelines import images
 from pipelines.datasets.layout import Layout, split_folders
 from pipelines.datasets.masks import Masks
+from pipelines.datasets.metadata import METADATA, read_places
 from pipelines.datasets.published import held_out
+from pipelines.exif import exif_place
 from pipelines.files import sha256
+from pipelines.places import Place
 from pipelines.shards.samples import Sample
 
 UNREADABLE = "unreadable"  # instead of a checksum
+Locations = Literal["none", "csv", "exif"]
+LOCATIONS = get_args(Locations)
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,8 @@ class Folder:
         split: One of ``splits(raw)``.
         seed: Decides which images go to validation.
         val_fraction: Share of validation images in (0, 1), where there is no val folder.
+        locations: From where it is told where and when photos were taken: from a table beside them (csv, see
+            ``pipelines.datasets.metadata``), from what the camera wrote into them (exif), or from nowhere (none).
 
     Attributes:
         class_names: Name of every class, in the order of the labels.
@@ -46,11 +53,19 @@ class Folder:
         layout: What was found in the folder.
 
     Raises:
-        ValueError: the folder is not laid out so, holds less than two classes, or lacks masks of some photos only.
+        ValueError: the folder is not laid out so, holds less than two classes, or lacks masks of some photos only; or
+            the table of locations is missing or cannot be understood.
         OSError: a folder cannot be read.
     """
 
-    def __init__(self, raw: str | os.PathLike, split: str, seed: int = 0, val_fraction: float = 0.2) -> None:
+    def __init__(
+        self,
+        raw: str | os.PathLike,
+        split: str,
+        seed: int = 0,
+        val_fraction: float = 0.2,
+        locations: Locations = "none",
+    ) -> None:
         self.raw = Path(raw)
         self.split = split
         if split not in splits(raw):
@@ -82,6 +97,12 @@ class Folder:
             raise ValueError(f"{layout.folders.get(split, raw)}: no images for the split {split!r}; {remedy}")
         if self._masks:
             self._masks.check(source for source, _ in self._samples)
+        self._locations = locations
+        self._places: dict[str, Place] = {}
+        if locations == "csv":
+            told = read_places(self.raw)
+            self._places = {source: told[source] for source, _ in self._samples if source in told}
+            logger.info("%s: %s tells places of %d of %d images", self.raw, METADATA, len(self._places), len(self))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -95,11 +116,13 @@ class Folder:
         """
         source, label = self._samples[index]
         try:
-            jpeg, width, height = images.to_jpeg((self.raw / source).read_bytes())
+            data = (self.raw / source).read_bytes()
+            jpeg, width, height = images.to_jpeg(data)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
         part_map = self._masks.read(source, width, height) if self._masks else None
-        return Sample(f"{self.split}-{index:07d}", jpeg, label, width, height, source, part_map=part_map)
+        place = exif_place(data) if self._locations == "exif" else self._places.get(source)
+        return Sample(f"{self.split}-{index:07d}", jpeg, label, width, height, source, part_map=part_map, place=place)
 
     def source(self, index: int) -> str:
         """Path of an image below the raw folder."""
@@ -155,6 +178,8 @@ class Folder:
             digest.update(f"{content} {source}\0".encode(errors="surrogatepass"))
             if self._masks:
                 digest.update(f"{_checksum(self.raw / self._masks.source(source))}\0".encode())
+            if source in self._places:
+                digest.update(f"{self._places[source]}\0".encode())
         return digest.hexdigest()
 
     @cached_property

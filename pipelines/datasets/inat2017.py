@@ -6,9 +6,13 @@ The archives as published, or what they hold:
     train_val2017.zip           train2017.json, val2017.json
     train_2017_bboxes.zip       train_2017_bboxes.json (optional)
     val_2017_bboxes.zip         val_2017_bboxes.json (optional)
+    inat2017_locations.zip      train2017_locations.json, val2017_locations.json (optional)
 
 The JSON files keep to the format of COCO. Boxes exist for nine super-categories, and there not for every image. A
 training image may have several, an image of the official validation set has boxes only if it shows a single instance.
+
+Locations are a list with an entry for each image: its ``id``, ``lat`` and ``lon`` in degrees and ``date``, YYYY-MM-DD.
+What is null is not known. The uncertainty of the location and the photographer, who are in it as well, are not taken.
 
 Boxes are pixels of an image of the size that the annotations state, if they state one. A file of another size is
 refused. Shards store images upright, as their EXIF orientation says, and nothing says whether boxes refer to the image
@@ -37,6 +41,7 @@ from pipelines import images
 from pipelines.datasets.coco import column, read_json
 from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
 from pipelines.formats import open_image
+from pipelines.places import Place
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
 
@@ -45,7 +50,9 @@ ARCHIVES = {
     "train_val2017.zip": "train2017.json",  # and val2017.json
     "train_2017_bboxes.zip": "train_2017_bboxes.json",
     "val_2017_bboxes.zip": "val_2017_bboxes.json",
+    "inat2017_locations.zip": "train2017_locations.json",  # and val2017_locations.json
 }
+LOCATIONS = "{official}2017_locations.json"
 TRAIN_IMAGES, TEST_IMAGES, SPECIES, SUPER_CATEGORIES = 579_184, 95_986, 5_089, 13
 
 logger = logging.getLogger(__name__)
@@ -91,7 +98,9 @@ class INat2017:
         if split not in splits(val_fraction):
             raise ValueError(f"split: expected {', '.join(splits(val_fraction))}, got {split!r}")
         official, count = ("val", TEST_IMAGES) if split == "test" else ("train", TRAIN_IMAGES)
-        unpack(self.raw, ARCHIVES | {"train_val2017.zip": f"{official}2017.json"})
+        locations = LOCATIONS.format(official=official)
+        own = {"train_val2017.zip": f"{official}2017.json", "inat2017_locations.zip": locations}
+        unpack(self.raw, ARCHIVES | own)
         path = find(self.raw, f"{official}2017.json")
         self._annotations = [path]
         listed = _read_images(path)
@@ -116,6 +125,11 @@ class INat2017:
         self._files = tuple(listed.files[image] for image in chosen)
         self._ids, self._labels, self._sizes = listed.ids[chosen], listed.labels[chosen], listed.sizes[chosen]
 
+        path = self.raw / locations
+        self._places = np.full((len(chosen), 3), np.nan)
+        if path.exists():
+            self._annotations.append(path)
+            self._places = _read_places(path, listed.ids, allow_partial)[chosen]
         self._owners, self._boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
         path = self.raw / f"{official}_2017_bboxes.json"
         if not path.exists():
@@ -155,6 +169,7 @@ class INat2017:
             source=source,
             super_category=self.super_categories[label],
             boxes=boxes,
+            place=self._place(index),
         )
 
     def source(self, index: int) -> str:
@@ -164,11 +179,18 @@ class INat2017:
     @property
     def schema(self) -> Schema:
         """What the numbers in the samples mean."""
-        return Schema(classes=self.class_names, super_categories=self.super_categories)
+        locations = any((self.raw / LOCATIONS.format(official=official)).exists() for official in ("train", "val"))
+        return Schema(classes=self.class_names, super_categories=self.super_categories, locations=locations)
 
     def digest(self) -> str:
         """SHA-256 of the annotation files, and of the names and sizes of the images."""
         return digest(self.raw, self._annotations, self._files)
+
+    def _place(self, index: int) -> Place | None:
+        latitude, longitude, day = (None if np.isnan(value) else float(value) for value in self._places[index])
+        if latitude is None and day is None:
+            return None
+        return Place(latitude, longitude, None if day is None else int(day))
 
     def _take_boxes(self, path: Path, files: Sequence[str], boxes: np.ndarray) -> None:
         """Keeps the boxes of this split in the order of its images, clipped as far as the sizes of these are stated."""
@@ -291,6 +313,33 @@ def _read_boxes(path: Path) -> tuple[list[str], np.ndarray]:
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     return [file_of[image] for image in owners], corners
+
+
+def _read_places(path: Path, ids: np.ndarray, allow_partial: bool) -> np.ndarray:
+    """Latitude, longitude and day of the year of images by their ids, float64 [N, 3]; nan for what is not known."""
+    logger.info("%s: reading", path)
+    entries = read_json(path, list)
+    if not all(isinstance(entry, dict) and type(entry.get("id")) is int for entry in entries):
+        raise ValueError(f"{path}: expected a list of objects with an id (int)")
+    rows = {image: row for row, image in enumerate(ids.tolist())}
+    places = np.full((len(ids), 3), np.nan)
+    wrong: list[str] = []
+    for entry in entries:
+        if (row := rows.get(entry["id"])) is None:
+            continue
+        try:
+            place = Place.read(entry.get("lat"), entry.get("lon"), entry.get("date"))
+        except (ValueError, AttributeError) as error:
+            wrong.append(f"the image {entry['id']}: {error}")
+            continue
+        if place:
+            places[row] = place.numbers
+    if wrong and not allow_partial:
+        raise ValueError(f"{path}: {wrong[0]}; --allow-partial leaves {len(wrong)} such images without a place")
+    if wrong:
+        logger.warning("%s: left %d images without a place; %s", path, len(wrong), wrong[0])
+    logger.info("%s: places of %d of %d images", path, np.sum(~np.isnan(places).all(axis=1)), len(ids))
+    return places
 
 
 def _clipped(boxes: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,10 +25,21 @@ from PIL import ImageDraw
 from pipelines.drawn import scenes
 from pipelines.drawn.anatomies import ANATOMIES, PARTS, Anatomy, Part
 from pipelines.drawn.creature_shapes import Puppet, Species, puppet
+from pipelines.drawn.ranges import draw_place, draw_ranges
 from pipelines.drawn.scenes import OVERSAMPLING, SCENES
 from pipelines.drawn.shapes import COLOURS, rotation
 from pipelines.drawn.species import Variant
-from pipelines.drawn.split import SCENERY, Drawing, DrawnSplit, bend, check_config, render, skip, visible
+from pipelines.drawn.split import (
+    SCENERY,
+    SPLITS,
+    Drawing,
+    DrawnSplit,
+    bend,
+    check_config,
+    render,
+    skip,
+    visible,
+)
 from pipelines.shards.samples import Sample
 
 MAX_SPECIES = 30
@@ -60,6 +71,8 @@ class CreaturesConfig:
         clutter: Density of everything that distracts from the creature, 0 to 4.
         box_fraction: Share of the super-categories whose images have boxes, rounded to whole ones, in the order Aves,
             Actinopterygii, Insecta, Plantae.
+        places: Whether most images have a place and a date, of the range of their species (``pipelines.drawn.ranges``).
+            It changes no pixel.
     """
 
     species: int = 6
@@ -69,6 +82,7 @@ class CreaturesConfig:
     occlusion: float = 0.3
     clutter: float = 1.0
     box_fraction: float = 0.75
+    places: bool = False
 
     def __post_init__(self) -> None:
         if not 4 <= self.species <= MAX_SPECIES:
@@ -87,6 +101,7 @@ class Creatures(DrawnSplit):
         landmark_names: Those of the parts: the landmark of a part is its centre.
         species: The part variants, one tuple per class.
         boxed: The super-categories whose images have boxes.
+        ranges: Where and when the species are seen, one per class; empty without places.
     """
 
     name = "creatures"
@@ -108,12 +123,17 @@ class Creatures(DrawnSplit):
         self.super_categories = [species.super_category for species in self.species]
         self.part_names = list(PARTS)
         self.landmark_names = list(PARTS)
+        self.ranges = draw_ranges(_genera(config.species) * len(ANATOMIES), config.seed) if config.places else []
+        self.locations = config.places
         self.boxed = frozenset(list(ANATOMIES)[: round(config.box_fraction * len(ANATOMIES))])
         rates = [_absence(anatomy, config) for anatomy in ANATOMIES.values()]  # all have equally many images
         self.absence = [statistics.mean(rate[part] for rate in rates) for part in PARTS]
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
+        if self.ranges:
+            home = self.ranges[index % len(self.ranges)]
+            sample = replace(sample, place=draw_place(home, self.seed, SPLITS.index(self.split), index))
         return sample if sample.super_category in self.boxed else replace(sample, boxes=None)
 
     def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:

@@ -20,6 +20,7 @@ DRAWN: dict[str, tuple[Any, type[DrawnSplit]]] = {
     "birds": (BirdsConfig, Birds),
     "creatures": (CreaturesConfig, Creatures),
 }
+ONLY_IF_TRUE = ("places",)  # settings that manifests do not name else
 
 
 def redraw(manifest: Manifest, split: str) -> DrawnSplit:
@@ -31,10 +32,11 @@ def redraw(manifest: Manifest, split: str) -> DrawnSplit:
     if manifest.dataset not in DRAWN:
         raise ValueError(f"{manifest.dataset} is not drawn ({', '.join(DRAWN)} are), so no part can be left out")
     config_class, split_class = DRAWN[manifest.dataset]
-    wanted = [field.name for field in fields(config_class)]
+    wanted = [field.name for field in fields(config_class) if field.name not in ONLY_IF_TRUE]
     if missing := [name for name in (*wanted, split) if name not in manifest.options]:
         raise ValueError(f"{manifest.dataset}: the manifest does not say how it was drawn (no {', '.join(missing)})")
-    config = config_class(**{name: manifest.options[name] for name in wanted})
+    named = [*wanted, *(name for name in ONLY_IF_TRUE if name in manifest.options)]
+    config = config_class(**{name: manifest.options[name] for name in named})
     return split_class(config, split, manifest.options[split])  # type: ignore[call-arg]
 
 

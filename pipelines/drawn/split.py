@@ -82,6 +82,7 @@ class DrawnSplit(ABC):
         part_names: Value p of a part map is ``part_names[p - 1]``.
         landmark_names: In the order of ``Sample.landmarks``.
         absence: Exact probability that an image of the split lacks a part, one per part.
+        locations: Whether images have a place and a date.
     """
 
     name: ClassVar[str]
@@ -90,6 +91,7 @@ class DrawnSplit(ABC):
     part_names: list[str]
     landmark_names: list[str]
     absence: list[float]
+    locations: bool = False
 
     def __init__(self, size: int, seed: int, split: str, per_species: int) -> None:
         """Keeps what an image depends on; the subclass adds the other attributes.

@@ -29,6 +29,7 @@ class Schema:
         parts: Name of every part; ``parts[p - 1]`` has index p in the part maps.
         absence: Probability that a sample lacks a part, averaged over the classes, for every part; empty if not known.
         multi_label: Whether a label is one 0/1 value per class instead of a class index.
+        locations: Whether it is known of some samples where or when they were taken.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +38,7 @@ class Schema:
     parts: tuple[str, ...] = ()
     absence: tuple[float, ...] = ()
     multi_label: bool = False
+    locations: bool = False
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -74,6 +76,8 @@ class Schema:
                 violations.append(f"box {x0, y0, x1, y1} is not inside the {sample.width}x{sample.height} image")
         if sample.part_map is not None and sample.part_map.max() > len(self.parts):
             violations.append(f"part index {sample.part_map.max()}, expected 0 to {len(self.parts)}")
+        if sample.place is not None and not self.locations:
+            violations.append("a place or a date, expected none")
         return violations + self._absence_violations(sample)
 
     def _absence_violations(self, sample: Sample) -> list[str]:
@@ -214,7 +218,10 @@ class Manifest(Schema):
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``."""
-        return {"format": FORMAT, "dataset": self.dataset, "options": self.options, **asdict(self)}
+        content = {"format": FORMAT, "dataset": self.dataset, "options": self.options, **asdict(self)}
+        if not self.locations:
+            del content["locations"]  # which earlier manifests do not name
+        return content
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes ``manifest.json``, all or nothing."""

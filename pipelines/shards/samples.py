@@ -7,7 +7,7 @@ files that share a key:
 ``<key>.jpg``         RGB or grey-scale JPEG, baseline or progressive, upright (no EXIF rotation left)
 ``<key>.cls``         ASCII: the class index, or for multi-label data the 0/1 attributes separated by spaces
 ``<key>.json``        ``width``, ``height``, ``source``, and where known ``super_category``, ``landmarks``,
-                      ``visibility``, ``boxes``, ``absent``
+                      ``visibility``, ``boxes``, ``absent``, ``latitude``, ``longitude``, ``day`` (of the year)
 ``<key>.parts.png``   optional 8-bit part map of the size of the image: 0 is background, p is part p of the manifest
 ====================  =========================================================================================
 
@@ -25,8 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipelines.places import Place
+
 JPEG, LABEL, ANNOTATION, PART_MAP = "jpg", "cls", "json", "parts.png"
 FIELDS = (JPEG, LABEL, ANNOTATION, PART_MAP)
+PLACE = ("latitude", "longitude", "day")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -47,6 +50,7 @@ class Sample:
         boxes: float32 [B, 4], x0, y0, x1, y1 in pixels of the stored image, or None.
         part_map: uint8 [height, width], 0 is background, or None.
         absent: Names of the parts that the object lacks, so that they cannot be merely hidden; None if not known.
+        place: Where and when the photo was taken; None if nothing of it is known.
     """
 
     key: str
@@ -61,6 +65,7 @@ class Sample:
     boxes: np.ndarray | None = None
     part_map: np.ndarray | None = None
     absent: tuple[str, ...] | None = None
+    place: Place | None = None
 
     def __post_init__(self) -> None:
         if not KEY_PATTERN.fullmatch(self.key):
@@ -99,6 +104,7 @@ def encode(sample: Sample) -> dict[str, bytes]:
         annotation["boxes"] = np.round(sample.boxes.astype(float), 2).tolist()
     if sample.absent is not None:
         annotation["absent"] = sample.absent
+    annotation |= _told(sample.place)
     fields = {
         JPEG: sample.jpeg,
         LABEL: " ".join(map(str, labels)).encode(),
@@ -140,6 +146,7 @@ def decode(key: str, fields: dict[str, bytes]) -> Sample:
         boxes=_array(annotation, "boxes", np.float32),
         part_map=part_map,
         absent=_names(annotation, "absent", key),
+        place=_place(annotation, key),
     )
 
 
@@ -171,6 +178,20 @@ def _array(annotation: dict, name: str, dtype: type) -> np.ndarray | None:
         return None
     array: np.ndarray = np.asarray(annotation[name], dtype=dtype)
     return array.reshape(-1, {"landmarks": 2, "boxes": 4}[name]) if name != "visibility" else array
+
+
+def _told(place: Place | None) -> dict[str, float]:
+    """What is known of a place, by name; a metre is a hundred thousandth of a degree."""
+    values = {name: getattr(place, name, None) for name in PLACE}
+    return {name: round(value, 5) for name, value in values.items() if value is not None}
+
+
+def _place(annotation: dict, key: str) -> Place | None:
+    known = {name: annotation[name] for name in PLACE if name in annotation}
+    try:
+        return Place(**known) if known else None
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def _names(annotation: dict, name: str, key: str) -> tuple[str, ...] | None:

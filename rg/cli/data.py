@@ -92,8 +92,11 @@ def _prepare_drawn(
         landmarks=tuple(first.landmark_names),
         parts=tuple(first.part_names),
         absence=tuple(first.absence),
+        locations=first.locations,
     )
     options = dataclasses.asdict(config) | {split: args[split] for split in counts}
+    if not first.locations:
+        options.pop("places", None)  # which earlier manifests do not name
     _write_shards(args, name, sources, schema, options, config.seed)
 
 
@@ -177,7 +180,7 @@ def _prepare_published(
 
 def prepare_folder(arguments: Arguments) -> None:
     """Your own photos: one folder of images per class, with or without train and val folders above, and masks."""
-    from pipelines.datasets.folder import Folder, log_copies, splits
+    from pipelines.datasets.folder import LOCATIONS, Folder, log_copies, splits
     from pipelines.shards.manifest import Schema
 
     parser = _shard_parser("prepare folder", prepare_folder)
@@ -186,16 +189,22 @@ def prepare_folder(arguments: Arguments) -> None:
     )
     parser.add_argument("--val-fraction", type=float, default=0.2, help="share held out where raw has no val folder")
     parser.add_argument("--seed", type=int, default=0, help="decides what is held out, and the order")
+    told = "where and when photos were taken: none; csv: from raw/metadata.csv; exif: as the camera wrote it into them"
+    parser.add_argument("--locations", choices=list(LOCATIONS), default="none", help=told)
     parser.add_argument("--keep-empty-classes", action="store_true", help="keep classes without usable training images")
     _add_short_side(parser)
     args = _parse(parser, arguments)
-    folders = {split: Folder(args.raw, split, args.seed, args.val_fraction) for split in splits(args.raw)}
+    folders = {
+        split: Folder(args.raw, split, args.seed, args.val_fraction, args.locations) for split in splits(args.raw)
+    }
     folders["train"].layout.log()
     if folders["train"].part_names:
         logger.info("%s: masks of %s", args.raw, ", ".join(folders["train"].part_names))
     if "val" not in folders["train"].layout.folders:
         logger.info("%g %% of every class are held out for validation", 100 * args.val_fraction)
     options: dict[str, Any] = {"val_fraction": args.val_fraction}
+    if args.locations != "none":
+        options["locations"] = args.locations
     unusable = {} if args.keep_empty_classes else folders["train"].unusable_classes()
     for name, reason in unusable.items():
         logger.warning("class %s left out: none of its training images can be used; the first: %s", name, reason)
@@ -203,7 +212,11 @@ def prepare_folder(arguments: Arguments) -> None:
         options["empty_classes"] = list(unusable)
         folders = {split: folder.without(unusable) for split, folder in folders.items()}
     log_copies(folders)
-    schema = Schema(classes=folders["train"].class_names, parts=folders["train"].part_names)
+    schema = Schema(
+        classes=folders["train"].class_names,
+        parts=folders["train"].part_names,
+        locations=args.locations != "none",
+    )
     _write_resized(args, args.raw.resolve().name or "folder", folders, schema, options)
 
 

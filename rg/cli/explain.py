@@ -13,6 +13,8 @@ from rg.cli.parser import Arguments, make_parser
 
 def explain(arguments: Arguments) -> None:
     """Explain images, any number: a line and a picture of each, and a page with all of them."""
+    from pipelines.places import Place
+    from rg.explain.explainer import PlaceLike
     from rg.explain.files import explain_files
     from rg.pages import gallery
 
@@ -31,11 +33,20 @@ def explain(arguments: Arguments) -> None:
     jobs = "threads that decode, and that draw; 0: the cores of this process, shared with others of the launch"
     parser.add_argument("--jobs", type=int, default=0, help=jobs)
     parser.add_argument("--overwrite", action="store_true", help="begin anew what was explained with other settings")
+    parser.add_argument("--latitude", type=str | None, default=None, help="where all photos were taken, degrees north")
+    parser.add_argument("--longitude", type=str | None, default=None, help="the same, degrees east")
+    parser.add_argument("--date", type=str | None, default=None, help="when all photos were taken, YYYY-MM-DD")
+    parser.add_argument("--exif", action="store_true", help="take place and date of each image from its EXIF block")
     args = parser.parse_args(arguments)
+    place: PlaceLike = Place.read(args.latitude, args.longitude, args.date)
+    if args.exif and place:
+        raise ValueError("--exif: expected no --latitude, --longitude or --date beside it, got some")
+    place = "exif" if args.exif else place
     options = {name: args[name] for name in ("view", "batch_size", "device", "pictures", "table", "overwrite")}
     with joined(args.device) as peers:
         threads = args.jobs or max(1, usable_cores() // peers.sharing)
-        explain_files(args.run, args.images, args.out, write_page=gallery.write, jobs=threads, peers=peers, **options)
+        told = {"place": place, **options}
+        explain_files(args.run, args.images, args.out, write_page=gallery.write, jobs=threads, peers=peers, **told)
 
 
 def compare(arguments: Arguments) -> None:

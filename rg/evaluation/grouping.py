@@ -20,9 +20,9 @@ from rg.evaluation.parts import shows
 from rg.evaluation.passes import Passes
 from rg.evaluation.plan import Plan
 from rg.evaluation.tally import Predictions, Tally, landmark_metrics, threshold
-from rg.model.build import mean_with_mirror
+from rg.model.build import mean_with_mirror, said
 from rg.model.losses import occurrence_prior_loss
-from rg.model.region_grouping import ModelOutput, RegionGroupingModel
+from rg.model.region_grouping import RegionGroupingModel
 from rg.model.scops import ScopsModel
 from rg.runs.part_names import Part
 
@@ -108,20 +108,23 @@ def _tally(
         images = batch.images.to(device)
         contributions = None
         with torch.inference_mode():
-            output = model(images)
+            output = said(model, images, batch.places)
             logits = output.logits
             if answer and evaluation.flip:
-                output = output._replace(logits=mean_with_mirror(model, images, logits))
+                output = output._replace(logits=mean_with_mirror(model, images, batch.places, logits))
             if explain and isinstance(model, RegionGroupingModel):
                 explained = output.logits.topk(min(2, logits.shape[1])).indices  # the label and its rival
                 parts, constants = model.contributions(output, explained)
-                errors = (parts.sum(2) + constants - logits.gather(1, explained)).abs().amax(1)
+                added = parts.sum(2) + constants
+                if output.place is not None:
+                    added = added + output.place.gather(1, explained)
+                errors = (added - logits.gather(1, explained)).abs().amax(1)
                 tally.decomposition_errors.append(errors.float().cpu())
                 contributions = parts[:, 0].float().cpu()
             if hits and batch.landmarks is not None:
                 noise = noisy(images, batch.numbers, model.backbone.pixel_std) if evaluation.stability else None
                 tally.hit(batch, output.assign, None if noise is None else model(noise).assign)
-        output = ModelOutput(*(tensor.float().cpu() for tensor in output))
+        output = output.on_host()
         if explain or hits:
             tally.add(batch, output, contributions)
         else:
@@ -144,6 +147,7 @@ def _figures(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
         "part_map_nmi": None,
         "part_map_ari": None,
     }
+    result |= seen.places()
     part_table = seen.part_map_table if len(seen.manifest.parts) > 1 else 0  # one is the foreground
     if np.sum(part_table) >= 2:
         result["part_map_nmi"], result["part_map_ari"] = metrics.clustering_scores(np.asarray(part_table))

@@ -22,7 +22,7 @@ from rg.evaluation.intervals import PerImage, intervals
 from rg.evaluation.passes import Passes
 from rg.evaluation.plan import Plan
 from rg.evaluation.tally import Answers, Predictions, Tally, landmark_metrics, threshold
-from rg.model.build import class_logits
+from rg.model.build import mean_with_mirror, said
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import ModelOutput
 
@@ -78,8 +78,11 @@ def look(plan: Plan, passes: Passes) -> Looked:
     def take(answers: PlainAnswers, batch: Batch) -> None:
         images = batch.images.to(device)
         with torch.no_grad():
-            logits = class_logits(model, images, evaluation.flip)
-        answers.answer(batch, logits.float().cpu())
+            output = said(model, images, batch.places)
+            logits = output.logits
+            if evaluation.flip:
+                logits = mean_with_mirror(model, images, batch.places, logits)
+        answers.answer(batch, logits.float().cpu(), None if output.place is None else output.place.float().cpu())
         answers.peaks.append(_peaks(model, batch, images, logits, plan.manifest.multi_label))
 
     def new() -> PlainAnswers:
@@ -99,8 +102,11 @@ def validate(plan: Plan, passes: Passes) -> Answers:
     device = next(model.parameters()).device
 
     def take(answers: Answers, batch: Batch) -> None:
+        images = batch.images.to(device)
         with torch.inference_mode():
-            logits = class_logits(model, batch.images.to(device), evaluation.flip)
+            logits = said(model, images, batch.places).logits
+            if evaluation.flip:
+                logits = mean_with_mirror(model, images, batch.places, logits)
         answers.answer(batch, logits.float().cpu())
 
     return passes.tally(
@@ -120,6 +126,7 @@ def measure(plan: Plan, looked: Looked) -> tuple[dict[str, Any], Predictions]:
     result |= {"dff_landmark_error": None, "dff_field": None}
     of_answers = PerImage()
     of_answers.mean("accuracy", answers.correct().numpy())
+    result |= answers.places()
     ends: dict[str, Any] = dict(intervals(of_answers))
     fitted, tested = looked.fitted, looked.tested
     if fitted and tested:

@@ -41,6 +41,8 @@ class Answers:
         best: int64 [n], the class or attribute with the largest logit.
         predicted: The same, or int32 [n, L]: which attributes hold.
         presences: float32 [n], of a model with parts.
+        without_place: ``predicted``, but of the images alone; like the next one of a model that was told places.
+        told: bool [n], whether anything of the place is known.
         damaged: How many samples were left out.
     """
 
@@ -53,10 +55,12 @@ class Answers:
     best: list[Tensor] = field(default_factory=list)
     predicted: list[Tensor] = field(default_factory=list)
     presences: list[Tensor] = field(default_factory=list)
+    without_place: list[Tensor] = field(default_factory=list)
+    told: list[Tensor] = field(default_factory=list)
     damaged: int = 0
 
-    def answer(self, batch: Batch, logits: Tensor) -> None:
-        """Take note of the logits of one batch.
+    def answer(self, batch: Batch, logits: Tensor, place: Tensor | None = None) -> None:
+        """Take note of the logits of one batch, and of what their places add to them.
 
         Raises:
             ValueError: one is not finite, so that nothing could be measured in the end.
@@ -68,8 +72,14 @@ class Answers:
         self.logits.append(logits.numpy())
         if self.labelled:
             self.best.append(logits.argmax(1))
-            holds = batch.labels.ndim == 2
-            self.predicted.append((logits > self.threshold).int() if holds else self.best[-1])
+            self.predicted.append(self._answers(batch, logits))
+            if place is not None and batch.places is not None:
+                self.without_place.append(self._answers(batch, logits - place))
+                self.told.append(~batch.places.isnan().all(1))
+
+    def _answers(self, batch: Batch, logits: Tensor) -> Tensor:
+        """The class of each image, or which attributes hold."""
+        return (logits > self.threshold).int() if batch.labels.ndim == 2 else logits.argmax(1)
 
     @property
     def labelled(self) -> bool:
@@ -105,6 +115,19 @@ class Answers:
         """Which answers are right, 0 or 1: float64 [N], or [N, L] for attributes."""
         return (torch.cat(self.predicted) == torch.cat(self.labels)).double()
 
+    def places(self) -> dict[str, Any]:
+        """What metrics.json holds of places, of a model that was told some: how right it is by the images alone."""
+        if not self.without_place:
+            return {}
+        without = torch.cat(self.without_place)
+        return {
+            "places": {
+                "told": int(torch.cat(self.told).sum()),
+                "accuracy_without": (without == torch.cat(self.labels)).double().mean().item(),
+                "changed": (without != torch.cat(self.predicted)).double().mean().item(),
+            }
+        }
+
     def predictions(self, temperature: float | None) -> Iterator[dict[str, Any]]:
         """One line of predictions.jsonl per image, with the probability at that temperature, if classes are named."""
         keys = iter(self.keys)
@@ -112,13 +135,14 @@ class Answers:
             for key, label in zip(keys, torch.cat(self.labels).tolist(), strict=True):
                 yield {"key": key, "label": label}
             return
-        first = 0
+        first, without = 0, iter(torch.cat(self.without_place).tolist() if self.without_place else ())
         for labels, predicted in zip(self.labels, self.predicted, strict=True):
             logits = self.logits[first : first + len(labels)]
             first += len(labels)
             best = probabilities(logits, temperature, labels.ndim == 2).max(1)
             for label, answer, probability in zip(labels.tolist(), predicted.tolist(), best.tolist(), strict=True):
-                yield {"key": next(keys), "label": label, "predicted": answer, "probability": probability}
+                line = {"key": next(keys), "label": label, "predicted": answer, "probability": probability}
+                yield line | ({"without_place": next(without)} if self.without_place else {})
 
 
 @dataclass
@@ -181,7 +205,7 @@ class Tally(Answers):
         map_height, map_width = output.assign.shape[2:]
         height, width = batch.images.shape[2:]
         _check_finite(batch, output.assign, "maps")
-        self.answer(batch, output.logits)
+        self.answer(batch, output.logits, output.place)
         self.presences.append(output.presence)
         middles = part_centers(output.assign)
         half, size = 0.5 / torch.tensor([map_width, map_height]), torch.tensor([width, height])

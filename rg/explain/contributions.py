@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rg.explain.colors import Color, palette
-from rg.explain.facts import Facts
+from rg.explain.facts import Facts, PlaceExplanation
 
 NOTABLE = 0.05  # of a logit: a part that adds or takes less does not stand out
 
@@ -17,7 +17,7 @@ class Bar:
     Attributes:
         number: Of the part, or in words what else the row stands for.
         value: What it adds to the logit, or to the difference of two.
-        attention: Weight of the part; None for the constant.
+        attention: Weight of the part; None for the constant and for the place.
         color: Of the part; None for the rest.
         background: Whether it is a background part: surroundings, or one that hardly counts.
         name: What people call the part; empty if they do not.
@@ -45,7 +45,7 @@ def stands_out(explanation: Facts) -> bool:
 
 
 def bars(explanation: Facts, limit: int, versus_rival: bool = False) -> list[Bar]:
-    """The contributions in at most ``limit`` rows (3 or more), largest first, the constant last.
+    """The contributions in at most ``limit`` rows (3 or more), largest first, the place and the constant last.
 
     Parts that do not fit, those that matter least, are added up in one row.
 
@@ -58,7 +58,9 @@ def bars(explanation: Facts, limit: int, versus_rival: bool = False) -> list[Bar
     rival = explanation.rival if versus_rival else None
     values = [part.contribution - (part.rival_contribution if rival else 0) for part in explanation.parts]
     by_weight = sorted(explanation.parts, key=lambda part: -abs(values[part.index]))
-    singles = len(by_weight) if len(by_weight) < limit else limit - 2
+    place = [_of_place(explanation.place, rival is not None)] if explanation.place else []
+    room = limit - 1 - len(place)
+    singles = len(by_weight) if len(by_weight) <= room else room - 1
     strongest, rest = by_weight[:singles], by_weight[singles:]
     rows = [
         Bar(
@@ -74,4 +76,8 @@ def bars(explanation: Facts, limit: int, versus_rival: bool = False) -> list[Bar
     if rest:
         total, attention = sum(values[part.index] for part in rest), sum(part.attention for part in rest)
         rows.append(Bar(f"{len(rest)} more", total, attention))
-    return [*rows, Bar("constant", explanation.constant - (rival.constant if rival else 0), None)]
+    return [*rows, *place, Bar("constant", explanation.constant - (rival.constant if rival else 0), None)]
+
+
+def _of_place(place: PlaceExplanation, versus_rival: bool) -> Bar:
+    return Bar(place.name, place.contribution - (place.rival_contribution if versus_rival else 0), None)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, cast, get_args, overload
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -17,11 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.batches.geometry import central_start
+from pipelines.exif import exif_place
 from pipelines.images import open_rgb
+from pipelines.places import UNKNOWN, Place
 from rg.config import RunConfig, View
 from rg.explain.explanation import Explanation, Explanations
-from rg.explain.facts import Box, PartExplanation, Rival, at_image_size, covering
+from rg.explain.facts import Box, PartExplanation, PlaceExplanation, Rival, at_image_size, covering
 from rg.explain.lookahead import in_order
+from rg.model.build import said
 from rg.model.device import pick_device
 from rg.model.evaluating import evaluating
 from rg.model.grids import mesh
@@ -41,6 +44,7 @@ MAX_ASPECT = 4
 ZOOM_LINES = 17  # of a sampler's grid, either way
 _process: int | None = None  # in which the first model was loaded or used
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
+PlaceLike: TypeAlias = Place | Literal["exif"] | None
 
 
 class _Waiting(NamedTuple):
@@ -52,6 +56,7 @@ class _Waiting(NamedTuple):
         window: What that is of the image.
         source: Path of the image, if it came from a file.
         photo_size: Width and height of the photo, of which the image may be a smaller copy.
+        place: Where and when the photo was taken, as far as the model is told.
     """
 
     pixels: np.ndarray
@@ -59,6 +64,7 @@ class _Waiting(NamedTuple):
     window: Box
     source: str | None
     photo_size: tuple[int, int]
+    place: Place | None
 
 
 class Explainer:
@@ -125,6 +131,7 @@ class Explainer:
         top_k: int = 5,
         batch_size: int = 16,
         versus: str | None = None,
+        place: PlaceLike = None,
     ) -> Explanation: ...
 
     @overload
@@ -136,6 +143,7 @@ class Explainer:
         top_k: int = 5,
         batch_size: int = 16,
         versus: str | None = None,
+        place: PlaceLike = None,
     ) -> Explanations: ...
 
     def explain(
@@ -146,6 +154,7 @@ class Explainer:
         top_k: int = 5,
         batch_size: int = 16,
         versus: str | None = None,
+        place: PlaceLike = None,
     ) -> Explanation | Explanations:
         """Explain one image or a list of images.
 
@@ -156,17 +165,19 @@ class Explainer:
             top_k: Number of best classes to name.
             batch_size: Images in one pass through the model, if they have the same shape.
             versus: The class that the label is compared with; the runner-up if None.
+            place: Where and when the images were taken, all of them; or ``exif``, what each file says of that itself.
+                None tells the model nothing.
 
         Returns:
             An ``Explanation`` of one image; of several, a list of them in the same order (``Explanations``).
 
         Raises:
             ValueError: an image cannot be decoded, an argument is off, or the whole image is asked for and the backbone
-                takes no other size than that of testing.
+                takes no other size than that of testing; or the run was trained without places, and one is given.
         """
         single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
         several = cast("Iterable[ImageLike]", [images] if single else images)
-        explanations = self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus)
+        explanations = self.stream(several, view=view, top_k=top_k, batch_size=batch_size, versus=versus, place=place)
         return next(explanations) if single else Explanations(explanations)
 
     def stream(
@@ -177,6 +188,7 @@ class Explainer:
         top_k: int = 5,
         batch_size: int = 16,
         versus: str | None = None,
+        place: PlaceLike = None,
         failed: Callable[[ImageLike, str], None] | None = None,
         longest_side: int | None = None,
         jobs: int = 1,
@@ -189,6 +201,7 @@ class Explainer:
             top_k: See ``explain``.
             batch_size: See ``explain``.
             versus: See ``explain``.
+            place: See ``explain``.
             failed: Called with an image that cannot be read, and with the reason in one line; that image is left out.
                 If None, such an image is an error.
             longest_side: Of the image in the explanation, in pixels. Larger photos are scaled down for the
@@ -208,11 +221,12 @@ class Explainer:
             raise ValueError(f"versus: expected None, as the run learned without labels and names none, got {versus!r}")
         if versus is not None and versus not in self.classes.names:
             raise ValueError(f"versus: expected one of the {len(self.classes.names)} classes, got {versus!r}")
+        self.check_place(place)
         view = self.resolve_view(view)
 
         def prepare(image: ImageLike) -> tuple[ImageLike, _Waiting | ValueError | OSError]:
             try:
-                return image, self._prepare(image, view, longest_side)
+                return image, self._prepare(image, view, longest_side, place)
             except (ValueError, OSError) as error:
                 return image, error
 
@@ -235,9 +249,26 @@ class Explainer:
             if waiting:
                 yield from explain(waiting)
 
-    def _prepare(self, image: ImageLike, view: str, longest_side: int | None) -> _Waiting:
+    def check_place(self, place: PlaceLike) -> None:
+        """Refuse to be told where and when a photo was taken if that tells the model nothing.
+
+        Raises:
+            ValueError: the run was trained without places, or it is no place.
+        """
+        if place is None:
+            return
+        if not (place == "exif" or isinstance(place, Place)):
+            raise ValueError(f"place: expected a Place, 'exif' or None, got {place!r}")
+        if self.model.place is None:
+            raise ValueError(f"place: expected None, as the run was trained without places (model.place), got {place}")
+
+    def _prepare(self, image: ImageLike, view: str, longest_side: int | None, place: PlaceLike) -> _Waiting:
         source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         pixels = _open(image)
+        if place == "exif":
+            if source is None:
+                raise ValueError(f"place: expected a Place of an image that is no file, got {place!r}")
+            place = exif_place(Path(source).read_bytes())
         shown, window = self._window(pixels, view)
         photo_width, photo_height = photo_size = pixels.size
         if longest_side and max(photo_size) > longest_side:
@@ -247,7 +278,7 @@ class Explainer:
             y0, y1 = (y * height / photo_height for y in window[1::2])
             window = covering((x0, y0, x1, y1), (height, width))
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        return _Waiting(np.asarray(pixels), shown, window, source, photo_size)
+        return _Waiting(np.asarray(pixels), shown, window, source, photo_size, place)
 
     def resolve_view(self, view: str) -> str:
         """``whole`` or ``crop``, also for ``auto``.
@@ -322,7 +353,8 @@ class Explainer:
     ) -> Iterator[Explanation]:
         """One for each image; all of the model is done when the first is there."""
         shown = torch.stack([image.shown for image in waiting]).to(self.device)
-        output = self.model(shown)
+        places = torch.tensor([image.place.numbers if image.place else UNKNOWN for image in waiting])
+        output = said(self.model, shown, places)
         if not isinstance(self.model, RegionGroupingModel):
             yield from self._without_label(waiting, output)
             return
@@ -346,7 +378,12 @@ class Explainer:
         logits = output.logits.float().cpu().numpy()
         temperature = confidence.temperature if confidence else None
         probable = probabilities(logits, temperature, self.classes.multi_label)
-        top, compared = best.cpu(), compared.cpu()
+        top = best.cpu()
+        told, without = None, logits.argmax(1)
+        if output.place is not None:
+            told = output.place.gather(1, compared).float().cpu()
+            without = (output.logits - output.place).argmax(1).cpu().numpy()
+        compared = compared.cpu()
         contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
         for n, image in enumerate(waiting):
             strongest, attribution = at_image_size(assign[n], attention[n], image.window, image.pixels.shape[:2])
@@ -372,6 +409,7 @@ class Explainer:
                 calibrated=temperature is not None,
                 answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
                 zoom=None if zoom is None else zoom[n],
+                place=None if told is None else _place(image.place, told[n].tolist(), names[without[n]]),
             )
 
     def _without_label(self, waiting: Sequence[_Waiting], output: ModelOutput) -> Iterator[Explanation]:
@@ -425,6 +463,15 @@ class Explainer:
             )
             for k, part in enumerate(self.parts)
         ]
+
+
+def _place(place: Place | None, contributions: Sequence[float], label_without: str) -> PlaceExplanation | None:
+    """What a place adds to the logits of the label and, if there is one, its rival; None if nothing of it is known."""
+    if place is None:
+        return None
+    rival = contributions[1] if len(contributions) > 1 else 0.0
+    located, dated = place.latitude is not None, place.day is not None
+    return PlaceExplanation(located, dated, contributions[0], rival, label_without)
 
 
 def _check_process() -> None:

@@ -62,6 +62,30 @@ class PartExplanation:
 
 
 @dataclass(frozen=True)
+class PlaceExplanation:
+    """What where and when one photo was taken adds, beside what the image says.
+
+    Attributes:
+        located: Whether the model was told latitude and longitude.
+        dated: Whether it was told the day of the year.
+        contribution: What that adds to the logit of the label; with the parts and the constant it sums to the logit.
+        rival_contribution: The same for the logit of the rival; 0 without one.
+        label_without: Name of the class that wins by the image alone.
+    """
+
+    located: bool
+    dated: bool
+    contribution: float
+    rival_contribution: float
+    label_without: str
+
+    @property
+    def name(self) -> str:
+        """What the model was told."""
+        return "place and date" if self.located and self.dated else "place" if self.located else "date"
+
+
+@dataclass(frozen=True)
 class Rival:
     """The class that the label is compared with: why this and not that.
 
@@ -104,6 +128,7 @@ class Facts:
             backbone saw evenly spaced, from edge to edge; None without a sampler.
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
             they are those of the image.
+        place: What where and when the photo was taken adds; None if the model was told neither.
     """
 
     label: str
@@ -123,6 +148,7 @@ class Facts:
     calibrated: bool = False
     photo_size: Size | None = None
     zoom: np.ndarray | None = None
+    place: PlaceExplanation | None = None
 
     @property
     def seen(self) -> float:
@@ -139,7 +165,8 @@ class Facts:
             versus_rival: To the logit of the label minus that of the rival.
 
         Returns:
-            float32 [H, W]; sums to the logit (or the difference of logits) without the constant, 0 outside the window.
+            float32 [H, W]; sums to the logit (or the difference of logits) without the constant and without what the
+            place adds, 0 outside the window.
         """
         x0, y0, x1, y1 = (round(value) for value in self.window)
         out = np.zeros(self.image.shape[:2], dtype=np.float32)
@@ -175,6 +202,7 @@ class Facts:
             "constant": self.constant,
             "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
             "rival": asdict(rival) if rival else None,
+            "place": asdict(self.place) if self.place else None,
             "parts": [
                 {
                     "part": part.index,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pipelines.files import atomic_write, check_folder, sha256
 from pipelines.peers import Alone, Peers
-from rg.explain.explainer import Explainer, ImageLike
+from pipelines.places import Place
+from rg.explain.explainer import Explainer, ImageLike, PlaceLike
 from rg.explain.facts import MOSTLY
 from rg.explain.folder import ExplainedFolder, Line, gather, join_folder, open_folder
 from rg.explain.image_files import find_images
@@ -42,6 +43,7 @@ def explain_files(
     table: str = "csv",
     jobs: int = 1,
     overwrite: bool = False,
+    place: PlaceLike = None,
     write_page: Callable[[Path], object] | None = None,
     peers: Peers | None = None,
 ) -> None:
@@ -61,6 +63,7 @@ def explain_files(
         table: See ``rg.explain.spreadsheet.write_table``; a run without labels gets none.
         jobs: Threads that decode, and as many that draw.
         overwrite: Begin anew.
+        place: See ``Explainer.explain``.
         write_page: Writes a page that shows the folder; called at the end, also of a run that is stopped.
         peers: Processes that call this with the same arguments and share the images; the first opens the folder and
             brings together what all have written. Those of a run that was killed are taken in by the next one.
@@ -77,7 +80,9 @@ def explain_files(
         check_table(table)
         check_folder(out, "--out")
         found = find_images(paths, out) if process == 0 else []
-        return found, Explainer.load(run, device)
+        explainer = Explainer.load(run, device)
+        explainer.check_place(place)
+        return found, explainer
 
     files, explainer = peers.together(load)
     images = peers.collect(len(files))[0]
@@ -90,6 +95,7 @@ def explain_files(
         "frequencies": explainer.frequencies and list(explainer.frequencies),
         "view": view,
         "pictures": pictures,
+        "place": asdict(place) if isinstance(place, Place) else place,
     }
     agree(peers, settings)
     labelled = explainer.config.model.kind != "scops"
@@ -128,7 +134,7 @@ def explain_files(
         try:
             with writing as folder:  # closed before the first process reads what the others have written
                 assert folder is not None
-                left_out = _explain(explainer, folder, images, len(to_do), view, batch_size, jobs, peers)
+                left_out = _explain(explainer, folder, images, len(to_do), view, batch_size, jobs, peers, place)
         except KeyboardInterrupt:
             show()
             logger.info("stopped; the same command goes on where it stopped")
@@ -153,6 +159,7 @@ def _explain(
     batch_size: int,
     jobs: int,
     peers: Peers,
+    place: PlaceLike,
 ) -> int:
     """Explains the share of this process; the number of images that could not be decoded.
 
@@ -176,7 +183,13 @@ def _explain(
     with image_progress(shown=peers.ranks.rank == 0) as progress, ThreadPoolExecutor(jobs) as pool:
         progress(before, total)
         explanations = explainer.stream(
-            folder.to_do, view=view, batch_size=batch_size, failed=leave_out, longest_side=LONGEST_SIDE, jobs=jobs
+            folder.to_do,
+            view=view,
+            batch_size=batch_size,
+            place=place,
+            failed=leave_out,
+            longest_side=LONGEST_SIDE,
+            jobs=jobs,
         )
         for line in in_order(pool, folder.draw, explanations, 2 * jobs):
             folder.append(line)

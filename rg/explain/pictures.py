@@ -63,6 +63,8 @@ def panel(explanation: Facts, parts: Image.Image | None = None) -> Image.Image:
     if len(explanation.top_k) > 1:
         name, probability = explanation.top_k[1]
         line += f", then {name} with {percent(probability)}"
+    if explanation.place and explanation.place.label_without != explanation.label:
+        line += f"; by the image alone {explanation.place.label_without}"
     if explanation.seen < MOSTLY:
         line += f"; the model saw only {percent(explanation.seen, 0)} of the image"
     draw_text(draw, (MARGIN, MARGIN + 38), shorten(line, TEXT, total - 2 * MARGIN), FAINT, TEXT)
@@ -105,7 +107,8 @@ def contribution_bars(
     draw = ImageDraw.Draw(out)
     rows = bars(explanation, max(3, size[1] // ROW_HEIGHT - 2), versus_rival)
     longest = max(length(row.name, SMALL) for row in rows)
-    left, right = 76 + round(max(0.0, min(longest, NAME_WIDTH) - 36)), size[0] - 132
+    told = length(explanation.place.name, SMALL) if explanation.place else 0.0
+    left, right = 76 + round(max(0.0, min(longest, NAME_WIDTH) - 36, told - 60)), size[0] - 132
     draw_text(draw, (size[0] - 6, ROW_HEIGHT / 2), "attention", FAINT, SMALL, anchor="rm")
     lowest, highest = (limit(0.0, *(row.value for row in rows)) for limit in (min, max))
     scale = (right - left) / max(highest - lowest, NOTABLE)

@@ -17,6 +17,8 @@ from rg.runs.folder import read_json
 ROWS = 4096  # that are written at once
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet begins to compute
 
+PLACE_COLUMNS: dict[str, type] = {"place: adds": float, "label without place": str}
+
 Cell = str | float | bool | None
 
 
@@ -36,7 +38,8 @@ def write_table(folder: Path, kind: str) -> None:
     """Write the table of a folder that ``explain`` has written, all or nothing; none of another kind stays.
 
     Columns are the file, the answer, how sure it is, the rival, the class that its folder names, a summary, and for
-    each part what it adds to the logit (``adds``), its occurrence and its share of what the model saw (``area``).
+    each part what it adds to the logit (``adds``), its occurrence and its share of what the model saw (``area``). Where
+    the model was told where and when photos were taken, also what that adds, and the answer by the image alone.
 
     Args:
         folder: With settings.json and explanations.jsonl.
@@ -46,14 +49,17 @@ def write_table(folder: Path, kind: str) -> None:
         ValueError: see ``check_table``.
     """
     check_table(kind)
-    parts = read_json(folder / SETTINGS, "parts")["parts"]
-    rows = (_row(line) for line in read_lines(folder))
+    settings = read_json(folder / SETTINGS, "parts")
+    columns, told = _columns(settings["parts"]), settings.get("place") is not None
+    if told:
+        columns |= PLACE_COLUMNS
+    rows = (_row(line, told) for line in read_lines(folder))
     if kind == "csv":
         with atomic_write(folder / TABLES[kind]) as file:
-            _write_csv(file, _columns(parts), rows)
+            _write_csv(file, columns, rows)
     elif kind == "parquet":
         with atomic_write(folder / TABLES[kind]) as file:
-            _write_parquet(file, _columns(parts), rows)
+            _write_parquet(file, columns, rows)
     for other, name in TABLES.items():
         if other != kind:
             (folder / name).unlink(missing_ok=True)
@@ -69,12 +75,15 @@ def _columns(parts: list[dict[str, Any]]) -> dict[str, type]:
     return columns
 
 
-def _row(line: Line) -> list[Cell]:
+def _row(line: Line, told: bool) -> list[Cell]:
     rival = line["rival"] or {}
     cells: list[Cell] = [line["source"], line["answer"], line["label"], line["probability"]]
     cells += [rival.get("label"), rival.get("probability"), line["truth"], line["seen"], line.get("summary")]
     for part in line["parts"]:
         cells += [part["contribution"], part["occurrence"], part["area"]]
+    if told:
+        place = line["place"] or {}
+        cells += [place.get("contribution"), place.get("label_without")]
     return cells
 
 

@@ -96,15 +96,16 @@ def _why(facts: Facts) -> str:
 def _decision(facts: Facts, names: _Names) -> str:
     """What tells the label from its rival, or speaks for it where there is none."""
     rival = None if facts.multi_label else facts.rival
-    adds, constant, favour, against = _weights(facts, rival)
+    adds, beside, favour, against = _weights(facts, rival)
     subject, pause = "what speaks for it", ""
     if rival:
         is_next = len(facts.top_k) > 1 and facts.top_k[1][0] == rival.label
         subject = f"what tells it from {_text(rival.label)}{', the next most likely' if is_next else ''}"
         subject, pause = f"{subject} ({percent(rival.probability)})", "," if is_next else ""
     total = sum(adds)
-    if constant >= NOTABLE and constant > total:
-        text = f"{subject}{pause} is mostly {LEANING}"
+    most, words = max((value, words) for words, value in beside.items())
+    if most >= NOTABLE and most > total:
+        text = f"{subject}{pause} is mostly {words}"
         if total <= -NOTABLE:
             worst = f", above all {names.of(against[0])}" if against else ""
             return f"{text}, while the parts together speak against it{worst}"
@@ -122,7 +123,7 @@ def _decision(facts: Facts, names: _Names) -> str:
     else:
         share = sum(adds[part.index] for part in named)
         reasons = _both([names.of(part) for part in named])
-    in_favour = sum(max(value, 0.0) for value in [*adds, constant])
+    in_favour = sum(max(value, 0.0) for value in [*adds, *beside.values()])
     text = f"{subject}{pause} is {'mostly' if 2 * share > in_favour else 'above all'} {reasons}"
     if against and -adds[against[0].index] >= BESIDE * adds[favour[0].index]:
         text += f", despite {names.of(against[0])}"
@@ -132,11 +133,12 @@ def _decision(facts: Facts, names: _Names) -> str:
 def _tie(facts: Facts, names: _Names) -> str:
     """What speaks for either of two classes that come out even."""
     assert facts.rival
-    adds, constant, favour, against = _weights(facts, facts.rival)
+    adds, beside, favour, against = _weights(facts, facts.rival)
     sides = []
-    for label, parts, leaning in ((facts.label, favour, constant), (facts.rival.label, against, -constant)):
-        if leaning >= max([NOTABLE, *(abs(adds[part.index]) for part in parts[:1])]):
-            sides.append(f"what speaks for {_text(label)} is above all {LEANING}")
+    for label, parts, sign in ((facts.label, favour, 1), (facts.rival.label, against, -1)):
+        most, words = max((sign * value, words) for words, value in beside.items())
+        if most >= max([NOTABLE, *(abs(adds[part.index]) for part in parts[:1])]):
+            sides.append(f"what speaks for {_text(label)} is above all {words}")
         elif parts:
             sides.append(f"what speaks for {_text(label)} is above all {names.of(parts[0])}")
     return ", ".join(sides) or "no part stands out"
@@ -144,13 +146,21 @@ def _tie(facts: Facts, names: _Names) -> str:
 
 def _weights(
     facts: Facts, rival: Rival | None
-) -> tuple[list[float], float, list[PartExplanation], list[PartExplanation]]:
-    """What counts for the label, or for it rather than the rival: parts, constant; notable parts for and against it."""
+) -> tuple[list[float], dict[str, float], list[PartExplanation], list[PartExplanation]]:
+    """What counts for the label, or for it rather than the rival: parts, and in words what is beside them.
+
+    After that the notable parts for it, and those against it.
+    """
     adds = [part.contribution - (part.rival_contribution if rival else 0.0) for part in facts.parts]
     order = sorted(facts.parts, key=lambda part: -adds[part.index])
     favour = [part for part in order if adds[part.index] >= NOTABLE]
     against = [part for part in reversed(order) if adds[part.index] <= -NOTABLE]
-    return adds, facts.constant - (rival.constant if rival else 0.0), favour, against
+    beside = {LEANING: facts.constant - (rival.constant if rival else 0.0)}
+    if facts.place:
+        beside[f"the {facts.place.name} of the photo"] = facts.place.contribution - (
+            facts.place.rival_contribution if rival else 0.0
+        )
+    return adds, beside, favour, against
 
 
 def _tied_with(facts: Facts) -> Rival | None:

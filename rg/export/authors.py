@@ -58,6 +58,7 @@ PREFIX = "module."
 SETTINGS = {
     "model.kind": "region_grouping",
     "model.sampler.kind": "none",
+    "model.place.on": False,
     "model.backbone.stride": 16,
     "model.backbone.fused_strides": [],
     "model.backbone.dilated": False,

@@ -33,6 +33,7 @@ MEANINGS = {
     "logits": "[N, classes]",
     "assign": "[N, K, h, w], how much every position belongs to every part, sums to 1 over K",
     "attention": "[N, K], how much every part counts, sums to 1 over K",
+    "place": "[N, classes], what of the logits the place adds",
 }
 ONNX_EXAMPLE = """\
 import json, numpy, onnxruntime
@@ -44,7 +45,7 @@ image = ImageOps.exif_transpose(Image.open({image})).convert("RGBA")
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 {prepare}
 images = numpy.asarray(image, numpy.float32).transpose(2, 0, 1)[None]
-{outputs} = session.run(None, {{"images": images}})
+{places}{outputs} = session.run(None, {{"images": images{given}}})
 print({answer})"""
 TORCH_EXAMPLE = """\
 import json, numpy, torch
@@ -57,12 +58,15 @@ image = ImageOps.exif_transpose(Image.open({image})).convert("RGBA")
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 {prepare}
 images = torch.from_numpy(numpy.asarray(image, numpy.float32).transpose(2, 0, 1).copy())[None]
-{outputs} = (value.detach().numpy() for value in model(images).values())
+{places}{outputs} = (value.detach().numpy() for value in model(images{given}).values())
 print({answer})"""
 CROP = """\
 side = max(1, (2 * {crop} * min(image.size) + {short_side}) // (2 * {short_side}))
 left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
 image = image.crop((left, top, left + side, top + side)).resize(({crop}, {crop}), Image.Resampling.BILINEAR)"""
+PLACES = """\
+places = {array}([[52.5, 13.4, 172]], dtype={kind}.float32)  # latitude, longitude, day of the year; nan: not known
+"""
 STRETCH = "image = image.resize(({crop}, {crop}), Image.Resampling.BILINEAR)"
 
 
@@ -91,6 +95,7 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
         differences=differences,
         meanings=meanings,
         size=metadata["size"],
+        places="places" in metadata,
         preparing=_preparing(metadata["input"]),
         example=Markup(example(file, metadata)),
         limits=_limits(config, classes, record, metadata, measured),
@@ -115,10 +120,15 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
 def example(file: str, metadata: Mapping[str, Any]) -> str:
     """A Python program that runs the exported file on bird.jpg; it needs Pillow, and onnxruntime or PyTorch."""
     outputs = "logits, assign, attention" if "parts" in metadata else "(logits,)"
+    onnx, told, given = file.endswith(".onnx"), "", ""
+    if "places" in metadata:
+        outputs = "logits, assign, attention, place" if "parts" in metadata else "logits, place"
+        told = PLACES.format(array="numpy.array" if onnx else "torch.tensor", kind="numpy" if onnx else "torch")
+        given = ', "places": places' if onnx else ", places"
     answer = 'about["classes"][logits[0].argmax()]'
     if metadata["multi_label"]:
         answer = '[name for name, logit in zip(about["classes"], logits[0]) if logit > 0]'
-    text = ONNX_EXAMPLE if file.endswith(".onnx") else TORCH_EXAMPLE.replace("{outputs} =", "{unpacked} =")
+    text = ONNX_EXAMPLE if onnx else TORCH_EXAMPLE.replace("{outputs} =", "{unpacked} =")
     prepare = STRETCH if metadata["input"]["view"] == "stretch" else CROP
     return text.format(
         file=repr(file),
@@ -126,6 +136,8 @@ def example(file: str, metadata: Mapping[str, Any]) -> str:
         prepare=prepare.format(**metadata["input"]),
         outputs=outputs,
         unpacked=outputs,
+        places=told,
+        given=given,
         answer=answer,
     )
 

@@ -3,9 +3,12 @@
 What such a file takes and gives, for N images and K parts:
 
 images       float32 [N, 3, H, W], RGB in 0..255; normalised inside
+places       float32 [N, 3], latitude and longitude in degrees, day of the year, nan for what is not known; like the
+             output ``place`` only of a model with a term for places
 logits       [N, classes]
 assign       [N, K, h, w], sums to 1 over K; like the next, not of a plain network
 attention    [N, K], sums to 1 over K; [N, L, K] for L attributes
+place        [N, classes], what of the logits the place adds
 
 Batches have any size. Images have any height and width from a minimum on, unless the backbone takes one size only. Both
 formats hold the same metadata: classes, parts, how to prepare images, sizes and versions (ONNX as its properties, JSON
@@ -35,7 +38,7 @@ from pipelines.files import check_file, write_together
 from rg.config import RunConfig
 from rg.export import card
 from rg.model.backbones import Backbone
-from rg.model.build import Model
+from rg.model.build import Model, said
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs.confidence import read_confidence_of_input
 from rg.runs.environment import environment
@@ -46,12 +49,13 @@ logger = logging.getLogger(__name__)
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 METADATA = "metadata.json"
+INPUTS = ("images", "places")
 OUTPUTS = ("logits", "assign", "attention")
 OPSET = 18
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
 
-Program = Callable[[Tensor], Mapping[str, Tensor]]
+Program = Callable[..., Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,8 @@ def describe(run: Path, model: Model, config: RunConfig, classes: Classes, sizes
         "size": {"any": sizes.any_size, "minimum" if sizes.any_size else "side": sizes.side, "stride": sizes.stride},
         "versions": environment() | {"opset": OPSET},
     }
+    if model.place is not None:
+        metadata["places"] = ["latitude", "longitude", "day"]
     if isinstance(model, RegionGroupingModel):
         parts = read_parts(run, model.background.tolist(), config.model.grouping.background)
         metadata["parts"] = [{"name": part.name, "background": part.background} for part in parts]
@@ -209,13 +215,16 @@ def trace(model: Model, sizes: Sizes) -> torch.export.ExportedProgram:
     N, H, W = (torch.export.Dim(name, min=least) for name, least in (("N", 1), ("H", sizes.side), ("W", sizes.side)))
     free = {0: N, 2: H, 3: W} if sizes.any_size else {0: N}
     extra = sizes.stride if sizes.any_size else 0
-    images = torch.zeros(2, 3, sizes.side + extra, sizes.side + 2 * extra)
+    inputs: tuple[Tensor, ...] = (torch.zeros(2, 3, sizes.side + extra, sizes.side + 2 * extra),)
+    shapes: tuple[dict[int, Any], ...] = (free,)
+    if model.place is not None:
+        inputs, shapes = (*inputs, torch.zeros(2, 3)), (*shapes, {0: N})
     network = _Outputs(_traceable(model)).eval()
     try:
         program = torch.export.export(
             network,
-            (images,),
-            dynamic_shapes=(free,),
+            inputs,
+            dynamic_shapes=shapes,
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,  # what it cannot prove of all sizes is checked when run
         )
@@ -235,7 +244,13 @@ class _Outputs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, places: Tensor | None = None) -> dict[str, Tensor]:
+        outputs = self._of_images(images)
+        if (term := self.model.place_logits(places, None)) is None:
+            return outputs
+        return {**outputs, "logits": outputs["logits"] + term, "place": term}
+
+    def _of_images(self, images: Tensor) -> dict[str, Tensor]:
         model = self.model
         if not isinstance(model, RegionGroupingModel):
             return {"logits": model(images).logits}
@@ -311,11 +326,13 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) 
     """The content of an .onnx file."""
     import onnx
 
-    outputs = OUTPUTS if "parts" in metadata else OUTPUTS[:1]
+    outputs: tuple[str, ...] = OUTPUTS if "parts" in metadata else OUTPUTS[:1]
+    inputs = INPUTS if "places" in metadata else INPUTS[:1]
+    outputs += ("place",) if "places" in metadata else ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations between torch and onnxscript, which users cannot mend
         exported = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=outputs, verbose=False
+            program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
         )
     assert exported is not None
     content = exported.model_proto
@@ -342,8 +359,9 @@ def read_onnx(content: bytes) -> Program:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
-    def run(images: Tensor) -> dict[str, Tensor]:
-        values = session.run(names, {"images": images.numpy()})
+    def run(*inputs: Tensor) -> dict[str, Tensor]:
+        taken = [given.name for given in session.get_inputs()]
+        values = session.run(names, {name: value.numpy() for name, value in zip(taken, inputs, strict=True)})
         return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
     return run
@@ -375,9 +393,10 @@ def compare(model: Model, program: Program, sizes: Sizes, crop: int) -> dict[str
     differences: dict[str, list[Tensor]] = {}
     for N, (height, width) in itertools.product(BATCHES, shapes):
         images = 255 * torch.rand(N, 3, height, width, generator=generator)
-        expected = model(images)._asdict()
+        places = _random_places(N, generator) if model.place is not None else None
+        expected = said(model, images, places)._asdict()
         try:
-            outputs = program(images)
+            outputs = program(images) if places is None else program(images, places)
         except Exception as error:  # PyTorch and onnxruntime share no exception but this
             reason = str(error).splitlines()[0]
             raise ValueError(f"the exported model takes no {N} images of {height}x{width} pixels ({reason})") from error
@@ -391,3 +410,12 @@ def compare(model: Model, program: Program, sizes: Sizes, crop: int) -> dict[str
             differences.setdefault(name, []).append(difference)
             logger.debug("%d images %dx%d, %s: %.1e", N, height, width, name, difference)
     return {name: float(torch.stack(largest).max()) for name, largest in differences.items()}  # a NaN stays one
+
+
+def _random_places(count: int, generator: torch.Generator) -> Tensor:
+    """Places float32 [count, 3]: the first with a date, the second without, of all others nothing is known."""
+    low, high = torch.tensor([-90.0, -180.0, 1.0]), torch.tensor([90.0, 180.0, 366.0])
+    places = low + (high - low) * torch.rand(count, 3, generator=generator)
+    places[1:, 2] = torch.nan
+    places[2:] = torch.nan
+    return places

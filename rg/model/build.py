@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -17,18 +17,20 @@ Model: TypeAlias = RegionGroupingModel | PlainModel | ScopsModel
 def build_model(config: ModelConfig, num_classes: int, multi_label: bool = False, pretrained: bool = True) -> Model:
     """The model of the kind that the configuration names; see there for the arguments and errors."""
     if config.kind == "plain":
-        return PlainModel(config.backbone, num_classes, multi_label, pretrained, config.sampler)
+        return PlainModel(config.backbone, num_classes, multi_label, pretrained, config.sampler, config.place)
     if config.kind == "scops":
         return ScopsModel(config, pretrained)
     return RegionGroupingModel(config, num_classes, multi_label, pretrained)
 
 
-def class_logits(model: Model, images: Tensor, mirror: bool) -> Tensor:
-    """Logits [N, classes] of images [N, 3, H, W]; with ``mirror`` the mean over the images and their mirror images."""
-    logits = model(images).logits
-    return mean_with_mirror(model, images, logits) if mirror else logits
+def said(model: Model, images: Tensor, places: Tensor | None) -> Any:
+    """What a model in evaluation mode says of images [N, 3, H, W] that were taken at places [N, 3].
+
+    A model without a term for places is not told of them.
+    """
+    return model(images) if model.place is None or places is None else model(images, places=places.to(images.device))
 
 
-def mean_with_mirror(model: Model, images: Tensor, logits: Tensor) -> Tensor:
+def mean_with_mirror(model: Model, images: Tensor, places: Tensor | None, logits: Tensor) -> Tensor:
     """The mean of the logits [N, classes] of images [N, 3, H, W] and those of their mirror images."""
-    return (logits + model(images.flip(3)).logits) / 2
+    return (logits + said(model, images.flip(3), places).logits) / 2

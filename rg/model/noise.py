@@ -30,6 +30,7 @@ class Stream(IntEnum):
     DETAIL = 6
     WARP = 7
     COLOR_JITTER = 8
+    PLACE = 9
 
 
 def image_seeds(seed: int, step: int, micro: int, first: int, count: int) -> Tensor:

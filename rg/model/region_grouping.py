@@ -40,6 +40,7 @@ class ModelOutput(NamedTuple):
         attention: a [N, K], sums to 1 over K; [N, L, K] for L attributes.
         occurrence: t [N, K] in (0, 1).
         regions: Z [N, K, C], unit length.
+        place: What the places add to the logits [N, classes], 0 where none is known; None if none were told.
     """
 
     logits: Tensor
@@ -47,6 +48,11 @@ class ModelOutput(NamedTuple):
     attention: Tensor
     occurrence: Tensor
     regions: Tensor
+    place: Tensor | None = None
+
+    def on_host(self) -> ModelOutput:
+        """The same as float32 on the CPU."""
+        return ModelOutput(*(None if value is None else value.float().cpu() for value in self))  # type: ignore[arg-type]
 
     @property
     def presence(self) -> Tensor:
@@ -85,7 +91,7 @@ class RegionGroupingModel(SampledModel):
                 f"contributions are computed over all sets of parts, got {config.grouping.num_parts}"
             )
         backbone = build_backbone(config.backbone, pretrained)
-        super().__init__(backbone, config.sampler, num_classes, multi_label, pretrained)
+        super().__init__(backbone, config.sampler, num_classes, multi_label, pretrained, config.place)
         self.config = config
         channels = self.backbone.channels
         standardize = config.grouping.standardize
@@ -133,7 +139,11 @@ class RegionGroupingModel(SampledModel):
         return self.standardization(self.backbone(images))
 
     def forward(
-        self, images: Tensor, seeds: Tensor | None = None, moved: Tensor | None = None
+        self,
+        images: Tensor,
+        seeds: Tensor | None = None,
+        moved: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> ModelOutput | tuple[ModelOutput, Tensor | Streams]:
         """What the model says of images.
 
@@ -144,19 +154,22 @@ class RegionGroupingModel(SampledModel):
             images: [N, 3, H, W], uint8 or float in 0..255.
             seeds: Of the noise of training, int64 [N]; none without it.
             moved: Images for the equivariance term [M, 3, H, W].
+            places: Where and when they were taken, float32 [N, 3] (see ``rg.model.place``); None if it is not told.
 
         Returns:
             The output; with moved images also their part assignment [M, K, h, w]; in training behind a trilinear
             sampler what that adds.
         """
+        term = self.place_logits(places, seeds)
         if self.sampler is None:
-            output = self.describe(self.encode(images), seeds)
+            output = with_place(self.describe(self.encode(images), seeds), term)
             return output if moved is None else (output, self.dictionary.group(self.encode(moved))[0])
         sampled = self.sampler(images, seeds)
         if sampled.details is not None:
             x, detail = self.encode(torch.cat([sampled.images, sampled.details])).chunk(2)
-            return self.describe(x, seeds), Streams(self._classify_details(detail), sampled.logits)
-        output = self.describe(self.encode(sampled.images), seeds)
+            output = with_place(self.describe(x, seeds), term)
+            return output, Streams(self._classify_details(detail), sampled.logits)
+        output = with_place(self.describe(self.encode(sampled.images), seeds), term)
         if self.training:
             return output
         return output._replace(assign=self.carry_back(output.assign, sampled, images))
@@ -212,7 +225,7 @@ class RegionGroupingModel(SampledModel):
 
         Returns:
             contributions: [N, J, K].
-            constant: [N, J]; the sum of both over K is the logit.
+            constant: [N, J]; the sum of both over K is the logit, less what the place adds (``ModelOutput.place``).
         """
         features = self.region_transform(self._heard(output.regions))
         attention = output.attention[..., : self.num_parts]
@@ -258,6 +271,11 @@ class RegionGroupingModel(SampledModel):
             centers[: self.num_parts], _ = _k_means(_salient(positions, seed), self.num_parts, seed)
         self.dictionary.centers.copy_(torch.as_tensor(centers))
         self.train(was_training)
+
+
+def with_place(output: ModelOutput, term: Tensor | None) -> ModelOutput:
+    """The output of an image, and what its place adds [N, classes]."""
+    return output if term is None else output._replace(logits=output.logits + term, place=term)
 
 
 def _k_means(positions: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

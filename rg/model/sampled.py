@@ -1,14 +1,17 @@
-"""What all kinds of model begin with: a backbone, and perhaps a sampler that chooses the pixels it sees."""
+"""What all kinds of model have: a backbone, perhaps a sampler that chooses the pixels it sees, and a term of places."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from rg.config import SamplerConfig
+from rg.config import PlaceConfig, SamplerConfig
 from rg.model.backbones import Backbone
 from rg.model.grids import carry_back
+from rg.model.place import PlaceTerm
 from rg.model.samplers import Sampled, build_sampler
+
+NO_PLACE = PlaceConfig()
 
 
 class SampledModel(nn.Module):
@@ -20,23 +23,46 @@ class SampledModel(nn.Module):
         num_classes: Number of classes, or of attributes.
         multi_label: Attributes instead of classes.
         pretrained: Load the weights of the sampler's network; False when a checkpoint follows.
+        place_config: What places add to the logits.
 
     Attributes:
         sampler: That, or None.
         backbone: Feature extractor.
+        place: What places add to the logits, or None.
 
     Raises:
         ValueError: the sampler cannot be built, or is trilinear with attributes.
     """
 
     def __init__(
-        self, backbone: Backbone, sampler_config: SamplerConfig, num_classes: int, multi_label: bool, pretrained: bool
+        self,
+        backbone: Backbone,
+        sampler_config: SamplerConfig,
+        num_classes: int,
+        multi_label: bool,
+        pretrained: bool,
+        place_config: PlaceConfig = NO_PLACE,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.sampler = build_sampler(sampler_config, num_classes, multi_label, pretrained)
         self.num_classes = num_classes
         self.multi_label = multi_label
+        # Its random numbers are drawn aside, so that the other layers begin as they do without it.
+        with torch.random.fork_rng(devices=[]):
+            self.place = PlaceTerm(place_config, num_classes) if place_config.on else None
+
+    def place_logits(self, places: Tensor | None, seeds: Tensor | None) -> Tensor | None:
+        """What places [N, 3] add to the logits [N, classes]; None without places. See ``PlaceTerm.forward``.
+
+        Raises:
+            ValueError: the model knows nothing of places.
+        """
+        if places is None:
+            return None
+        if self.place is None:
+            raise ValueError("places: expected None, as the model has no term for places (model.place.on), got some")
+        return self.place(places, seeds)
 
     def takes_any_size(self, side: int) -> bool:
         """Whether images of other shapes than a square of ``side`` pixels pass; behind a sampler none do."""

@@ -2,8 +2,8 @@
 
 const { about, rows } = JSON.parse(document.getElementById("data").textContent);
 document.getElementById("data").remove();
-const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen, summary]) => ({
-  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen, summary,
+const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen, summary, place]) => ({
+  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen, summary, place,
   strongest: adds.indexOf(Math.max(...adds)),
   words: `${source} ${about.labels[label]}`.toLowerCase(),
 }));
@@ -154,6 +154,7 @@ function show(index) {
   if (image.truth >= 0) facts.push(isWrong(image) ? `in truth: ${labels[image.truth]}` : "right");
   if (image.rival >= 0) facts.push(`rather than ${labels[image.rival]}, ${percent(image.rivalProbability)}`);
   if (image.seen < MOSTLY) facts.push(`the model saw only ${percent(image.seen, 0)} of the image`);
+  if (image.place && image.place[3] !== image.label) facts.push(`by the image alone ${labels[image.place[3]]}`);
   by("facts").textContent = facts.join("; ");
   by("source").textContent = by("source").title = image.source;
   by("told").textContent = unbroken(image.summary);
@@ -174,8 +175,9 @@ function bars(image) {
   by("total").textContent = against ? "difference" : "logit";
   const adds = against ? image.adds.map((value, part) => value - image.rivalAdds[part]) : image.adds;
   const constant = image.constant - (against ? image.rivalConstant : 0);
+  const place = image.place ? image.place[1] - (against ? image.place[2] : 0) : 0;
   const order = adds.map((_, part) => part).sort((a, b) => adds[b] - adds[a]);
-  const low = Math.min(0, constant, ...adds), high = Math.max(0, constant, ...adds);
+  const low = Math.min(0, constant, place, ...adds), high = Math.max(0, constant, place, ...adds);
   const scale = 100 / Math.max(high - low, NOTABLE);
   const bar = (name, value, color, ...rest) => {
     const span = element("span"), zero = element("i");
@@ -194,9 +196,10 @@ function bars(image) {
       const name = parts[part].named ? parts[part].name : "";
       return bar([badge, thumb, name], adds[part], parts[part].color, element("td", "", percent(image.attention[part], 0)), element("td", "occurs", percent(image.occurrence[part], 0)));
     }),
+    ...(image.place ? [bar([image.place[0]], place, "", element("td"), element("td", "occurs"))] : []),
     bar(["constant"], constant, "", element("td"), element("td", "occurs")),
   );
-  by("logit").textContent = signed(adds.reduce((sum, value) => sum + value, constant));
+  by("logit").textContent = signed(adds.reduce((sum, value) => sum + value, constant + place));
 }
 
 by("versus").addEventListener("click", () => {

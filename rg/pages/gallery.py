@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pipelines.files import atomic_write
 from rg.explain import pictures
 from rg.explain.colors import css, ink_on, palette
-from rg.explain.facts import MOSTLY, share_seen
+from rg.explain.facts import MOSTLY, PlaceExplanation, share_seen
 from rg.explain.files import LONGEST_SIDE
 from rg.explain.folder import LEFT_OUT, SETTINGS, Line, read_lines
 from rg.explain.image_files import distinct_names
@@ -49,7 +49,8 @@ def write(folder: Path) -> Path:
     for line in read_lines(folder):
         sources.append(Path(line["source"]))
         partly_seen += _seen(line) < MOSTLY
-        for label in (line["label"], line["truth"], (line["rival"] or {}).get("label")):
+        others = (line["truth"], (line["rival"] or {}).get("label"), (line.get("place") or {}).get("label_without"))
+        for label in (line["label"], *others):
             if label is not None:
                 labels.setdefault(label, len(labels))
     colors = palette(len(settings["parts"]))
@@ -140,7 +141,18 @@ def _row(line: Line, labels: dict[str, int], title: str) -> list[Any]:
         title,
         round(_seen(line), 3),
         line.get("summary", ""),  # which a line of an earlier version lacks
+        _place(line, labels),
     ]
+
+
+def _place(line: Line, labels: dict[str, int]) -> list[Any] | None:
+    """What was told of the place, what it adds to the label and the rival, and the label without it."""
+    place = line.get("place")  # of which lines of earlier versions say nothing
+    if not place:
+        return None
+    named = PlaceExplanation(**place).name
+    adds = (_logit(place[name]) for name in ("contribution", "rival_contribution"))
+    return [named, *adds, labels[place["label_without"]]]
 
 
 def _probability(value: float) -> float:

@@ -235,7 +235,8 @@ def _explain(
     for sample, prediction in zip(bar, predictions, strict=True):
         truth = _label(prediction, manifest) if prediction.errors else ""
         image = open_rgb(sample.jpeg)
-        yield crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
+        place = sample.place if explainer.model.place is not None else None
+        yield crop_to_window(explainer.explain(image, view="crop", versus=truth or None, place=place))
 
 
 def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> Card:
@@ -328,8 +329,14 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
 
 def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and meaning of every metric that was measured."""
+    without = metrics.get("places", {}).get("accuracy_without")  # of a run that was told places
     return [
         *((name, percent(metrics[key], 2), meaning) for name, key, meaning, _ in MEASURED if metrics[key] is not None),
+        *(
+            [("Accuracy without places", percent(without, 2), "The same by the images alone.")]
+            if without is not None
+            else []
+        ),
         *(
             (
                 f"Accuracy by {level.replace('_', '-')}",

@@ -19,7 +19,11 @@ function make(tag, className = "", text = "") {
 }
 
 const called = (part) => (part.named ? part.name : `part ${part.part}`);
+const told = ({ located, dated }) => (located && dated ? "place and date" : located ? "place" : "date");
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
+// What is known of where and when the next photos were taken.
+const where = () => Object.fromEntries([...$("where").querySelectorAll("input")].filter((input) => input.value.trim()).map(({ name, value }) => [name, value.trim()]));
 
 function badge(part) {
   const { color, ink } = model.parts[part];
@@ -55,7 +59,7 @@ async function ask(card, query) {
   for (;;) {
     let response;
     try {
-      response = await fetch(`explain?${new URLSearchParams(query)}`, { method: "POST", body: form });
+      response = await fetch(`explain?${new URLSearchParams({ ...query, ...card.place })}`, { method: "POST", body: form });
     } catch {
       throw new Error("The server cannot be reached. Is it still running?");
     }
@@ -81,6 +85,7 @@ function radios(fieldset, group, choices, change) {
 class Card {
   constructor(file) {
     this.file = file;
+    this.place = where(); // as it stands when the photo is given
     this.number = ++cards;
     this.layer = "parts";
     this.side = "label";
@@ -149,6 +154,9 @@ class Card {
     if (said) notice.replaceChildren(make("b", "", said[0]), said[1]);
     this.find(".label").textContent = answer.label;
     this.find(".probability").textContent = percent(answer.probability);
+    const alone = answer.place && answer.place.label_without !== answer.label;
+    this.find(".alone").hidden = !alone;
+    if (alone) this.find(".alone").textContent = `By the photo alone, without ${told(answer.place)}: ${answer.place.label_without}.`;
     this.find(".best").replaceChildren(...answer.top_k.map(({ label, probability }) => {
       const row = make("li"), name = make("span", "name", label), meter = make("span", "meter"), fill = make("span");
       meter.setAttribute("aria-hidden", "true");
@@ -199,9 +207,11 @@ class Card {
     const byWeight = [...answer.parts].sort((a, b) => Math.abs(this.value(b)) - Math.abs(this.value(a)));
     const few = byWeight.length <= ROWS + 1;
     const shown = few || this.all ? byWeight : byWeight.slice(0, ROWS), rest = byWeight.slice(shown.length);
+    const { place } = answer;
     const rows = shown.sort((a, b) => this.value(b) - this.value(a)).map((part) => [part, this.value(part), part.attention]);
     const sum = (values) => values.reduce((total, value) => total + value, 0);
     if (rest.length) rows.push([`${rest.length} more parts`, sum(rest.map((part) => this.value(part))), sum(rest.map((part) => part.attention))]);
+    if (place) rows.push([told(place), place.contribution - (rival ? place.rival_contribution : 0), null]);
     rows.push(["constant", answer.constant - (rival ? rival.constant : 0), null]);
     const low = Math.min(0, ...rows.map((row) => row[1])), high = Math.max(0, ...rows.map((row) => row[1]));
     const span = Math.max(high - low, NOTABLE);
@@ -426,6 +436,7 @@ function listen() {
   $("classes").hidden = false;
   $("classes").querySelector("summary").textContent = `What it knows: ${model.classes.length} ${model.multi_label ? "attributes" : "classes"}`;
   $("classes").querySelector("ul").replaceChildren(...model.classes.map((name) => make("li", "", name)));
+  $("where").hidden = !model.places;
   $("files").disabled = false;
   $("files").addEventListener("change", (event) => {
     take([...event.target.files]);

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 
+from pipelines.places import Place
+
+TOLD = ("latitude", "longitude", "date")
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -18,6 +22,7 @@ class Question:
         pictures: Whether pictures are part of the answer.
         format: json, or png for one picture that shows everything.
         view: What the model is shown of the picture, see ``Explainer.explain``.
+        place: Where and when it was taken; None if the model is not told.
     """
 
     top_k: int = 5
@@ -25,6 +30,7 @@ class Question:
     pictures: bool = False
     format: str = "json"
     view: str = "auto"
+    place: Place | None = None
 
     @classmethod
     def from_query(cls, query: Mapping[str, str]) -> Question:
@@ -33,7 +39,7 @@ class Question:
         Raises:
             HTTPException: 400, a field is unknown or its value is out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - {"place"} | set(TOLD)
         if unknown := sorted(set(query) - known):
             raise HTTPException(400, f"query: expected {', '.join(sorted(known))}, got {unknown[0]!r}")
         top_k, pictures = query.get("top_k", "5"), query.get("pictures", "false")
@@ -44,4 +50,8 @@ class Question:
             raise HTTPException(400, f"pictures: expected true or false, got {pictures!r}")
         if form not in ("json", "png"):
             raise HTTPException(400, f"format: expected json or png, got {form!r}")
-        return cls(int(top_k), query.get("versus"), pictures == "true", form, query.get("view", "auto"))
+        try:
+            place = Place.read(*(query.get(name, "")[:40] for name in TOLD))
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        return cls(int(top_k), query.get("versus"), pictures == "true", form, query.get("view", "auto"), place)

@@ -113,7 +113,7 @@ class Service:
         pixels = decode(upload.data, self.limits)
         try:
             explanation = self.explainer.explain(
-                pixels, view=question.view, top_k=question.top_k, versus=question.versus
+                pixels, view=question.view, top_k=question.top_k, versus=question.versus, place=question.place
             )
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
@@ -136,6 +136,7 @@ class Service:
                 "version": __version__,
                 "classes": list(self.explainer.classes.names),
                 "multi_label": self.explainer.classes.multi_label,
+                "places": self.explainer.model.place is not None,
                 "parts": [
                     {
                         "part": part.index,

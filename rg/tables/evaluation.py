@@ -25,6 +25,9 @@ def table(result: dict[str, Any]) -> str:
         for metric in MEASURED
         if metric.key in percentages
     ]
+    if places := result.get("places"):
+        told = f"told of {places['told']} images; {percent(places['changed'], 2)} of the answers change"
+        rows.insert(1, ("Accuracy without places", f"{percent(places['accuracy_without'], 2)} ({told})"))
     for name, level in result["levels"].items():
         rows.append((f"Accuracy by {name.replace('_', '-')}", percent(level["accuracy"], 2)))
     if result["reliability"] is not None:

@@ -189,10 +189,10 @@ class Engine:
         if self._config.model.backbone.train == "none":
             self.model.backbone.eval()
 
-    def __call__(self, images: Tensor, *inputs: Tensor) -> Any:
+    def __call__(self, images: Tensor, *inputs: Tensor, **told: Tensor) -> Any:
         """What the model returns for images [N, 3, H, W] on any device, and its other inputs on that of the rank."""
         with collectives():  # of batch norm
-            return self._engine(images.to(self.group.ranks.device, non_blocking=True), *inputs)
+            return self._engine(images.to(self.group.ranks.device, non_blocking=True), *inputs, **told)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro batch; the loss is that of this rank's share, and is averaged over the ranks."""

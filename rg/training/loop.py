@@ -23,6 +23,7 @@ from rg.config import RunConfig
 from rg.distributed.group import GroupError
 from rg.distributed.heartbeat import Heartbeat
 from rg.distributed.host_copy import HostCopy
+from rg.model.build import said
 from rg.model.losses import classification_loss
 from rg.model.noise import image_seeds
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
@@ -210,7 +211,7 @@ class Loop:
         images, shares = batch.images, None
         if self.mixes and seeds is not None:
             images, shares = mix(images.to(self.ranks.device, non_blocking=True), seeds, self.config.input)
-        output, streams, moved, inverse = self._forward(images, seeds, batch.part_maps)
+        output, streams, moved, inverse = self._forward(images, seeds, batch)
         labels = batch.labels.to(output.logits.device, non_blocking=True)
         means = objective.of_images(output, labels, moved, inverse, shares, streams)
         rows = objective.rows(output)
@@ -234,18 +235,22 @@ class Loop:
         sizes, rank = self.engine.sizes, self.ranks.rank
         return image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank])
 
-    def _forward(self, images: Tensor, seeds: Tensor | None, part_maps: Any) -> tuple[Any, Any, Any, Any]:
+    def _forward(self, images: Tensor, seeds: Tensor | None, batch: Batch) -> tuple[Any, Any, Any, Any]:
         """What ``of_images`` of the objective takes: output, streams, what was said of moved images, how they moved."""
+        told = {}
+        if self.config.model.place.on and batch.places is not None:
+            told["places"] = batch.places.to(self.ranks.device, non_blocking=True)
         if seeds is None or not self.objective.noisy:
-            return self.engine(images), None, None, None
+            return self.engine(images, **told), None, None, None
         images = images.to(self.ranks.device, non_blocking=True)
         seeds = seeds.to(images.device)
         if self.config.model.sampler.kind == "trilinear":
-            return *self.engine(images, seeds), None, None
+            return *self.engine(images, seeds, **told), None, None
         if not self.objective.moved:
-            return self.engine(images, seeds), None, None, None
+            return self.engine(images, seeds, **told), None, None, None
+        part_maps: Any = batch.part_maps  # which the objective of labels takes none of
         moved, inverse = self.objective.move(images, seeds, part_maps)
-        output, assign = self.engine(images, seeds, moved)
+        output, assign = self.engine(images, seeds, moved, **told)
         return output, None, assign, inverse
 
     def _warn_not_finite(self, batch: Batch, values: Tensor) -> None:
@@ -294,7 +299,7 @@ class Loop:
         with self.engine.averaged_statistics(), torch.compiler.set_stance("force_eager"):
             for batch in loader:
                 self._at("validating")
-                output = model(batch.images.to(self.ranks.device))
+                output = said(model, batch.images.to(self.ranks.device), batch.places)
                 labels = batch.labels.to(self.ranks.device)
                 correct, loss = _correct(output.logits, labels), classification_loss(output.logits, labels)
                 sums += len(labels) * torch.stack([correct, loss, torch.ones_like(loss)]).double()

@@ -67,6 +67,7 @@ class Objective:
         self.moved = self._choose(sizes, rank) if "equivariance" in active else []
         sampler = config.model.sampler
         self.noisy = sampler.kind == "trilinear" or bool(sampler.kind == "saliency" and sampler.shrink_epochs)
+        self.noisy |= config.model.place.on and config.model.place.dropout > 0
         if groups:
             self.noisy |= bool(config.model.grouping.gumbel or config.model.head.part_dropout or self.moved)
 

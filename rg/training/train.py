@@ -190,6 +190,11 @@ def _set_up(
 
 def _objective(config: RunConfig, manifest: Manifest, sizes: Sequence[int], rank: int) -> Objective | ScopsObjective:
     """What the steps make small."""
+    if config.model.place.on and not manifest.locations:
+        raise ValueError(
+            f"model.place.on: expected false, as the shards of {manifest.dataset} have no places, got true; "
+            "docs/places.md says how to prepare some"
+        )
     if config.model.kind != "scops":
         return Objective(config, sizes, rank)
     if config.model.scops.saliency == "mask" and PART_MAP not in manifest.fields:

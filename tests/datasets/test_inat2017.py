@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipelines.shards.reader import read
 from pipelines.shards.samples import Sample
 from pipelines.shards.verify import verify
 from pipelines.shards.writer import write
-from tests.support.miniature_inat2017 import WITHOUT_BOXES, archive, build
+from tests.support.miniature_inat2017 import WITHOUT_BOXES, add_locations, archive, build
 
 ROTATED_RIGHT, UPSIDE_DOWN = 6, 3  # values of the EXIF orientation
 
@@ -384,7 +385,9 @@ def test_missing_files(raw: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
         load(raw, "train")
 
 
-def test_archives_hold_the_same(raw: Path, tree: Path) -> None:
+def test_archives_hold_the_same(raw: Path, tmp_path: Path) -> None:
+    add_locations(raw)
+    tree = shutil.copytree(raw, tmp_path / "unpacked")
     archive(raw)
     assert sorted(path.name for path in raw.iterdir()) == sorted(ARCHIVES)
     for split in ("test", "train"):
@@ -399,6 +402,7 @@ def test_archives_hold_the_same(raw: Path, tree: Path) -> None:
                 theirs.source,
             )
             assert np.array_equal(ours.boxes, theirs.boxes)
+            assert ours.place == theirs.place
     (raw / "val2017.json").unlink()  # one of two files of an archive
     assert load(raw, "test").digest() == load(tree, "test").digest()
     for name in ARCHIVES:
@@ -566,3 +570,74 @@ def test_a_copy_for_another_process_is_the_same(tree: Path) -> None:
     for index in (0, 40, 63, -1):
         assert (copy[index].key, copy[index].jpeg) == (train[index].key, train[index].jpeg)
         assert np.array_equal(copy[index].boxes, train[index].boxes)
+
+
+# ------------------------------------------------------------------------------------------------------------ locations
+
+
+def test_locations_are_those_of_the_images(raw: Path) -> None:
+    before = load(raw, "train").digest()
+    entries = add_locations(raw)
+    unknown = 0
+    for split in ("train", "test"):
+        source = load(raw, split)
+        assert source.schema.locations
+        for sample in samples(source):
+            entry = entries[int(sample.key.removeprefix("inat-"))]
+            if entry["lat"] is None and entry["date"] is None:
+                assert sample.place is None
+                unknown += 1
+                continue
+            assert (sample.place.latitude, sample.place.longitude) == (entry["lat"], entry["lon"])
+            day = entry["date"] and date.fromisoformat(entry["date"]).timetuple().tm_yday
+            assert sample.place.day == day
+    assert unknown
+    assert load(raw, "train").digest() != before
+
+
+def test_without_locations(tree: Path) -> None:
+    train = load(tree, "train")
+    assert not train.schema.locations
+    assert train[0].place is None
+
+
+def test_locations_of_one_split_alone(raw: Path) -> None:
+    add_locations(raw)
+    (raw / "train2017_locations.json").unlink()
+    train = load(raw, "train")
+    assert train.schema.locations
+    assert all(sample.place is None for sample in samples(train))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lat": 91.0}, "latitude: expected -90 to 90 degrees, got 91"),
+        ({"date": "May 2016"}, "date: expected YYYY-MM-DD, got 'May 2016'"),
+        ({"lon": None}, "latitude, longitude: expected both or neither, got one"),
+    ],
+)
+def test_locations_that_cannot_be(
+    raw: Path, change: dict, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(monkeypatch)
+    add_locations(raw)
+    path = raw / "train2017_locations.json"
+    entries = json.loads(path.read_text())
+    bad = next(entry for entry in entries if entry["lat"] is not None)
+    bad |= change
+    path.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=rf"train2017_locations\.json: the image {bad['id']}: {message}"):
+        INat2017(raw, "train")
+    found = {sample.key: sample.place for sample in samples(load(raw, "train"))}
+    assert found[f"inat-{bad['id']:07d}"] is None
+    assert "left 1 images without a place" in caplog.text
+
+
+def test_a_file_of_locations_that_is_none(raw: Path) -> None:
+    (raw / "train2017_locations.json").write_text('{"id": 1}')
+    with pytest.raises(ValueError, match="expected a JSON list, got a dict"):
+        load(raw, "train")
+    (raw / "train2017_locations.json").write_text('[{"id": "1"}]')
+    with pytest.raises(ValueError, match="expected a list of objects with an id"):
+        load(raw, "train")

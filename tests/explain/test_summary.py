@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rg.explain.contributions import NOTABLE
-from rg.explain.facts import MOSTLY, Facts, PartExplanation, Rival
+from rg.explain.facts import MOSTLY, Facts, PartExplanation, PlaceExplanation, Rival
 from rg.explain.numbers import percent
 from rg.explain.summary import EXPECTED, LEANING, OCCURS, WORDS, likelihood, summarize
 
@@ -27,9 +27,9 @@ def part(index, name="", adds=0.0, rival=0.0, background=False, occurrence=0.9, 
 def facts(parts, constant=0.0, p=0.97, rival=("robin", 0.021, 0.0), top=None, saw=1.0, **values):
     """Of a wren; a rival is its name, probability and constant, parts are arguments of ``part``."""
     made = [part(k, **about) for k, about in enumerate(parts)]
-    against = None
+    told, against = values.get("place"), None
     if rival:
-        logit = sum(one.rival_contribution for one in made) + rival[2]
+        logit = sum(one.rival_contribution for one in made) + rival[2] + (told.rival_contribution if told else 0)
         against = Rival(rival[0], rival[1], logit, rival[2])
     label = values.pop("label", "wren")
     best = [(label, p), *([(top or rival[0], rival[1])] if rival else [])]
@@ -37,7 +37,7 @@ def facts(parts, constant=0.0, p=0.97, rival=("robin", 0.021, 0.0), top=None, sa
     return Facts(
         label=label,
         probability=p,
-        logit=sum(one.contribution for one in made) + constant,
+        logit=sum(one.contribution for one in made) + constant + (told.contribution if told else 0),
         constant=constant,
         top_k=best,
         rival=against,
@@ -56,7 +56,27 @@ TOLD = "What tells it from robin, the next most likely (2.1 %), is mostly the he
 ATTRIBUTES = {"label": "Smiling", "rival": ("Young", 0.9, 0.0), "multi_label": True}
 NONE = {"label": "", "answer": "none", "rival": None, "p": 0.0, "calibrated": False}
 
+
+def place(adds, rival=0.0, located=True, dated=True):
+    return PlaceExplanation(located, dated, adds, rival, "robin")
+
+
 CASES = {
+    "the place decides": (
+        facts(BIRD, place=place(5.0)),
+        "Very likely wren (97.0 %). What tells it from robin, the next most likely (2.1 %), is mostly the place and "
+        "date of the photo, and only then the head.",
+    ),
+    "the place helps the rival as much": (facts(BIRD, place=place(5.0, 5.0)), f"Very likely wren (97.0 %). {TOLD}."),
+    "the place makes the parts less than half": (
+        facts([*BIRD, {"adds": 0.5}], place=place(3.9, dated=False)),
+        f"Very likely wren (97.0 %). {TOLD.replace('mostly', 'above all')}.",
+    ),
+    "the date speaks for the rival of a tie": (
+        facts([HEAD], place=place(0.0, 2.5, located=False), p=0.5, rival=("robin", 0.5, 0.0)),
+        "As good as a tie between wren (50.0 %) and robin (50.0 %). "
+        "What speaks for wren is above all the head, what speaks for robin is above all the date of the photo.",
+    ),
     "two parts decide": (facts(BIRD), f"Very likely wren (97.0 %). {TOLD}."),
     "sure": (facts(BIRD, p=0.9991), f"Virtually certainly wren (99.9 %). {TOLD}."),
     "never quite": (facts(BIRD, p=1 - 1e-9), f"Virtually certainly wren (> 99.9 %). {TOLD}."),

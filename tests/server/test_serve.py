@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -22,7 +23,9 @@ from benchmarks.tools.hostile import HONEST, HOSTILE, JPEG, MEGABYTES, MEGAPIXEL
 from pipelines import formats  # noqa: E402
 from pipelines.drawn.birds import Birds, BirdsConfig  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
+from pipelines.places import Place  # noqa: E402
 from rg import __version__  # noqa: E402
+from rg.config import PlaceConfig  # noqa: E402
 from rg.explain.explainer import Explainer  # noqa: E402
 from rg.model.region_grouping import RegionGroupingModel  # noqa: E402
 from rg.runs.folder import Classes  # noqa: E402
@@ -149,7 +152,10 @@ def test_the_picture_is_a_png(client):
         ({"pictures": "yes"}, "pictures: expected true or false, got 'yes'"),
         ({"format": "gif"}, "format: expected json or png, got 'gif'"),
         ({"view": "input"}, "view: expected one of auto, whole, crop, got 'input'"),
-        ({"crop": "true"}, "query: expected format, pictures, top_k, versus, view, got 'crop'"),
+        (
+            {"crop": "true"},
+            "query: expected date, format, latitude, longitude, pictures, top_k, versus, view, got 'crop'",
+        ),
     ],
 )
 def test_questions_that_cannot_be_asked(client, query, message):
@@ -413,3 +419,34 @@ def test_what_is_accepted_is_told_as_it_is_enforced(client):
         content = heic(noise(20, 20)) if name == "HEIF" else encoded(noise(20, 20), name)
         assert client.post("/explain", content=content).status_code == 200
     assert client.post("/explain", content=encoded(noise(20, 20), "ICO")).status_code == 400
+
+
+def test_a_model_that_knows_of_places_is_told_some():
+    config = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, place=PlaceConfig(on=True, width=8, blocks=1))
+    )
+    torch.manual_seed(0)
+    model = RegionGroupingModel(config.model, 3)
+    torch.nn.init.normal_(model.place.last.weight)
+    explainer = Explainer(model, config, Classes(NAMES), torch.device("cpu"), PARTS)
+    with served(explainer) as address, httpx.Client(base_url=address, timeout=30) as client:
+        assert client.get("/model").json()["places"] is True
+        told = {"latitude": "-33.9", "longitude": "151.2", "date": "2017-06-21"}
+        found = client.post("/explain", params=told, content=JPEG).json()
+        expected = explainer.explain(Image.open(io.BytesIO(JPEG)), place=Place(-33.9, 151.2, 172))
+        assert found["place"] == json.loads(json.dumps(expected.to_dict()))["place"]
+        assert found["place"]["contribution"] != 0
+        assert client.post("/explain", content=JPEG).json()["place"] is None
+        for query, message in (
+            ({"latitude": "91", "longitude": "0"}, "latitude: expected -90 to 90 degrees, got 91"),
+            ({"date": "June"}, "date: expected YYYY-MM-DD, got 'June'"),
+        ):
+            answer = client.post("/explain", params=query, content=JPEG)
+            assert (answer.status_code, answer.json()["error"]) == (400, message)
+
+
+def test_a_model_that_knows_of_none_refuses_them(client):
+    assert client.get("/model").json()["places"] is False
+    answer = client.post("/explain", params={"date": "2017-06-21"}, content=JPEG)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("place: expected None, as the run was trained without places")

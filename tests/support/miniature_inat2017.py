@@ -35,6 +35,7 @@ ARCHIVES = {
     "train_val2017.zip": ("train2017.json", "val2017.json"),
     "train_2017_bboxes.zip": ("train_2017_bboxes.json",),
     "val_2017_bboxes.zip": ("val_2017_bboxes.json",),
+    "inat2017_locations.zip": ("train2017_locations.json", "val2017_locations.json"),
 }
 
 
@@ -95,8 +96,10 @@ def build(raw: Path, species: int = 8, images: int = 8, seed: int = 0) -> None:
 
 
 def archive(raw: Path) -> None:
-    """Packs everything as it is published, and removes what was packed."""
+    """Packs everything as it is published, and removes what was packed; what is not there is left out."""
     for name, members in ARCHIVES.items():
+        if not (raw / members[0]).exists():
+            continue
         if name.endswith(".zip"):
             with zipfile.ZipFile(raw / name, "w", zipfile.ZIP_DEFLATED) as file:
                 for member in members:
@@ -142,3 +145,25 @@ def _write(path: Path, rng: np.random.Generator, images: list, annotations: list
         "categories": [categories[place] for place in rng.permutation(len(categories))],
     }
     path.write_text(json.dumps(content))
+
+
+def add_locations(raw: Path, seed: int = 0) -> dict[int, dict]:
+    """Writes the two files of locations, in no order, with nulls, and returns their entries by the ids of images."""
+    rng = np.random.default_rng(seed)
+    entries = {}
+    for split in ("train", "val"):
+        images = json.loads((raw / f"{split}2017.json").read_text())["images"]
+        own = []
+        for number, image in enumerate(images):
+            latitude, longitude = rng.uniform(-90, 90), rng.uniform(-180, 180)
+            entry = {"id": image["id"], "lat": latitude, "lon": longitude, "loc_uncert": 15.0, "user_id": 7}
+            entry |= {"date": f"2016-{1 + number % 12:02d}-{1 + number % 28:02d}"}
+            if number % 5 == 1:
+                entry |= {"lat": None, "lon": None, "loc_uncert": None}
+            if number % 7 == 2:
+                entry["date"] = None
+            own.append(entry)
+            entries[image["id"]] = entry
+        order = rng.permutation(len(own))
+        (raw / f"{split}2017_locations.json").write_text(json.dumps([own[place] for place in order]))
+    return entries
