@@ -46,6 +46,7 @@ class Scene:
         sample: One of its samples.
 
     Attributes:
+        part_names: Of all parts, seen or not.
         pixels: uint8 [H, W, 3], the decoded image of the shard.
         part_map: uint8 [H, W], see ``Drawing``.
 
@@ -62,6 +63,7 @@ class Scene:
                 f"make the shards again with `python -m rg prepare {drawn.name}`"
             )
         self._whole = drawn.drawing(self._index)
+        self.part_names = drawn.part_names
         self.pixels = np.asarray(Image.open(io.BytesIO(sample.jpeg)).convert("RGB"))
         self.part_map = self._whole.part_map
 

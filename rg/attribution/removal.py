@@ -14,9 +14,9 @@ and as in that paper they are given for the t at which their mean is best.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,13 +30,15 @@ from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
 from pipelines.drawn.redraw import Scene
 from pipelines.drawn.split import SCENERY
+from rg.attribution.checks import CHECKS, THRESHOLDS
 from rg.attribution.stability import rank_correlation
+from rg.attribution.values import COVERED_BY, Values
 from rg.model.build import Model
 from rg.model.region_grouping import RegionGroupingModel
 
-THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 NOT_NEEDED = 0.05  # of the logit: what is taken away at less cost was not needed
 RANKED = 3  # parts that an image must show for a rank correlation
+COVERING = ("covering/fall", "covering/others", "covering/most", "covering/chance")
 
 Removed = frozenset[str]
 WHOLE: Removed = frozenset()
@@ -76,29 +78,6 @@ class Answer:
     contributions: np.ndarray | None
 
 
-@dataclass
-class Scores:
-    """What one method is worth on the images so far; nan where an image cannot tell."""
-
-    single_deletion: list[float] = field(default_factory=list)
-    outside: list[float] = field(default_factory=list)
-    checks: list[np.ndarray] = field(default_factory=list)  # preservation, deletion check, distractibility: [3, T]
-
-    def summary(self) -> dict[str, float | None]:
-        """Means over the images, the checks at their best threshold."""
-        by_threshold = [[mean(values) for values in check] for check in np.stack(self.checks).transpose(1, 2, 0)]
-        best = max(range(len(THRESHOLDS)), key=lambda t: mean(check[t] for check in by_threshold) or 0.0)
-        preservation, deletion_check, distractibility = by_threshold
-        return {
-            "single_deletion": mean(self.single_deletion),
-            "preservation": preservation[best],
-            "deletion_check": deletion_check[best],
-            "distractibility": distractibility[best],
-            "threshold": THRESHOLDS[best],
-            "outside": mean(self.outside),
-        }
-
-
 class Removal:
     """Takes parts away from images, and keeps account of what the model and its explanations made of it.
 
@@ -109,15 +88,15 @@ class Removal:
 
     def __init__(self, model: Model, batch_size: int) -> None:
         self._model, self._batch_size = model, batch_size
-        self._scores: defaultdict[str, Scores] = defaultdict(Scores)
-        self._independent: list[bool] = []
-        self._covering: list[tuple[str, int, np.ndarray]] = []
 
-    def add(self, sights: Sequence[Sight], classes: Tensor, maps: Mapping[str, Tensor]) -> None:
-        """Takes note of some images.
+    def values(
+        self, keys: Sequence[str], sights: Sequence[Sight], classes: Tensor, maps: Mapping[str, Tensor]
+    ) -> Values:
+        """What is measured of some images.
 
         Args:
-            sights: N images.
+            keys: Of N images.
+            sights: The images.
             classes: int64 [N], what the model says of them.
             maps: Maps [N, h, w] of those classes by every method, of any size.
         """
@@ -129,42 +108,18 @@ class Removal:
             for n, sight in enumerate(sights)
         ]
         answers |= self._ask(sights, classes, [wanted - asked for wanted, asked in zip(sets, alone, strict=True)])
-        for n, sight in enumerate(sights):
-            mine = {hidden: answer for (image, hidden), answer in answers.items() if image == n}
-            self._independent.append(mine[frozenset([SCENERY])].winner == mine[WHOLE].winner)
-            for key, values in up.items():
-                self._score(self._scores[key], sight, values[n], mine)
+        mine = [
+            {hidden: answer for (image, hidden), answer in answers.items() if image == n} for n in range(len(sights))
+        ]
+        methods = {}
+        for key, values in up.items():
+            scored = [_score(*triple) for triple in zip(sights, values, mine, strict=True)]
+            methods[key] = {name: np.array([scores[name] for scores in scored]) for name in scored[0]}
+        independent = [of[frozenset([SCENERY])].winner == of[WHOLE].winner for of in mine]
+        model = {"background_independence": np.array(independent, dtype=np.float64)}
         if isinstance(self._model, RegionGroupingModel):
-            self._cover(self._model, sights, answers)
-
-    def state(self) -> dict[str, Any]:
-        """What was taken note of so far, as JSON values."""
-        scores = {
-            key: {
-                "single_deletion": values.single_deletion,
-                "outside": values.outside,
-                "checks": [check.tolist() for check in values.checks],
-            }
-            for key, values in self._scores.items()
-        }
-        covering = [[name, part, falls.tolist()] for name, part, falls in self._covering]
-        return {"scores": scores, "independent": self._independent, "covering": covering}
-
-    def take(self, state: Mapping[str, Any]) -> None:
-        """Take note of what another one has taken note of, of images that follow those of this one."""
-        for key, values in state["scores"].items():
-            scores = self._scores[key]
-            scores.single_deletion += values["single_deletion"]
-            scores.outside += values["outside"]
-            scores.checks += [np.array(check) for check in values["checks"]]
-        self._independent += state["independent"]
-        self._covering += [(name, part, np.array(falls)) for name, part, falls in state["covering"]]
-
-    def results(self) -> tuple[dict[str, dict[str, float | None]], dict[str, Any]]:
-        """For every method its numbers, and those of the model itself."""
-        covering = self._summarize_covering() if self._covering else None
-        model_results = {"background_independence": mean(self._independent), "covering": covering}
-        return {key: scores.summary() for key, scores in self._scores.items()}, model_results
+            model |= self._cover(self._model, sights, answers)
+        return Values(keys, methods, model)
 
     @staticmethod
     def _up(maps: Tensor, sights: Sequence[Sight]) -> Tensor:
@@ -191,67 +146,69 @@ class Removal:
             answers |= dict(zip(chunk, map(Answer, winners, logits, contributions), strict=True))
         return answers
 
-    @staticmethod
-    def _score(scores: Scores, sight: Sight, values: np.ndarray, answers: Mapping[Removed, Answer]) -> None:
-        """What a map [rows, columns] of one image is worth."""
-        whole = answers[WHOLE]
-        fall = {name: whole.logit - answers[frozenset([name])].logit for name in sight.masks}
-        parts = sight.parts
-        inside = np.array([[values[sight.masks[name]].sum() for name in parts]])
-        falls = np.array([[fall[name] for name in parts]])
-        ranked = len(parts) >= RANKED
-        scores.single_deletion.append(float(rank_correlation(inside, falls)[0]) if ranked else np.nan)
-
-        shares = _shares(sight, values)
-        independent = answers[frozenset([SCENERY])].winner == whole.winner
-        tells = independent and values.max() > 0
-        scores.outside.append(1 - sum(shares[name] for name in parts) if tells else np.nan)
-
-        needless = {name for name, by in fall.items() if by < NOT_NEEDED * abs(whole.logit)}
-        checks = []
-        for threshold, (others, important) in zip(THRESHOLDS, _hidden(sight, values), strict=True):
-            preserved = answers[others].winner == whole.winner
-            deleted = answers[important].winner != whole.winner
-            called = {name for name, share in shares.items() if share > threshold}
-            undistracted = 1 - len(called & needless) / len(needless) if needless else np.nan
-            checks.append((preserved, deleted, undistracted))
-        scores.checks.append(np.array(checks, dtype=np.float64).T)
-
     @torch.no_grad()
     def _cover(
         self, model: RegionGroupingModel, sights: Sequence[Sight], answers: Mapping[tuple[int, Removed], Answer]
-    ) -> None:
-        """For every true part the discovered part that covers it, and how all contributions fall without it."""
+    ) -> dict[str, np.ndarray]:
+        """For every true part the discovered part that covers it, and how the contributions fall without it: [N, P]."""
         images = torch.stack([sight.image(WHOLE) for sight in sights]).to(model.dictionary.centers.device)
         assign = self._up(model(images).assign, sights)
+        names = sights[0].scene.part_names
+        found = {name: np.full((len(sights), len(names)), np.nan) for name in (*COVERING, COVERED_BY)}
         for n, sight in enumerate(sights):
             whole = answers[n, WHOLE].contributions
             assert whole is not None
             for name in sight.parts:
-                without = answers[n, frozenset([name])].contributions
-                covering = int(assign[n].cpu().numpy()[:, sight.masks[name]].mean(1).argmax())
-                self._covering.append((name, covering, whole - without))
-
-    def _summarize_covering(self) -> dict[str, Any]:
-        """Mean fall of the covering parts, mean absolute change of the others, overall and for every true part."""
-        by_part: defaultdict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
-        for name, covering, falls in self._covering:
-            by_part[name].append((covering, falls))
-        pairs = [(covering, falls) for _, covering, falls in self._covering]
-        return {
-            **_falls(pairs),
-            "chance": 1 / len(pairs[0][1]),
-            "by_part": {
-                name: _falls(changes) | {"covering": Counter(k for k, _ in changes).most_common(1)[0][0]}
-                for name, changes in by_part.items()
-            },
-        }
+                change = whole - answers[n, frozenset([name])].contributions
+                k = int(assign[n].cpu().numpy()[:, sight.masks[name]].mean(1).argmax())
+                others = np.abs(np.delete(change, k)).mean() if len(change) > 1 else np.nan
+                numbers = (change[k], others, float(np.abs(change).argmax() == k), 1 / len(change), k)
+                for key, number in zip(found, numbers, strict=True):
+                    found[key][n, names.index(name)] = number
+        return found
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what was measured (is neither nan nor None), None if nothing was."""
-    array = np.array(list(values), dtype=np.float64)
-    return None if np.isnan(array).all() else float(np.nanmean(array))
+def covering_by_part(values: Values, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the true parts that were seen, by their names: the figures of ``COVERING``, and their intervals.
+
+    ``pairs`` is the number of images, ``covering`` the discovered part that covers the true one most often.
+    """
+    by_part, ends = {}, {}
+    for p, name in enumerate(names):
+        covered_by = values.model[COVERED_BY][:, p]
+        counts = Counter(covered_by[~np.isnan(covered_by)].astype(int).tolist())
+        if counts:
+            own = Values(values.keys, {}, {key.split("/")[1]: values.model[key][:, p] for key in COVERING[:3]})
+            figures, ends[name] = own.figures(), own.intervals()
+            by_part[name] = figures | {"pairs": counts.total(), "covering": counts.most_common(1)[0][0]}
+    return by_part, ends
+
+
+def _score(sight: Sight, values: np.ndarray, answers: Mapping[Removed, Answer]) -> dict[str, float | np.ndarray]:
+    """What a map [rows, columns] of one image is worth."""
+    whole = answers[WHOLE]
+    fall = {name: whole.logit - answers[frozenset([name])].logit for name in sight.masks}
+    parts = sight.parts
+    inside = np.array([[values[sight.masks[name]].sum() for name in parts]])
+    falls = np.array([[fall[name] for name in parts]])
+    ranked = len(parts) >= RANKED
+    single_deletion = float(rank_correlation(inside, falls)[0]) if ranked else np.nan
+
+    shares = _shares(sight, values)
+    independent = answers[frozenset([SCENERY])].winner == whole.winner
+    tells = independent and values.max() > 0
+    outside = 1 - sum(shares[name] for name in parts) if tells else np.nan
+
+    needless = {name for name, by in fall.items() if by < NOT_NEEDED * abs(whole.logit)}
+    checks = []
+    for threshold, (others, important) in zip(THRESHOLDS, _hidden(sight, values), strict=True):
+        preserved = answers[others].winner == whole.winner
+        deleted = answers[important].winner != whole.winner
+        called = {name for name, share in shares.items() if share > threshold}
+        undistracted = 1 - len(called & needless) / len(needless) if needless else np.nan
+        checks.append((preserved, deleted, undistracted))
+    by_threshold = np.array(checks, dtype=np.float64).T
+    return {"single_deletion": single_deletion, CHECKS: by_threshold, "outside": outside}
 
 
 def _shares(sight: Sight, values: np.ndarray) -> dict[str, float]:
@@ -266,15 +223,3 @@ def _hidden(sight: Sight, values: np.ndarray) -> list[tuple[Removed, Removed]]:
     shares, parts = _shares(sight, values), frozenset(sight.parts)
     important = [frozenset(name for name in parts if shares[name] > threshold) for threshold in THRESHOLDS]
     return [(parts - called, called) for called in important]
-
-
-def _falls(pairs: Sequence[tuple[int, np.ndarray]]) -> dict[str, Any]:
-    """Of pairs of a covering part and the falls of all contributions [K]."""
-    falls = [change[k] for k, change in pairs]
-    others = [np.abs(np.delete(change, k)).mean() if len(change) > 1 else np.nan for k, change in pairs]
-    return {
-        "pairs": len(pairs),
-        "fall": mean(falls),
-        "others": mean(others),
-        "most": mean(float(np.abs(change).argmax() == k) for k, change in pairs),
-    }

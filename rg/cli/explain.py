@@ -58,8 +58,9 @@ def compare(arguments: Arguments) -> None:
 
 def faithful(arguments: Arguments) -> None:
     """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
-    from rg.attribution.faithful import Protocol, check
+    from rg.attribution.faithful import check
     from rg.attribution.faithful import faithful as measure
+    from rg.attribution.protocol import Protocol
     from rg.runs.folder import FAITHFUL
     from rg.tables import faithful as tables
 
@@ -86,14 +87,13 @@ def faithful(arguments: Arguments) -> None:
         raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
     settings = (args.plain, args.split, protocol, args.batch_size, args.device)
-    results = []
     with joined(args.device) as peers:
         peers.together(lambda: check(args.runs, args.data, args.split))
         for run in args.runs:
             with by_first(peers, locked(run, FAITHFUL)):
-                results.append(measure(run, args.data, *settings, peers, again=len(args.runs) == 1))
+                measure(run, args.data, *settings, peers, again=len(args.runs) == 1)
         if peers.ranks.rank == 0:
-            print(tables.render(results, args.format))
+            print(tables.render(tables.read(args.runs), args.format))
 
 
 def report(arguments: Arguments) -> None:

@@ -15,7 +15,9 @@ from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.files import write_json
 from pipelines.shards import writer
 from pipelines.shards.manifest import Manifest
-from rg.attribution.faithful import Protocol, faithful
+from rg.attribution.faithful import faithful
+from rg.attribution.protocol import Protocol
+from rg.attribution.values import load_values, save_values
 from rg.cli.main import main
 from rg.config import (
     BackboneConfig,
@@ -116,11 +118,30 @@ def test_the_same_command_gives_the_same_numbers_and_another_seed_others(measure
     assert other["methods"]["random"] != again["methods"]["random"]
 
 
+def test_the_values_of_the_images_give_the_figures_and_their_intervals(measured, runs, tmp_path):
+    images = load_values(runs[0] / "faithful_images.npz")
+    for model, values in zip(measured["models"], images, strict=True):
+        assert len(values.keys) == 2
+        assert values.figures()["methods"] == model["methods"]
+        for method, by_name in model["intervals"]["methods"].items():
+            assert {name for name, value in model["methods"][method].items() if value is not None} == set(by_name)
+            for name, (low, high) in by_name.items():
+                assert low - 1e-12 <= model["methods"][method][name] <= high + 1e-12
+    low, high = measured["models"][0]["intervals"]["methods"]["attribution"]["deletion"]
+    assert f"[{low:.3f}, {high:.3f}]" in render(read([runs[0]]), "text")
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    with (run / "faithful_images.npz").open("wb") as out:
+        save_values(images[:1], out)
+    with pytest.raises(ValueError, match=r"faithful_images\.npz: missing, or not what faithful\.json was made of"):
+        read([run])
+
+
 def test_the_command_prints_mean_and_deviation_of_runs_of_one_recipe(runs, data, tmp_path, capsys):
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs[:2]]
     options = ["--data", str(data), "--images", "2", "--steps", "2", "--integration", "2"]
     assert main(["faithful", *map(str, copies), *options]) == 0
     printed = capsys.readouterr().out
+    assert "nan" not in printed
     found = [json.loads((run / "faithful.json").read_text())["models"][0] for run in copies]
     assert found[0]["weights"] != found[1]["weights"]
     deletion = [model["methods"]["grad_cam"]["deletion"] for model in found]
@@ -138,7 +159,7 @@ def test_data_that_are_not_drawn_have_no_rows_of_removal(small_birds, tmp_path):
     assert "does not say how it was drawn" in result["removal"]
     assert not REMOVAL & set(result["models"][0]["methods"]["attribution"])
     for form in ("text", "markdown"):
-        printed = render([result], form)
+        printed = render(read([run]), form)
         assert "not measured" in printed
         assert "does not say how it was drawn" in printed
         assert "distractibility" not in printed
@@ -189,7 +210,7 @@ def test_runs_that_were_measured_in_different_ways_share_no_table(measured, runs
     save_weights(run, load_model(runs[0])[0])
     with pytest.raises(ValueError, match=r"was trained on since it was measured; run `python -m rg faithful` again$"):
         read([run])
-    assert read([runs[0]]) == [measured]
+    assert [of.result for of in read([runs[0]])] == [measured]
     assert np.isfinite(measured["models"][0]["accuracy"])
 
 
@@ -234,7 +255,7 @@ def test_attributes_are_explained_by_the_most_probable_one(tmp_path):
     assert model["accuracy"] is None
     assert model["probability"]["image"] >= 0.1
     assert set(model["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
-    assert "attributes is not drawn" in render([result], "text")
+    assert "attributes is not drawn" in render(read([run]), "text")
 
 
 FEW = ("--images", "6", "--steps", "2", "--integration", "2", "--batch-size", "2", "--device", "cpu")

@@ -10,7 +10,7 @@ from pipelines.batches.geometry import Geometry
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.redraw import Scene
 from pipelines.drawn.split import SCENERY
-from rg.attribution.removal import Removal, Sight, mean
+from rg.attribution.removal import Removal, Sight, covering_by_part
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
 from rg.model.plain import PlainOutput
 from rg.model.region_grouping import RegionGroupingModel
@@ -42,16 +42,15 @@ def measured(part, *marked):
     one = sight(3)
     removal = Removal(NeedsOnePart(one, part), 8)
     values = sum(torch.from_numpy(one.masks[name]).float() for name in marked)
-    removal.add([one], CLASSES, {"map": values[None]})
-    by_method, about = removal.results()
-    return one, by_method["map"], about
+    about = removal.values(["one"], [one], CLASSES, {"map": values[None]}).figures()
+    return one, about.pop("methods")["map"], about
 
 
 @pytest.mark.parametrize("part", ["belly", "tail"])
 def test_a_map_that_marks_what_the_model_needs_passes_every_check(part):
     _, of, about = measured(part, part)
     assert (of["preservation"], of["deletion_check"], of["distractibility"], of["outside"]) == (1, 1, 1, 0)
-    assert about == {"background_independence": 1, "covering": None}
+    assert about == {"background_independence": 1}
 
 
 def test_a_map_that_marks_another_part_fails_them():
@@ -90,8 +89,9 @@ def test_single_deletion_is_one_for_a_map_that_knows_every_fall():
         fall = whole - model(one.image(frozenset([name]))[None]).logits[0, 0]
         knows[mask] = (fall / mask.sum()).float()
     removal = Removal(model, 4)
-    removal.add([one], CLASSES, {"knows": knows[None], "lies": -knows[None]})
-    by_method, _ = removal.results()
+    by_method = removal.values(["one"], [one], CLASSES, {"knows": knows[None], "lies": -knows[None]}).figures()[
+        "methods"
+    ]
     assert by_method["knows"]["single_deletion"] == pytest.approx(1)
     assert by_method["lies"]["single_deletion"] == pytest.approx(-1)
 
@@ -110,8 +110,9 @@ def test_the_covering_part_and_its_fall_are_those_of_the_model():
     model.eval()
     classes = torch.tensor([2, 7])
     removal = Removal(model, 3)
-    removal.add(sights, classes, {"flat": torch.ones(2, 6, 6)})
-    _, about = removal.results()
+    values = removal.values(["a", "b"], sights, classes, {"flat": torch.ones(2, 6, 6)})
+    covering = values.figures()["covering"]
+    by_part, ends = covering_by_part(values, BIRDS.part_names)
 
     falls, others = [], []
     with torch.no_grad():
@@ -125,14 +126,11 @@ def test_the_covering_part_and_its_fall_are_those_of_the_model():
                 k = int((up * torch.from_numpy(one.masks[name])).sum((1, 2)).argmax())
                 falls.append(change[k])
                 others.append(np.abs(np.delete(change, k)).mean())
-    covering = about["covering"]
-    assert covering["pairs"] == len(falls) == sum(of["pairs"] for of in covering["by_part"].values())
+    assert len(falls) == sum(of["pairs"] for of in by_part.values())
+    assert covering["fall"] == pytest.approx(sum(of["fall"] * of["pairs"] for of in by_part.values()) / len(falls))
+    for name, of in by_part.items():
+        assert ends[name]["fall"][0] <= of["fall"] <= ends[name]["fall"][1]
     assert covering["fall"] == pytest.approx(np.mean(falls), abs=1e-5)
     assert covering["others"] == pytest.approx(np.mean(others), abs=1e-5)
     assert covering["chance"] == 0.25
     assert np.std(falls) > 1e-4  # the parts of an untrained model differ, too
-
-
-def test_the_mean_leaves_out_what_cannot_be_told():
-    assert mean([1.0, float("nan"), None, 3.0]) == 2
-    assert mean([float("nan"), None]) is None
