@@ -20,7 +20,7 @@ def winners(runs: Sequence[Values], methods: Sequence[str], low: Mapping[str, bo
     Args:
         runs: Of the same images.
         methods: Those that are compared.
-        low: For every figure whether less is better.
+        low: For every figure whether less is better; one that was not measured has no winner.
 
     Returns:
         Figure -> method.
@@ -30,6 +30,8 @@ def winners(runs: Sequence[Values], methods: Sequence[str], low: Mapping[str, bo
     pairs: dict[tuple[str, str], dict[str, float]] = {}
     best: dict[str, str] = {}
     for name, less in low.items():
+        if name not in found[methods[0]][0]:
+            continue
         sign = -1 if less else 1
         scores = {key: np.array([sign * run[name][0] for run in by_run]) for key, by_run in found.items()}
         known = {key: score for key, score in scores.items() if not np.isnan(score).any()}

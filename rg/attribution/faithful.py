@@ -249,6 +249,8 @@ def _measure(
     components = pieces.peers.collect([np.load(file) for file in files])[0][0]
     compared = methods(model, DeepFeatureFactorization.of(components), protocol.integration, protocol.seed)
 
+    explainers = {key: method.explain for key, method in compared.items() if method.explain}
+
     def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[Values]:
         for number in numbers:
             samples = source.read(chunks[number])
@@ -257,7 +259,9 @@ def _measure(
             values = account.values(chunks[number])
             if source.drawn is not None:
                 sights = list(map(Sight, (Scene(source.drawn, sample) for sample in samples), batch.windows))
-                values = values.beside(Removal(model, batch_size).values(chunks[number], sights, classes, maps))
+                values = values.beside(
+                    Removal(model, explainers, batch_size).values(chunks[number], sights, classes, maps)
+                )
             advance(len(samples))
             yield values
 

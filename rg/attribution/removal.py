@@ -1,24 +1,18 @@
 """What a model says when a true part of a drawn object is not there, and whether its explanations knew.
 
-The checks of FunnyBirds (Hesse et al., ICCV 2023) on our own drawings. An explanation calls a part, or the scenery
-behind the object, important if more than a share t of its positive attribution lies there. Single deletion asks no
-threshold: it is the rank correlation, over the parts of an image, of the attribution inside a part with the fall of the
-logit when that part is taken away. With a threshold,
+The protocol of FunnyBirds (``funnybirds``) on our own drawings, of which things in the background can go, too.
 
-    preservation      the class stays when all parts but the important ones are taken away
-    deletion check    the class changes when the important parts are taken away
-    distractibility   share of what the class does not need, parts and scenery, that is not called important
-
-and as in that paper they are given for the t at which their mean is best.
+Parts that cannot be seen take no part. The attribution in a part is that inside its outline and, as in the paper, a few
+pixels around it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,25 +22,66 @@ from torch import Tensor
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
-from pipelines.drawn.redraw import Scene
-from pipelines.drawn.split import SCENERY
-from rg.attribution.checks import CHECKS, THRESHOLDS
-from rg.attribution.stability import rank_correlation
+from pipelines.drawn.scenes import SCENERY
+from rg.attribution.funnybirds import (
+    WHOLE,
+    ClassParts,
+    Importance,
+    Removed,
+    Subject,
+    background_independence,
+    removals,
+    rivals,
+    scores,
+)
+from rg.attribution.stability import Explain
 from rg.attribution.values import COVERED_BY, Values
 from rg.model.build import Model
 from rg.model.region_grouping import RegionGroupingModel
 
-NOT_NEEDED = 0.05  # of the logit: what is taken away at less cost was not needed
-RANKED = 3  # parts that an image must show for a rank correlation
+AROUND = 2 / 256  # of the short side, that the outline of a part is widened by
 COVERING = ("covering/fall", "covering/others", "covering/most", "covering/chance")
+BARE: Removed = frozenset([SCENERY])
 
-Removed = frozenset[str]
-WHOLE: Removed = frozenset()
+
+class Scene(Protocol):
+    """An image of which parts and things can be taken away."""
+
+    @property
+    def label(self) -> int:
+        """The class that it shows."""
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """Of all parts, seen or not."""
+
+    @property
+    def class_parts(self) -> Sequence[ClassParts]:
+        """Of each class the parts in which classes differ, and how they look."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether all ``SCENERY`` can be taken away at once."""
+
+    @property
+    def parts(self) -> Mapping[str, np.ndarray]:
+        """The parts that can be seen, and where: bool [H, W]."""
+
+    @property
+    def things(self) -> Mapping[str, np.ndarray]:
+        """The things in the background, and where: bool [H, W]."""
+
+    def without(self, hidden: Collection[str]) -> np.ndarray:
+        """The image without some parts and things: uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a model sees of a drawn scene: the scene through the window of the model."""
+    """What a model sees of a scene: the scene through the window of the model."""
 
     scene: Scene
     window: Window
@@ -57,37 +92,55 @@ class Sight:
         return torch.from_numpy(np.array(show(Image.fromarray(pixels), self.window))).permute(2, 0, 1)
 
     @cached_property
-    def masks(self) -> dict[str, np.ndarray]:
-        """Where the parts and then the scenery are seen: bool [rows, columns] each; what is not seen is left out."""
-        places = {**self.scene.parts, SCENERY: self.scene.scenery}
-        seen = {name: self.window.move_part_map(mask) for name, mask in places.items()}
+    def parts(self) -> dict[str, np.ndarray]:
+        """Where the parts that are seen are: bool [rows, columns] each."""
+        seen = {name: self.window.move_part_map(mask) for name, mask in self.scene.parts.items()}
         return {name: mask for name, mask in seen.items() if mask.any()}
 
-    @property
-    def parts(self) -> list[str]:
-        """The parts that are seen."""
-        return [name for name in self.masks if name != SCENERY]
+    @cached_property
+    def things(self) -> dict[str, np.ndarray]:
+        """Where the things in the background are, but for those outside the window: bool [rows, columns] each."""
+        moved = {name: (mask, self.window.move_part_map(mask)) for name, mask in self.scene.things.items()}
+        return {name: seen for name, (mask, seen) in moved.items() if seen.any() or not mask.any()}
+
+    @cached_property
+    def near(self) -> dict[str, np.ndarray]:
+        """Where parts and things are, and a few pixels around them: bool [rows, columns] each."""
+        masks = {**self.parts, **self.things}
+        if not masks:
+            return {}
+        reach = round(AROUND * min(self.window.rows, self.window.columns))
+        stacked = torch.from_numpy(np.stack(list(masks.values()))).float()
+        wide = F.max_pool2d(stacked[:, None], 2 * reach + 1, 1, reach)[:, 0] > 0
+        return dict(zip(masks, wide.numpy(), strict=True))
+
+    def importance(self, values: np.ndarray) -> Importance:
+        """What a map [rows, columns] says."""
+        return Importance(
+            {name: float(values[mask].sum(dtype=np.float64)) for name, mask in self.near.items()},
+            float(values.sum(dtype=np.float64)),
+        )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of an image, with the class of the whole image: its logit and contributions [K], if any."""
+    """What the model says of an image: logits [C], and contributions [K] to that of the class of the whole, if any."""
 
-    winner: int
-    logit: float
+    logits: np.ndarray
     contributions: np.ndarray | None
 
 
 class Removal:
-    """Takes parts away from images, and keeps account of what the model and its explanations made of it.
+    """Takes parts away from images, and tells what the model and its explanations made of it.
 
     Args:
         model: In evaluation mode.
+        explainers: Method -> images [N, 3, H, W] in 0..255 and classes [N] -> maps [N, h, w].
         batch_size: Images at once.
     """
 
-    def __init__(self, model: Model, batch_size: int) -> None:
-        self._model, self._batch_size = model, batch_size
+    def __init__(self, model: Model, explainers: Mapping[str, Explain], batch_size: int) -> None:
+        self._model, self._explainers, self._batch_size = model, explainers, batch_size
 
     def values(
         self, keys: Sequence[str], sights: Sequence[Sight], classes: Tensor, maps: Mapping[str, Tensor]
@@ -100,32 +153,70 @@ class Removal:
             classes: int64 [N], what the model says of them.
             maps: Maps [N, h, w] of those classes by every method, of any size.
         """
-        alone = [{frozenset([name]) for name in sight.masks} | {WHOLE, frozenset([SCENERY])} for sight in sights]
-        answers = self._ask(sights, classes, alone)
-        up = {key: self._up(values[:, None], sights)[:, 0].cpu().numpy() for key, values in maps.items()}
-        sets = [
-            {hidden for values in up.values() for pair in _hidden(sight, values[n]) for hidden in pair}
-            for n, sight in enumerate(sights)
+        named = classes.tolist()
+        up = {key: self._up(of, sights) for key, of in maps.items()}
+        said = {
+            key: [{own: sight.importance(values)} for sight, own, values in zip(sights, named, of, strict=True)]
+            for key, of in up.items()
+        }
+        pairs = [rivals(sight.scene.class_parts, sight.scene.label, list(sight.parts)) for sight in sights]
+        true = [sight.scene.label for sight in sights]
+        others = [[pair.rivals[k] if pair else own for pair, own in zip(pairs, named, strict=True)] for k in (0, 1)]
+        for labels in (true, *others):
+            if labels == named:
+                continue
+            for key, of in self._explain(sights, torch.tensor(labels, device=classes.device)).items():
+                for by_label, sight, label, values in zip(said[key], sights, labels, of, strict=True):
+                    by_label.setdefault(label, sight.importance(values))
+
+        answers: dict[tuple[int, Removed], Answer] = {}
+        subjects = [
+            Subject(
+                sight.scene.label,
+                own,
+                list(sight.parts),
+                list(sight.things),
+                sight.scene.class_parts,
+                lambda removed, n=n: answers[n, removed].logits,  # type: ignore[misc]
+            )
+            for n, (sight, own) in enumerate(zip(sights, named, strict=True))
         ]
-        answers |= self._ask(sights, classes, [wanted - asked for wanted, asked in zip(sets, alone, strict=True)])
-        mine = [
-            {hidden: answer for (image, hidden), answer in answers.items() if image == n} for n in range(len(sights))
+        wanted = [
+            removals(subject, (by_image[n][own] for by_image in said.values()))
+            for n, (subject, own) in enumerate(zip(subjects, named, strict=True))
         ]
+        bare = [{BARE} if sight.scene.bare else set() for sight in sights]
+        asked = [sorted(own | more, key=sorted) for own, more in zip(wanted, bare, strict=True)]
+        answers |= self._ask(sights, classes, asked)
+
+        stays = [float(answers[n, BARE].logits.argmax() == own) if bare[n] else np.nan for n, own in enumerate(named)]
         methods = {}
-        for key, values in up.items():
-            scored = [_score(*triple) for triple in zip(sights, values, mine, strict=True)]
-            methods[key] = {name: np.array([scores[name] for scores in scored]) for name in scored[0]}
-        independent = [of[frozenset([SCENERY])].winner == of[WHOLE].winner for of in mine]
-        model = {"background_independence": np.array(independent, dtype=np.float64)}
+        for key, by_image in said.items():
+            found = [
+                scores(subject, by_label.__getitem__) for subject, by_label in zip(subjects, by_image, strict=True)
+            ]
+            methods[key] = {name: np.array([of[name] for of in found]) for name in found[0]}
+            outside = list(map(_outside, sights, up[key]))
+            methods[key]["outside"] = np.where(np.array(stays) == 1, outside, np.nan)
+        things = [background_independence(subject) for subject in subjects]
+        independent = np.full((len(sights), max(map(len, things))), np.nan)
+        for row, of in zip(independent, things, strict=True):
+            row[: len(of)] = of
+        model = {"background_independence": np.array(stays), "thing_independence": independent}
         if isinstance(self._model, RegionGroupingModel):
             model |= self._cover(self._model, sights, answers)
         return Values(keys, methods, model)
 
+    def _explain(self, sights: Sequence[Sight], labels: Tensor) -> dict[str, np.ndarray]:
+        """Maps of a class of each image [N, rows, columns] by every method."""
+        images = torch.stack([sight.image(WHOLE) for sight in sights]).to(labels.device)
+        return {key: self._up(explain(images, labels), sights) for key, explain in self._explainers.items()}
+
     @staticmethod
-    def _up(maps: Tensor, sights: Sequence[Sight]) -> Tensor:
-        """Maps [N, K, h, w] at the size of the images."""
+    def _up(maps: Tensor, sights: Sequence[Sight]) -> np.ndarray:
+        """Maps [N, h, w] at the size of the images."""
         size = sights[0].window.rows, sights[0].window.columns
-        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
+        return F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
 
     @torch.no_grad()
     def _ask(
@@ -142,8 +233,7 @@ class Removal:
             contributions: Sequence[np.ndarray | None] = [None] * len(chunk)
             if isinstance(self._model, RegionGroupingModel):
                 contributions = list(self._model.contributions(output, asked_classes)[0][:, 0].double().cpu().numpy())
-            winners, logits = output.logits.argmax(1).tolist(), output.logits.gather(1, asked_classes)[:, 0].tolist()
-            answers |= dict(zip(chunk, map(Answer, winners, logits, contributions), strict=True))
+            answers |= dict(zip(chunk, map(Answer, output.logits.double().cpu().numpy(), contributions), strict=True))
         return answers
 
     @torch.no_grad()
@@ -152,15 +242,15 @@ class Removal:
     ) -> dict[str, np.ndarray]:
         """For every true part the discovered part that covers it, and how the contributions fall without it: [N, P]."""
         images = torch.stack([sight.image(WHOLE) for sight in sights]).to(model.dictionary.centers.device)
-        assign = self._up(model(images).assign, sights)
+        assign = model(images).assign
         names = sights[0].scene.part_names
         found = {name: np.full((len(sights), len(names)), np.nan) for name in (*COVERING, COVERED_BY)}
         for n, sight in enumerate(sights):
-            whole = answers[n, WHOLE].contributions
+            whole, shares = answers[n, WHOLE].contributions, self._up(assign[n], sights)
             assert whole is not None
             for name in sight.parts:
                 change = whole - answers[n, frozenset([name])].contributions
-                k = int(assign[n].cpu().numpy()[:, sight.masks[name]].mean(1).argmax())
+                k = int(shares[:, sight.parts[name]].mean(1).argmax())
                 others = np.abs(np.delete(change, k)).mean() if len(change) > 1 else np.nan
                 numbers = (change[k], others, float(np.abs(change).argmax() == k), 1 / len(change), k)
                 for key, number in zip(found, numbers, strict=True):
@@ -184,42 +274,9 @@ def covering_by_part(values: Values, names: Sequence[str]) -> tuple[dict[str, An
     return by_part, ends
 
 
-def _score(sight: Sight, values: np.ndarray, answers: Mapping[Removed, Answer]) -> dict[str, float | np.ndarray]:
-    """What a map [rows, columns] of one image is worth."""
-    whole = answers[WHOLE]
-    fall = {name: whole.logit - answers[frozenset([name])].logit for name in sight.masks}
-    parts = sight.parts
-    inside = np.array([[values[sight.masks[name]].sum() for name in parts]])
-    falls = np.array([[fall[name] for name in parts]])
-    ranked = len(parts) >= RANKED
-    single_deletion = float(rank_correlation(inside, falls)[0]) if ranked else np.nan
-
-    shares = _shares(sight, values)
-    independent = answers[frozenset([SCENERY])].winner == whole.winner
-    tells = independent and values.max() > 0
-    outside = 1 - sum(shares[name] for name in parts) if tells else np.nan
-
-    needless = {name for name, by in fall.items() if by < NOT_NEEDED * abs(whole.logit)}
-    checks = []
-    for threshold, (others, important) in zip(THRESHOLDS, _hidden(sight, values), strict=True):
-        preserved = answers[others].winner == whole.winner
-        deleted = answers[important].winner != whole.winner
-        called = {name for name, share in shares.items() if share > threshold}
-        undistracted = 1 - len(called & needless) / len(needless) if needless else np.nan
-        checks.append((preserved, deleted, undistracted))
-    by_threshold = np.array(checks, dtype=np.float64).T
-    return {"single_deletion": single_deletion, CHECKS: by_threshold, "outside": outside}
-
-
-def _shares(sight: Sight, values: np.ndarray) -> dict[str, float]:
-    """Share of the positive attribution in every part and in the scenery; 0 for a map without any."""
+def _outside(sight: Sight, values: np.ndarray) -> float:
+    """Share of the positive part of a map [rows, columns] outside of all parts; nan without any."""
     positive = values.clip(min=0)
-    total = positive.sum() or 1.0
-    return {name: float(positive[mask].sum() / total) for name, mask in sight.masks.items()}
-
-
-def _hidden(sight: Sight, values: np.ndarray) -> list[tuple[Removed, Removed]]:
-    """For every threshold the parts that a map [rows, columns] does not call important, and those that it does."""
-    shares, parts = _shares(sight, values), frozenset(sight.parts)
-    important = [frozenset(name for name in parts if shares[name] > threshold) for threshold in THRESHOLDS]
-    return [(parts - called, called) for called in important]
+    total = positive.sum()
+    inside = sum(positive[mask].sum() for mask in sight.parts.values())
+    return float(1 - inside / total) if total > 0 else float("nan")

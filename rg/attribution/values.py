@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rg.attribution.checks import CHECKS, at_best_threshold
+from rg.attribution.funnybirds import CHECKS, at_best_threshold, dimensions
 from rg.runs.resampling import REPLICATES, draws, ends
 
 KEYS = "keys"
@@ -106,7 +106,7 @@ def figures(values: ByName, weights: np.ndarray) -> dict[str, np.ndarray]:
             found |= at_best_threshold(_ratio(above, below))
         else:
             found[name] = _ratio(*(part.reshape(len(weights), -1).sum(1) for part in (above, below)))
-    return found
+    return found | dimensions(found) if CHECKS in values else found
 
 
 def save_values(models: Sequence[Values], out: IO[bytes]) -> None:

@@ -45,18 +45,22 @@ COLUMNS = (
     Column("noise_stability", "noise"),
     Column("shift_stability", "shift"),
     Column("single_deletion", "single deletion", removal=True),
+    Column("synthetic_data", "synthetic data", percent=True, removal=True),
     Column("preservation", "preservation", percent=True, removal=True),
     Column("deletion_check", "deletion check", percent=True, removal=True),
     Column("distractibility", "distractibility", percent=True, removal=True),
+    Column("completeness", "completeness", percent=True, removal=True),
+    Column("correctness", "correctness", percent=True, removal=True),
+    Column("contrastivity", "contrastivity", percent=True, removal=True),
+    Column("explainability", "mean of the three", percent=True, removal=True),
     Column("outside", "outside", low=True, percent=True, removal=True),
 )
 SAME = ("dataset", "split", "shards", "samples", "protocol", "removal")  # of results that share a table
 OF_LATE = ("shards",)  # earlier versions did not name them
 CURVES = "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image"
 STABILITY = "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further"
-REMOVAL = (
-    "the last five: parts taken away from drawn objects, after FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
-)
+PARTS = "parts taken away"  # the second table of a model
+REMOVAL = f"{PARTS}: from drawn objects, by the protocol of FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
 FLOOR = "random, centre: look at no pixel. Objects are mostly in the middle, so centre is a floor, not a straw man"
 STAR = (
     "* better than every other method that looks at pixels: paired permutation tests over images, Holm's correction, "
@@ -99,6 +103,8 @@ def read(runs: Sequence[Path]) -> list[Measured]:
             if expected and result.get(name, expected) != expected:
                 raise ValueError(f"{run}: expected {name} as in {runs[0]}, {expected}, got {result[name]}")
         measured.append(Measured(result, _images(run, result)))
+        if (measured[0].images is None) != (measured[-1].images is None):
+            raise ValueError(f"{run}: measured by another version than {runs[0]}; run `python -m rg faithful` again")
     return measured
 
 
@@ -124,7 +130,7 @@ def render(runs: Sequence[Measured], form: str) -> str:
     if form not in FORMS:
         raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
     first = runs[0].result
-    columns = [column for column in COLUMNS if first["removal"] == "measured" or not column.removal]
+    removed = first["removal"] == "measured"
     groups: dict[tuple[str, str], dict[str, tuple[Mapping[str, Any], Values | None]]] = {}
     for run in runs:
         models = run.result["models"]
@@ -136,14 +142,17 @@ def render(runs: Sequence[Measured], form: str) -> str:
     for (kind, recipe), group in groups.items():
         models = [model for model, _ in group.values()]
         known = [values for _, values in group.values() if values is not None]
-        stars = _stars(known, columns) if len(known) == len(models) else {}
-        title, grid, remarks = _title(kind, recipe, models), _grid(models, columns, stars), _remarks(models)
-        if form == "markdown":
-            blocks.append(render_markdown(f"**{title}**", grid, remarks))
-        else:
-            blocks.append(render_text(title, grid, remarks))
-    removal = REMOVAL if first["removal"] == "measured" else f"parts taken away: not measured, {first['removal']}"
-    notes = [CURVES, STABILITY, removal, FLOOR, STAR if all(run.images for run in runs) else NO_IMAGES]
+        stars = _stars(known) if len(known) == len(models) else {}
+        tables = [(_title(kind, recipe, models), False, _remarks(models))]
+        tables += [(PARTS, True, _remarks_on_parts(models))] if removed else []
+        for title, removal, remarks in tables:
+            grid = _grid(models, [column for column in COLUMNS if column.removal == removal], stars)
+            if form == "markdown":
+                blocks.append(render_markdown(f"**{title}**", grid, remarks))
+            else:
+                blocks.append(render_text(title, grid, remarks))
+    on_parts = REMOVAL if removed else f"{PARTS}: not measured, {first['removal']}"
+    notes = [CURVES, STABILITY, on_parts, FLOOR, STAR if all(run.images for run in runs) else NO_IMAGES]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 
@@ -152,10 +161,10 @@ def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
     return f"{KINDS[kind]} ({recipe}{number}): accuracy on these images {_figure(models, 'accuracy', share=True)}"
 
 
-def _stars(images: Sequence[Values], columns: Sequence[Column]) -> dict[str, str]:
+def _stars(images: Sequence[Values]) -> dict[str, str]:
     """Column -> the method that is better than all others that look at pixels, where there is one."""
     methods = [key for key in NAMES if key in images[0].methods and key not in BASELINES]
-    return winners(images, methods, {column.key: column.low for column in columns})
+    return winners(images, methods, {column.key: column.low for column in COLUMNS})
 
 
 def _grid(models: Sequence[Mapping[str, Any]], columns: Sequence[Column], stars: Mapping[str, str]) -> list[list[str]]:
@@ -173,10 +182,16 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"{NAMES[key]}: not defined, {why}" for key, why in models[0]["undefined"].items()]
     ends = ("image", "grey", "blurred")
     probabilities = [f"{end} {_figure(models, f'probability/{end}', share=True)}" for end in ends]
-    lines.append(f"probability of the class: {', '.join(probabilities)}")
-    if "background_independence" in models[0]:
-        independent = _figure(models, "background_independence", share=True)
-        lines.append(f"without the scenery the class stays in {independent} of the images")
+    return [*lines, f"probability of the class: {', '.join(probabilities)}"]
+
+
+def _remarks_on_parts(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What else there is to say of a model whose parts were taken away, in lines."""
+    independent = _figure(models, "background_independence", share=True)
+    lines = [f"without the scenery the class stays in {independent} of the images"]
+    if all("thing_independence" in model for model in models):
+        things = _figure(models, "thing_independence", share=True)
+        lines.append(f"background independence, thing by thing: {things} cost less than 5 % of the logit")
     covering = [model for model in models if model.get("covering")]
     if covering:
         fall, others, most, chance = (

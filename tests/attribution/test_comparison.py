@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, permutation_test
 
-from rg.attribution.checks import THRESHOLDS
 from rg.attribution.comparison import holm, p_values, winners
+from rg.attribution.funnybirds import NAMES, THRESHOLDS
 from rg.attribution.values import Values, figures
 
 DRAWS = 0.02  # four standard errors of a share of 10,000 tosses are at most 4 * sqrt(0.25 / 10,000)
@@ -34,8 +34,9 @@ def test_the_p_value_of_hits_is_that_of_mcnemar(wins, losses):
 def test_checks_change_places_before_their_threshold_is_chosen():
     """Against swaps that are really made, on images with gaps."""
     rng = np.random.default_rng(3)
-    shape = (9, 3, len(THRESHOLDS))
-    a, b = ({"checks": (rng.random(shape) < 0.5 + bias).astype(float)} for bias in (0.1, -0.1))
+    shape = (9, 4, len(THRESHOLDS))
+    rest = {"single_deletion": rng.random(9), "target_sensitivity": rng.random((9, 2))}
+    a, b = ({"checks": (rng.random(shape) < 0.5 + bias).astype(float), **rest} for bias in (0.1, -0.1))
     a["checks"][3, 2] = np.nan
     once = np.ones((1, 9))
 
@@ -43,14 +44,14 @@ def test_checks_change_places_before_their_threshold_is_chosen():
         mask = swapped[:, None, None]
         one, other = np.where(mask, b["checks"], a["checks"]), np.where(mask, a["checks"], b["checks"])
         return {
-            name: value[0] - figures({"checks": other}, once)[name][0]
-            for name, value in figures({"checks": one}, once).items()
+            name: value[0] - figures({"checks": other, **rest}, once)[name][0]
+            for name, value in figures({"checks": one, **rest}, once).items()
         }
 
     true = difference(np.zeros(9, bool))
     every = [difference(np.array([n >> k & 1 for k in range(9)], bool)) for n in range(1 << 9)]
     found = p_values([a], [b])
-    for name in ("preservation", "deletion_check", "distractibility"):
+    for name in (*NAMES, "completeness"):
         exact = np.mean([abs(of[name]) >= abs(true[name]) - 1e-9 for of in every])
         assert found[name] == pytest.approx(exact, abs=DRAWS), name
 

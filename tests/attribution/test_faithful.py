@@ -39,6 +39,7 @@ FLOORS = {"random", "centre"}
 BOTH = {"grad_cam", "guided_grad_cam", "integrated_gradients", "dff"}
 SHORT = Protocol(images=2, steps=2, integration=2)
 REMOVAL = {"single_deletion", "preservation", "deletion_check", "distractibility", "outside"}
+COMPOSED = {"synthetic_data", "completeness", "correctness", "contrastivity", "explainability"}
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +95,14 @@ def test_both_models_are_measured_by_the_same_numbers(measured, runs):
     assert json.loads((runs[0] / "faithful.json").read_text()) == measured
     assert (measured["samples"], measured["split"], measured["removal"]) == (2, "test", "measured")
     parts, plain = measured["models"]
+    assert 0 <= parts["thing_independence"] <= 1
     assert set(parts["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
     assert set(plain["methods"]) == BOTH | FLOORS | {"cam"}
     assert set(parts["undefined"]) == {"cam"}
     assert set(plain["undefined"]) == {"attribution", "contribution"}
     columns = {frozenset(values) for model in (parts, plain) for values in model["methods"].values()}
     assert len(columns) == 1
-    assert columns.pop() > REMOVAL
+    assert columns.pop() > REMOVAL | COMPOSED
     assert parts["covering"]["pairs"] > 5
     assert plain["covering"] is None
     for model in (parts, plain):
@@ -125,11 +127,17 @@ def test_the_values_of_the_images_give_the_figures_and_their_intervals(measured,
         assert values.figures()["methods"] == model["methods"]
         for method, by_name in model["intervals"]["methods"].items():
             assert {name for name, value in model["methods"][method].items() if value is not None} == set(by_name)
-            for name, (low, high) in by_name.items():
+            for name in by_name.keys() & {"deletion", "insertion", "noise_stability", "single_deletion", "outside"}:
+                low, high = by_name[name]
                 assert low - 1e-12 <= model["methods"][method][name] <= high + 1e-12
     low, high = measured["models"][0]["intervals"]["methods"]["attribution"]["deletion"]
     assert f"[{low:.3f}, {high:.3f}]" in render(read([runs[0]]), "text")
     run = shutil.copytree(runs[0], tmp_path / "run")
+    write_json(run / "faithful.json", {name: value for name, value in measured.items() if name != "images_sha256"})
+    assert read([run])[0].images is None
+    with pytest.raises(ValueError, match="measured by another version than"):
+        read([runs[0], run])
+    write_json(run / "faithful.json", measured)
     with (run / "faithful_images.npz").open("wb") as out:
         save_values(images[:1], out)
     with pytest.raises(ValueError, match=r"faithful_images\.npz: missing, or not what faithful\.json was made of"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from rg.attribution.checks import NAMES, THRESHOLDS
+from rg.attribution.funnybirds import NAMES, THRESHOLDS
 from rg.attribution.values import Values, figures, load_values, save_values
 
 KEYS = [f"image-{n}" for n in range(40)]
@@ -17,11 +17,14 @@ def some_values(seed=0):
     rng = np.random.default_rng(seed)
     hits = (rng.random(40) < 0.3).astype(float)
     hits[rng.random(40) < 0.2] = np.nan
-    checks = (rng.random((40, 3, len(THRESHOLDS))) < rng.random((3, len(THRESHOLDS)))).astype(float)
-    checks[rng.random(40) < 0.1, 2] = np.nan
+    steps = rng.uniform(0, 0.5, (40, 4, 1))  # from which threshold on a check of an image is passed, or no more
+    checks = ((steps < THRESHOLDS) == np.array([0, 0, 1, 1])[:, None]).astype(float)
+    checks[rng.random(40) < 0.1, 0] = np.nan
+    checks[rng.random(40) < 0.1, 3] = np.nan
     falls = rng.normal(1, 0.5, (40, 5))
     falls[rng.random((40, 5)) < 0.4] = np.nan
     methods = {"cam": {"deletion": rng.random(40), "pointing_error": hits, "checks": checks}}
+    methods["cam"] |= {"single_deletion": rng.normal(size=40), "target_sensitivity": rng.random((40, 2))}
     return Values(KEYS, methods, {"accuracy": rng.random(40), "covering/fall": falls, "covered_by": falls})
 
 
@@ -36,10 +39,11 @@ def test_the_interval_of_a_mean_is_that_of_scipy():
 
 
 def at_best(checks):
-    """The checks at the threshold with the best mean of the three, said once more."""
-    means = [[np.nanmean(checks[:, c, t]) for c in range(3)] for t in range(len(THRESHOLDS))]
-    t = max(range(len(THRESHOLDS)), key=lambda t: sum(means[t]))
-    return dict(zip(NAMES, means[t], strict=True)) | {"threshold": THRESHOLDS[t]}
+    """The checks at the threshold with the best completeness, said once more."""
+    means = [[np.nanmean(checks[:, c, t]) for c in range(4)] for t in range(len(THRESHOLDS))]
+    completeness = [(sum(three) / 3 + last) / 2 for *three, last in means]
+    t = max(range(len(THRESHOLDS)), key=lambda t: completeness[t])
+    return dict(zip(NAMES, means[t], strict=True)) | {"threshold": THRESHOLDS[t], "completeness": completeness[t]}
 
 
 def test_figures_of_weighted_images_are_those_of_images_drawn_again():
@@ -49,11 +53,14 @@ def test_figures_of_weighted_images_are_those_of_images_drawn_again():
     weights = np.stack([np.bincount(rows, minlength=40) for rows in drawn]).astype(float)
     of = values.methods["cam"]
     found = figures(of, weights)
-    assert set(found) == {"deletion", "pointing_error", *NAMES, "threshold"}
+    composed = {"completeness", "correctness", "contrastivity", "explainability"}
+    assert set(found) == {*of, *NAMES, "threshold", *composed} - {"checks"}
     for r, rows in enumerate(drawn):
         assert found["deletion"][r] == pytest.approx(of["deletion"][rows].mean())
         assert found["pointing_error"][r] == pytest.approx(np.nanmean(of["pointing_error"][rows]))
-        assert {name: found[name][r] for name in (*NAMES, "threshold")} == pytest.approx(at_best(of["checks"][rows]))
+        assert {name: found[name][r] for name in at_best(of["checks"][rows])} == pytest.approx(
+            at_best(of["checks"][rows])
+        )
         assert figures(values.model, weights)["covering/fall"][r] == pytest.approx(
             np.nanmean(values.model["covering/fall"][rows])
         )
@@ -70,7 +77,8 @@ def test_figures_and_intervals_stand_at_the_same_places():
 
 
 def test_what_was_not_measured_is_none_and_has_no_interval():
-    nothing = Values(["a", "b"], {"cam": {"deletion": np.full(2, np.nan), "checks": np.full((2, 3, 6), np.nan)}}, {})
+    measures = {"deletion": (2,), "checks": (2, 4, 80), "single_deletion": (2,), "target_sensitivity": (2, 2)}
+    nothing = Values(["a", "b"], {"cam": {name: np.full(shape, np.nan) for name, shape in measures.items()}}, {})
     assert set(nothing.figures()["methods"]["cam"].values()) == {None}
     assert nothing.intervals() == {"methods": {"cam": {}}}
 
@@ -83,7 +91,7 @@ def test_parts_joined_and_read_back_are_the_whole(tmp_path):
     )
     joined = Values.join([few, other])
     assert joined.keys == KEYS[:7] + KEYS
-    assert joined.methods["cam"]["checks"].shape == (47, 3, len(THRESHOLDS))
+    assert joined.methods["cam"]["checks"].shape == (47, 4, len(THRESHOLDS))
     assert np.isnan(joined.model["covering/fall"][:7, 2:]).all()
     with (tmp_path / "values.npz").open("wb") as out:
         save_values([joined, Values(joined.keys, {}, {"accuracy": np.zeros(47)})], out)
