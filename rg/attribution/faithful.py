@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pipelines.batches.pillow import show
-from pipelines.drawn.redraw import Scene, redraw
-from pipelines.drawn.split import DrawnSplit
+from pipelines.datasets.interventions import Interventions
+from pipelines.drawn.redraw import Scene as DrawnScene
+from pipelines.drawn.redraw import redraw
 from pipelines.files import atomic_write, check_file, sha256, write_json
 from pipelines.images import open_rgb
 from pipelines.peers import Alone, Peers
@@ -34,7 +35,7 @@ from rg.attribution.account import Account, Batch
 from rg.attribution.factorization import DeepFeatureFactorization
 from rg.attribution.methods import factorize, methods
 from rg.attribution.protocol import Protocol
-from rg.attribution.removal import Removal, Sight, covering_by_part
+from rg.attribution.removal import Removal, Scene, Sight, covering_by_part
 from rg.attribution.values import Values, load_values, save_values
 from rg.config import RunConfig, flatten
 from rg.model.build import Model
@@ -56,6 +57,8 @@ from rg.runs.pieces import Pieces, open_pieces
 
 logger = logging.getLogger(__name__)
 
+Scenes = Callable[[Sample], Scene]
+
 
 def faithful(
     run: Path,
@@ -65,6 +68,7 @@ def faithful(
     protocol: Protocol | None = None,
     batch_size: int = 16,
     device: str = "auto",
+    interventions: Path | None = None,
     peers: Peers | None = None,
     again: bool = True,
 ) -> dict[str, Any]:
@@ -80,6 +84,7 @@ def faithful(
         protocol: How.
         batch_size: Images at once.
         device: cpu, cuda or auto.
+        interventions: Folder of FunnyBirds as published, if the shards are of it: its images without parts.
         peers: Processes that call this with the same arguments and share the images; the first writes.
         again: Measure also what faithful.json holds already of the same settings, code and versions.
 
@@ -107,17 +112,17 @@ def faithful(
 
     manifest, loaded = peers.together(load)
     split = split or ("test" if "test" in manifest.splits else "val")
-    drawn, reason = _drawn(manifest, split)
+    scenes, reason = peers.together(lambda: _scenes(manifest, split, interventions))
 
     def choose() -> list[str]:
         samples = _choose(data, manifest, split, protocol) if first else []
-        if drawn is not None:
+        if scenes is not None:
             for sample in samples:
-                Scene(drawn, sample)  # raises if it cannot be drawn again
+                scenes(sample)  # raises if no part can be taken away
         return [sample.key for sample in samples]
 
     keys = peers.collect(peers.together(choose))[0]
-    source = Chosen(data, split, keys, drawn)
+    source = Chosen(data, split, keys, scenes)
     models = [
         {"run": str(folder), "recipe": read_record(folder).get("recipe")}
         | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
@@ -158,7 +163,7 @@ def faithful(
             with atomic_write(run / FAITHFUL_IMAGES) as out:
                 save_values(measured, out)
             rows = [
-                model | _figures(values, drawn) | why
+                model | _figures(values, manifest.parts) | why
                 for model, values, why in zip(models, measured, undefined, strict=True)
             ]
             images = {"images_sha256": sha256(run / FAITHFUL_IMAGES)}
@@ -199,22 +204,27 @@ def _choose(data: Location, manifest: Manifest, split: str, protocol: Protocol) 
     return [sample for number, sample in enumerate(reader.read(data, split)) if number in chosen]
 
 
-def _drawn(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
-    """The split to draw again; or None, and why not."""
+def _scenes(manifest: Manifest, split: str, interventions: Path | None) -> tuple[Scenes | None, str]:
+    """How parts are taken away from samples; or None, and why they cannot be."""
+    if interventions is not None:
+        if manifest.dataset != "funnybirds":
+            raise ValueError(f"--interventions: expected shards of funnybirds, got shards of {manifest.dataset}")
+        return Interventions(interventions).scene, ""
     try:
-        return redraw(manifest, split), ""
+        drawn = redraw(manifest, split)
     except ValueError as error:
         return None, str(error)
+    return lambda sample: DrawnScene(drawn, sample), ""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The samples that are measured: keys of a split, and that split to draw again, if it was drawn."""
+    """The samples that are measured: keys of a split, and how parts are taken away from a sample, if they can be."""
 
     data: Location
     split: str
     keys: Sequence[str]
-    drawn: DrawnSplit | None
+    scenes: Scenes | None
 
     def chunks(self, size: int) -> list[Sequence[str]]:
         """The keys, so many at a time."""
@@ -257,8 +267,8 @@ def _measure(
             batch, account = _batch(model, config, samples), Account(model, compared, protocol)
             classes, maps = account.add(batch, number)
             values = account.values(chunks[number])
-            if source.drawn is not None:
-                sights = list(map(Sight, (Scene(source.drawn, sample) for sample in samples), batch.windows))
+            if source.scenes is not None:
+                sights = list(map(Sight, map(source.scenes, samples), batch.windows))
                 values = values.beside(
                     Removal(model, explainers, batch_size).values(chunks[number], sights, classes, maps)
                 )
@@ -270,14 +280,13 @@ def _measure(
     return [Values.join([load_values(file)[0] for file in files])] if pieces.first else [], undefined
 
 
-def _figures(values: Values, drawn: DrawnSplit | None) -> dict[str, Any]:
+def _figures(values: Values, parts: Sequence[str]) -> dict[str, Any]:
     """What faithful.json holds of one model: its figures, and their intervals."""
     figures, ends = values.figures(), values.intervals()
-    if drawn is None:
-        return figures | {"intervals": ends}
-    figures.setdefault("covering", None)
-    if figures["covering"]:
-        by_part, ends_by_part = covering_by_part(values, drawn.part_names)
+    if "thing_independence" in figures:
+        figures.setdefault("covering", None)
+    if figures.get("covering"):
+        by_part, ends_by_part = covering_by_part(values, parts)
         pairs = sum(part["pairs"] for part in by_part.values())
         figures["covering"] |= {"pairs": pairs, "by_part": by_part}
         ends["covering"] |= {"by_part": ends_by_part}

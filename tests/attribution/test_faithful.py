@@ -33,6 +33,7 @@ from rg.model.build import build_model
 from rg.runs.folder import RECORD, Classes, load_model, save_config, save_weights
 from rg.tables.faithful import read, render
 from tests.conftest import schema
+from tests.support import miniature_funnybirds
 from tests.support.launch import Launch
 
 FLOORS = {"random", "centre"}
@@ -153,7 +154,9 @@ def test_the_command_prints_mean_and_deviation_of_runs_of_one_recipe(runs, data,
     found = [json.loads((run / "faithful.json").read_text())["models"][0] for run in copies]
     assert found[0]["weights"] != found[1]["weights"]
     deletion = [model["methods"]["grad_cam"]["deletion"] for model in found]
-    (line,) = (line for line in printed.splitlines() if line.strip().startswith("Grad-CAM"))
+    line, of_parts = (line for line in printed.splitlines() if line.strip().startswith("Grad-CAM"))
+    mean = statistics.mean(model["methods"]["grad_cam"]["distractibility"] for model in found)
+    assert f"{100 * mean:.1f} ± " in of_parts
     assert f"{statistics.mean(deletion):.3f} ± {statistics.stdev(deletion):.3f}" in line
     assert "tiny_region_grouping, 2 runs" in printed
     assert main(["faithful", *map(str, copies)]) == 0  # without data, what the runs hold
@@ -264,6 +267,27 @@ def test_attributes_are_explained_by_the_most_probable_one(tmp_path):
     assert model["probability"]["image"] >= 0.1
     assert set(model["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
     assert "attributes is not drawn" in render(read([run]), "text")
+
+
+def test_funnybirds_is_measured_with_the_images_that_were_published_without_parts(runs, data, tmp_path, capsys):
+    miniature_funnybirds.build(tmp_path / "raw")
+    words = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "shards"), "--jobs", "1", "--allow-partial"]
+    assert main(["prepare", "funnybirds", *words]) == 0
+    run = make_run(tmp_path / "run", tmp_path / "shards")
+    options = ["--images", "3", "--steps", "2", "--integration", "2", "--interventions", str(tmp_path / "raw")]
+    assert main(["faithful", str(run), "--data", str(tmp_path / "shards"), *options]) == 0
+    (model,) = json.loads((run / "faithful.json").read_text())["models"]
+    (values,) = load_values(run / "faithful_images.npz")
+    assert values.model["thing_independence"].shape == (3, miniature_funnybirds.THINGS)
+    assert (values.model["thing_independence"][:, 0] == 1).all()  # it cannot be seen
+    assert model["background_independence"] is None  # there are no images without any background
+    assert set(model["covering"]["by_part"]) == set(miniature_funnybirds.LOOKS)
+    for method in model["methods"].values():
+        assert 0 <= method["distractibility"] <= 1
+        assert method["outside"] is None
+    assert "completeness" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--interventions: expected shards of funnybirds, got shards of birds"):
+        faithful(runs[0], data, interventions=tmp_path / "raw", protocol=SHORT)
 
 
 FEW = ("--images", "6", "--steps", "2", "--integration", "2", "--batch-size", "2", "--device", "cpu")
