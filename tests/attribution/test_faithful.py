@@ -290,7 +290,7 @@ def test_funnybirds_is_measured_with_the_images_that_were_published_without_part
         faithful(runs[0], data, interventions=tmp_path / "raw", protocol=SHORT)
 
 
-FEW = ("--images", "6", "--steps", "2", "--integration", "2", "--batch-size", "2", "--device", "cpu")
+FEW = ("--images", "4", "--steps", "2", "--integration", "2", "--batch-size", "2", "--device", "cpu")
 
 
 def test_several_processes_measure_what_one_measures_also_if_they_are_killed(runs, data, tmp_path):
@@ -315,7 +315,7 @@ def test_several_processes_measure_what_one_measures_also_if_they_are_killed(run
     for result in (found, expected):
         assert result["models"][0].pop("run")
     assert found == expected
-    assert launch.said.count("birds, test: 6 images") == 1
+    assert launch.said.count("birds, test: 4 images") == 1
 
 
 def test_of_several_runs_those_that_are_measured_are_not_measured_again(runs, data, tmp_path, monkeypatch, caplog):
