@@ -23,7 +23,7 @@ from pipelines.drawn.bird_shapes import JOINTS, Puppet, puppet
 from pipelines.drawn.scenes import OVERSAMPLING, SCENES
 from pipelines.drawn.shapes import rotation
 from pipelines.drawn.species import LANDMARKS, MAX_SPECIES, PARTS, Species, draw_names, draw_species
-from pipelines.drawn.split import SCENERY, Drawing, DrawnSplit, bend, check_config, render, skip, visible
+from pipelines.drawn.split import Drawing, DrawnSplit, bend, check_config, render, skip, visible
 
 OPTIONAL = ("crest", "wing", "tail", "legs")
 _SPECIES_STREAM = 1_000_003  # keeps the generator of the species apart from those of the images
@@ -85,6 +85,7 @@ class Birds(DrawnSplit):
         self.class_names = draw_names(self.species, self.near_duplicates, rng)
         self.super_categories = [species.family for species in self.species]
         self.part_names = list(PARTS)
+        self.class_parts = [dict(zip(PARTS, species.parts, strict=True)) for species in self.species]
         self.landmark_names = list(LANDMARKS)
         self.telling: list[set[str]] = [set() for _ in self.species]
         for a, b, part in self.near_duplicates:
@@ -131,14 +132,13 @@ def draw(
     scene = list(SCENES.values())[rng.integers(len(SCENES))]
     silhouette = [on_canvas[polygon.start : polygon.stop] for polygon in bird.silhouette]
     canvas = scenes.backdrop(config.size, scene, config.clutter, rng, silhouette)
-    brush = ImageDraw.Draw(canvas)
-    behind = ImageDraw.Draw(canvas.copy()) if SCENERY in hidden else brush
+    behind, brush = scenes.Brush(canvas, hidden), ImageDraw.Draw(canvas)
     scenes.growth(behind, side, scene, config.clutter, rng)
     scenes.things(behind, side, round(7 * config.clutter), rng)
     if rng.random() < 0.6:
         foot = on_canvas[bird.landmarks][-1]
         reach = rotation(rng.uniform(-14, 14))[:, 0] * rng.uniform(0.3, 0.8) * side
-        scenes.twig(behind, foot - reach, foot + reach, side, 4, scene.greens, rng, 0.03)
+        scenes.twig(next(behind), foot - reach, foot + reach, side, 4, scene.greens, rng, 0.03)
     flat = on_canvas.ravel().tolist()
     for polygon in bird.polygons:
         if PARTS[polygon.fill[3] - 1] not in absent:
@@ -149,7 +149,8 @@ def draw(
 
     image, part_map = render(canvas, points[bird.frame], rng)
     landmarks = points[bird.landmarks].astype(np.float32)
-    return Drawing(image, part_map, landmarks, visible(landmarks, _LANDMARK_PARTS, part_map), absent)
+    shows = visible(landmarks, _LANDMARK_PARTS, part_map)
+    return Drawing(image, part_map, landmarks, shows, absent, tuple(behind.names))
 
 
 def _pose(bird: Puppet, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:

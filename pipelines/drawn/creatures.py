@@ -30,7 +30,6 @@ from pipelines.drawn.scenes import OVERSAMPLING, SCENES
 from pipelines.drawn.shapes import COLOURS, rotation
 from pipelines.drawn.species import Variant
 from pipelines.drawn.split import (
-    SCENERY,
     SPLITS,
     Drawing,
     DrawnSplit,
@@ -122,6 +121,7 @@ class Creatures(DrawnSplit):
             self.class_names += _draw_names(ANATOMIES[super_category].suffix, config.species, rng)
         self.super_categories = [species.super_category for species in self.species]
         self.part_names = list(PARTS)
+        self.class_parts = [species.by_part() for species in self.species]
         self.landmark_names = list(PARTS)
         self.ranges = draw_ranges(_genera(config.species) * len(ANATOMIES), config.seed) if config.places else []
         self.locations = config.places
@@ -241,15 +241,14 @@ def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator, hi
     side = OVERSAMPLING * config.size
     scene = list(SCENES.values())[rng.integers(len(SCENES))]
     canvas = scenes.backdrop(config.size, scene, config.clutter, rng, [on_canvas[creature.shadow]])
-    brush = ImageDraw.Draw(canvas)
-    behind = ImageDraw.Draw(canvas.copy()) if SCENERY in hidden else brush
+    behind, brush = scenes.Brush(canvas, hidden), ImageDraw.Draw(canvas)
     scenes.growth(behind, side, scene, config.clutter, rng)
     scenes.things(behind, side, round(8 * config.clutter), rng)
     centres = on_canvas[creature.centres]
     if rng.random() < 0.4:
         middle = centres[rng.integers(len(centres))]
         reach = rotation(rng.uniform(-90, 90))[:, 0] * rng.uniform(0.3, 0.8) * side
-        scenes.twig(behind, middle - reach, middle + reach, side, 4, scene.greens, rng, 0.03)
+        scenes.twig(next(behind), middle - reach, middle + reach, side, 4, scene.greens, rng, 0.03)
     flat = on_canvas.ravel().tolist()
     for start, stop, fill in creature.polygons:
         if PARTS[fill[3] - 1] not in absent:
@@ -261,7 +260,8 @@ def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator, hi
     image, part_map = render(canvas, points[creature.frame], rng)
     landmarks = np.zeros((len(PARTS), 2), dtype=np.float32)
     landmarks[[PARTS.index(part) for part in anatomy.parts]] = points[creature.centres]
-    return Drawing(image, part_map, landmarks, visible(landmarks, range(1, len(PARTS) + 1), part_map), absent)
+    shows = visible(landmarks, range(1, len(PARTS) + 1), part_map)
+    return Drawing(image, part_map, landmarks, shows, absent, tuple(behind.names))
 
 
 def _pose(creature: Puppet, anatomy: Anatomy, size: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:

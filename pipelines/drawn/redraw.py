@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection
 from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.creatures import Creatures, CreaturesConfig
-from pipelines.drawn.split import SCENERY, DrawnSplit
+from pipelines.drawn.split import DrawnSplit
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.samples import Sample
 
@@ -48,6 +49,10 @@ class Scene:
         sample: One of its samples.
 
     Attributes:
+        label: The class that was drawn.
+        part_names: Of all parts, seen or not.
+        class_parts: See ``DrawnSplit``.
+        bare: That the whole ``SCENERY`` can be left out.
         pixels: uint8 [H, W, 3], the decoded image of the shard.
         part_map: uint8 [H, W], see ``Drawing``.
 
@@ -57,6 +62,7 @@ class Scene:
 
     def __init__(self, drawn: DrawnSplit, sample: Sample) -> None:
         self._drawn = drawn
+        self.bare = True
         self._index = drawn.index_of(sample.key)
         if drawn[self._index].jpeg != sample.jpeg:
             raise ValueError(
@@ -64,6 +70,9 @@ class Scene:
                 f"make the shards again with `python -m rg prepare {drawn.name}`"
             )
         self._whole = drawn.drawing(self._index)
+        self.label = self._index % len(drawn.class_names)
+        self.part_names = drawn.part_names
+        self.class_parts = drawn.class_parts
         self.pixels = np.asarray(Image.open(io.BytesIO(sample.jpeg)).convert("RGB"))
         self.part_map = self._whole.part_map
 
@@ -73,13 +82,17 @@ class Scene:
         masks = {name: self.part_map == p for p, name in enumerate(self._drawn.part_names, 1)}
         return {name: mask for name, mask in masks.items() if mask.any()}
 
-    @property
-    def scenery(self) -> np.ndarray:
-        """Where scenery can be seen: bool [H, W]."""
-        return self._changed(self._drawn.drawing(self._index, [SCENERY]).image) & (self.part_map == 0)
+    @cached_property
+    def things(self) -> dict[str, np.ndarray]:
+        """The things of the scenery that can be seen, and where: bool [H, W]."""
+        behind = self.part_map == 0
+        masks = {
+            name: self._changed(self._drawn.drawing(self._index, [name]).image) & behind for name in self._whole.things
+        }
+        return {name: mask for name, mask in masks.items() if mask.any()}
 
     def without(self, hidden: Collection[str]) -> np.ndarray:
-        """The image of the shard without some parts, or without ``SCENERY``: uint8 [H, W, 3].
+        """The image of the shard without some parts or things, or without ``SCENERY``: uint8 [H, W, 3].
 
         Pixels that do not change are those of the shard; the others are drawn, and were never a JPEG.
         """

@@ -6,7 +6,8 @@ p of the bird. Coordinates are those of the canvas, sizes are relative to its si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from pipelines.drawn.shapes import COLOURS, RGB, ellipse, rotation, shade, smooth, turned
 
 Canvas = Image.Image
+SCENERY = "scenery"  # what stands behind the object, as a name of something to leave out
 OVERSAMPLING = 2
 _COARSE = 4  # the backdrop is painted at a quarter of the image's size, which makes it soft
 _BLUR = ImageFilter.GaussianBlur(0.9)
@@ -162,29 +164,57 @@ def backdrop(size: int, scene: Scene, clutter: float, rng: np.random.Generator, 
     return soft.resize((OVERSAMPLING * size,) * 2, Image.Resampling.NEAREST)
 
 
-def growth(draw: ImageDraw.ImageDraw, side: int, scene: Scene, clutter: float, rng: np.random.Generator) -> None:
+class Brush:
+    """Paints the things of the scenery one after the other, but for those that are hidden.
+
+    Args:
+        canvas: To paint on.
+        hidden: Names of things, or ``SCENERY`` for all of them.
+
+    Attributes:
+        names: Of the things so far.
+    """
+
+    def __init__(self, canvas: Canvas, hidden: Collection[str]) -> None:
+        self._hidden = hidden
+        self._canvas = ImageDraw.Draw(canvas)
+        self._aside = ImageDraw.Draw(canvas.copy()) if hidden else self._canvas
+        self.names: list[str] = []
+
+    def __iter__(self) -> Brush:
+        return self
+
+    def __next__(self) -> ImageDraw.ImageDraw:
+        """What to paint the next thing with; never ends."""
+        name = f"{SCENERY} {len(self.names) + 1}"
+        self.names.append(name)
+        return self._aside if SCENERY in self._hidden or name in self._hidden else self._canvas
+
+
+def growth(brush: Brush, side: int, scene: Scene, clutter: float, rng: np.random.Generator) -> None:
     """Grass, leaves on twigs, or ripples, as befits the scene."""
     if scene.growth == "grass":
         count = round(26 * clutter)
         x, y, angle, length, width = rng.random((5, count))
         xy = np.stack([x, 0.8 + 0.25 * y], axis=1) * side
         size = np.stack([0.12 + 0.3 * length**2, 0.012 + 0.014 * width], axis=1) * side
-        _stamps(draw, _BLADE, xy, -115 + 50 * angle, size, scene.greens, rng)
+        _stamps(brush, _BLADE, xy, -115 + 50 * angle, size, scene.greens, rng)
     elif scene.growth == "ripples":
         x, y, length, width = rng.random((4, round(16 * clutter)))
         xy = np.stack([x, y], axis=1) * side
         size = np.stack([0.08 + 0.26 * length, 0.006 + 0.014 * width], axis=1) * side
-        _stamps(draw, _RIPPLE, xy, np.zeros(len(x)), size, scene.greens, rng)
+        _stamps(brush, _RIPPLE, xy, np.zeros(len(x)), size, scene.greens, rng)
     else:
         for _ in range(round(2 * clutter)):
             start = rng.uniform(0, 1, 2) * side
             angle = rng.uniform(-40, 40) + rng.choice((0, 180))
-            twig(draw, start, start + rotation(angle)[:, 0] * side * rng.uniform(0.4, 1.0), side, 5, scene.greens, rng)
+            end = start + rotation(angle)[:, 0] * side * rng.uniform(0.4, 1.0)
+            twig(next(brush), start, end, side, 5, scene.greens, rng)
 
 
-def things(draw: ImageDraw.ImageDraw, side: int, count: int, rng: np.random.Generator) -> None:
+def things(brush: Brush, side: int, count: int, rng: np.random.Generator) -> None:
     """Berries, flowers, insects, pebbles and feathers in the colours of birds."""
-    for kind, colour, x, y, angle, size in rng.random((count, 6)).tolist():
+    for (kind, colour, x, y, angle, size), draw in zip(rng.random((count, 6)).tolist(), brush, strict=False):
         points, layers = _THINGS[int(kind * len(_THINGS))]
         base = _BIRD_COLOURS[int(colour * len(_BIRD_COLOURS))]
         placed = points @ (rotation(80 * angle - 40) * ((0.045 + 0.065 * size) * side))
@@ -217,7 +247,7 @@ def twig(
     xy = start + t[:, None] * along
     angles = np.degrees(np.arctan2(along[1], along[0])) + np.where(flip < 0.5, -1, 1) * (30 + 50 * angle)
     size = (0.07 + 0.07 * length[:, None]) * side * (1, 0.5)
-    _stamps(draw, _LEAF, xy, angles, size, greens, rng, _VEIN)
+    _stamps(itertools.repeat(draw), _LEAF, xy, angles, size, greens, rng, _VEIN)
 
 
 def occluder(
@@ -228,12 +258,14 @@ def occluder(
     if kind == 0:
         xy = target + rng.normal(0, 0.05, (2, 2)) * extent
         size = rng.uniform(0.16, 0.24, (2, 1)) * extent * (1, 0.5)
-        _stamps(draw, _LEAF, xy, rng.uniform(0, 360, 2), size, SCENES["forest"].greens, rng, _VEIN)
+        _stamps(itertools.repeat(draw), _LEAF, xy, rng.uniform(0, 360, 2), size, SCENES["forest"].greens, rng, _VEIN)
     elif kind == 1:
         angle = rng.uniform(-105, -75, 1)
         length = rng.uniform(0.6, 1.0) * side
         root = target - rotation(angle[0])[:, 0] * 0.6 * length
-        _stamps(draw, _BLADE, root[None], angle, np.array([[length, 0.045 * extent]]), scene.greens, rng)
+        _stamps(
+            itertools.repeat(draw), _BLADE, root[None], angle, np.array([[length, 0.045 * extent]]), scene.greens, rng
+        )
     else:
         reach = rotation(rng.uniform(-60, 60))[:, 0] * rng.uniform(0.25, 0.5) * side
         twig(draw, target - reach, target + reach, side, 2, scene.greens, rng, 0.05 * extent / side)
@@ -267,7 +299,7 @@ def light(
 
 
 def _stamps(
-    draw: ImageDraw.ImageDraw,
+    draws: Iterable[ImageDraw.ImageDraw],
     outline: np.ndarray,
     xy: np.ndarray,
     degrees: np.ndarray,
@@ -276,14 +308,14 @@ def _stamps(
     rng: np.random.Generator,
     vein: np.ndarray | None = None,
 ) -> None:
-    """Copies of an outline: points [P, 2], places [n, 2], angles [n], sizes [n, 2] along and across."""
+    """Copies of an outline, each with its own of the draws: points [P, 2], places [n, 2], angles [n], sizes [n, 2]."""
     angle = np.radians(degrees)
     axis = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     frame = np.stack([axis * size[:, :1], np.stack([-axis[:, 1], axis[:, 0]], axis=1) * size[:, 1:]], axis=1)
     polygons = (outline @ frame + xy[:, None]).reshape(len(xy), outline.size).tolist()
     veins = [] if vein is None else (vein @ frame + xy[:, None]).reshape(len(xy), vein.size).tolist()
     picks, tones = rng.integers(len(colours), size=len(xy)).tolist(), rng.uniform(0.82, 1.12, len(xy)).tolist()
-    for k, polygon in enumerate(polygons):
+    for (k, polygon), draw in zip(enumerate(polygons), draws, strict=False):
         colour = shade(colours[picks[k]], tones[k])
         draw.polygon(polygon, fill=(*colour, 0))
         if veins:

@@ -18,15 +18,15 @@ import numpy as np
 from PIL import Image
 
 from pipelines.drawn import scenes
-from pipelines.drawn.scenes import OVERSAMPLING, Canvas
+from pipelines.drawn.scenes import OVERSAMPLING, SCENERY, Canvas
 from pipelines.drawn.shapes import rotation
+from pipelines.drawn.species import Variant
 from pipelines.shards.samples import Sample
 
 if TYPE_CHECKING:
     from pipelines.drawn import bird_shapes, creature_shapes
 
 SPLITS = ("train", "val", "test")
-SCENERY = "scenery"  # what stands behind the object, as a name of something to leave out
 JPEG_QUALITY = 92
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 
@@ -58,6 +58,7 @@ class Drawing:
         landmarks: float32 [L, 2], x and y in continuous pixels.
         visibility: bool [L]: the landmark's part can be seen where the landmark is.
         absent: The parts that were not drawn.
+        things: Names of the things that make the scenery, drawn or hidden, from back to front.
     """
 
     image: Image.Image
@@ -65,6 +66,7 @@ class Drawing:
     landmarks: np.ndarray
     visibility: np.ndarray
     absent: tuple[str, ...]
+    things: tuple[str, ...]
 
     def box(self) -> np.ndarray:
         """Tight box of all that is visible of the parts: float32 [1, 4], x0, y0, x1, y1."""
@@ -80,6 +82,7 @@ class DrawnSplit(ABC):
         class_names: One per class.
         super_categories: One per class.
         part_names: Value p of a part map is ``part_names[p - 1]``.
+        class_parts: Of each class the parts in which classes differ, and how they look.
         landmark_names: In the order of ``Sample.landmarks``.
         absence: Exact probability that an image of the split lacks a part, one per part.
         locations: Whether images have a place and a date.
@@ -89,6 +92,7 @@ class DrawnSplit(ABC):
     class_names: list[str]
     super_categories: list[str]
     part_names: list[str]
+    class_parts: list[dict[str, Variant]]
     landmark_names: list[str]
     absence: list[float]
     locations: bool = False
@@ -151,20 +155,22 @@ class DrawnSplit(ABC):
 
         Args:
             index: Number of the image.
-            hidden: Parts that are not drawn, though the image has them, and ``SCENERY`` for what grows and lies behind
-                the object. Nothing that is random changes: every other pixel stays as it is, shadows included, and
-                where something was there is now what was behind it.
+            hidden: Parts that are not drawn, though the image has them; ``SCENERY`` for all that grows and lies behind
+                the object, or names of single ``things`` of it. Nothing that is random changes: every other pixel stays
+                as it is, shadows included, and where something was there is now what was behind it.
 
         Raises:
             IndexError: no such image.
-            ValueError: no such part.
+            ValueError: no such part, or no such thing in this image.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
-        if unknown := sorted({*hidden} - {*self.part_names, SCENERY}):
-            raise ValueError(f"hidden: expected {', '.join(self.part_names)} or {SCENERY}, got {', '.join(unknown)}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        return self._draw(index % len(self.class_names), rng, hidden)
+        drawing = self._draw(index % len(self.class_names), rng, hidden)
+        if unknown := sorted({*hidden} - {*self.part_names, SCENERY, *drawing.things}):
+            names = f"{', '.join(self.part_names)}, {SCENERY} or {SCENERY} 1 to {len(drawing.things)}"
+            raise ValueError(f"hidden: expected {names}, got {', '.join(unknown)}")
+        return drawing
 
     @abstractmethod
     def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:

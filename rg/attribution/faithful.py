@@ -1,4 +1,5 @@
-"""Whether explanations are faithful: the same numbers for every method, into RUN/faithful.json.
+"""Whether explanations are faithful: the same numbers for every method, into RUN/faithful.json, and image by image into
+RUN/faithful_images.npz.
 
 Pointing game (``pointing``), deletion and insertion (``curves``), removal of true parts from drawings (``removal``)
 and stability (``stability``), each of the class that the model names.
@@ -9,21 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
-from pipelines.drawn.redraw import Scene, redraw
-from pipelines.drawn.split import DrawnSplit
-from pipelines.files import check_file, sha256, write_json
+from pipelines.datasets.interventions import Interventions
+from pipelines.drawn.redraw import Scene as DrawnScene
+from pipelines.drawn.redraw import redraw
+from pipelines.files import atomic_write, check_file, sha256, write_json
 from pipelines.images import open_rgb
 from pipelines.peers import Alone, Peers
 from pipelines.shards import reader
@@ -31,54 +31,33 @@ from pipelines.shards.manifest import Manifest
 from pipelines.shards.reader import Reader
 from pipelines.shards.samples import Sample
 from pipelines.shards.storage import Location, resolve
-from rg.attribution.curves import Curves, areas
+from rg.attribution.account import Account, Batch
 from rg.attribution.factorization import DeepFeatureFactorization
-from rg.attribution.methods import Method, RandomMaps, factorize, methods
-from rg.attribution.pointing import pointing_game
-from rg.attribution.removal import Removal, Sight, mean
-from rg.attribution.stability import under_noise, under_shift
+from rg.attribution.methods import factorize, methods
+from rg.attribution.protocol import Protocol
+from rg.attribution.removal import Removal, Scene, Sight, covering_by_part
+from rg.attribution.values import Values, load_values, save_values
 from rg.config import RunConfig, flatten
 from rg.model.build import Model
 from rg.model.device import pick_device
 from rg.runs import inputs
 from rg.runs.agreement import software
-from rg.runs.folder import FAITHFUL, WEIGHTS, Classes, check_labelled, load_config, load_model, read_json, read_record
+from rg.runs.folder import (
+    FAITHFUL,
+    FAITHFUL_IMAGES,
+    WEIGHTS,
+    Classes,
+    check_labelled,
+    load_config,
+    load_model,
+    read_json,
+    read_record,
+)
 from rg.runs.pieces import Pieces, open_pieces
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How explanations are measured.
-
-    Attributes:
-        images: Number of images, drawn at random from the split; all of them if it has fewer.
-        seed: Of that draw, of random maps, of noise and of the factors of DFF.
-        steps: In how many steps all pixels are deleted, or inserted.
-        blur: Standard deviation of the blur that insertion starts from, as a share of the short side.
-        noise: Standard deviation of the noise that a map should withstand, in grey levels.
-        integration: Points of the sum of Integrated Gradients.
-    """
-
-    images: int = 100
-    seed: int = 0
-    steps: int = 10
-    blur: float = 0.05
-    noise: float = 4.0
-    integration: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("images", "steps", "integration"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
-        for name in ("blur", "noise"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if self.blur > 0.3:
-            raise ValueError(f"blur: expected at most 0.3 of the short side, got {self.blur}")
+Scenes = Callable[[Sample], Scene]
 
 
 def faithful(
@@ -89,10 +68,11 @@ def faithful(
     protocol: Protocol | None = None,
     batch_size: int = 16,
     device: str = "auto",
+    interventions: Path | None = None,
     peers: Peers | None = None,
     again: bool = True,
 ) -> dict[str, Any]:
-    """Measures the explanations of a run; writes RUN/faithful.json.
+    """Measures the explanations of a run; writes RUN/faithful.json and RUN/faithful_images.npz.
 
     What was measured lies in RUN/faithful.json.pieces until all is done, so one that was stopped goes on there.
 
@@ -104,6 +84,7 @@ def faithful(
         protocol: How.
         batch_size: Images at once.
         device: cpu, cuda or auto.
+        interventions: Folder of FunnyBirds as published, if the shards are of it: its images without parts.
         peers: Processes that call this with the same arguments and share the images; the first writes.
         again: Measure also what faithful.json holds already of the same settings, code and versions.
 
@@ -131,17 +112,17 @@ def faithful(
 
     manifest, loaded = peers.together(load)
     split = split or ("test" if "test" in manifest.splits else "val")
-    drawn, reason = _drawn(manifest, split)
+    scenes, reason = peers.together(lambda: _scenes(manifest, split, interventions))
 
     def choose() -> list[str]:
         samples = _choose(data, manifest, split, protocol) if first else []
-        if drawn is not None:
+        if scenes is not None:
             for sample in samples:
-                Scene(drawn, sample)  # raises if it cannot be drawn again
+                scenes(sample)  # raises if no part can be taken away
         return [sample.key for sample in samples]
 
     keys = peers.collect(peers.together(choose))[0]
-    source = Chosen(data, split, keys, drawn)
+    source = Chosen(data, split, keys, scenes)
     models = [
         {"run": str(folder), "recipe": read_record(folder).get("recipe")}
         | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
@@ -163,22 +144,31 @@ def faithful(
     decisive |= {"weights": weights, "configs": configs, "batch_size": batch_size, "device": device_type}
     text = json.dumps({**decisive, **software()}, sort_keys=True)
     digest = {"settings_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    there = not again and (run / FAITHFUL).is_file() and read_json(run / FAITHFUL).items() >= digest.items()
+    files = (run / FAITHFUL, run / FAITHFUL_IMAGES)
+    there = not again and all(file.is_file() for file in files) and read_json(files[0]).items() >= digest.items()
     if peers.collect(there)[0]:
         logger.info("%s: measured already", run)
         return read_json(run / FAITHFUL) if first else {}
     with open_pieces(run / f"{FAITHFUL}.pieces", decisive, peers) as pieces:
-        measured = [
-            _measure(f"{config.model.kind}-{number}", model, config, source, protocol, batch_size, pieces)
-            for number, (model, config) in enumerate(loaded)
-        ]
+        undefined, measured = [], []
+        for number, (model, config) in enumerate(loaded):
+            name = f"{config.model.kind}-{number}"
+            found, why = _measure(name, model, config, source, protocol, batch_size, pieces)
+            measured += found
+            undefined.append({"undefined": why})
 
         def write() -> dict[str, Any]:
             if not pieces.first:
                 return {}
-            rows = [model | figures for model, figures in zip(models, measured, strict=True)]
-            write_json(run / FAITHFUL, result | {"models": rows} | digest)
-            return result | {"models": rows} | digest
+            with atomic_write(run / FAITHFUL_IMAGES) as out:
+                save_values(measured, out)
+            rows = [
+                model | _figures(values, manifest.parts) | why
+                for model, values, why in zip(models, measured, undefined, strict=True)
+            ]
+            images = {"images_sha256": sha256(run / FAITHFUL_IMAGES)}
+            write_json(run / FAITHFUL, result | {"models": rows} | digest | images)
+            return result | {"models": rows} | digest | images
 
         return peers.together(write)
 
@@ -194,7 +184,8 @@ def check(runs: Sequence[Path], data: Location, split: str | None = None) -> Non
         _, classes = load_config(run)
         classes.check(Classes.of(manifest), "--data", run)
         read_record(run)
-        check_file(run / FAITHFUL, "run")
+        for name in (FAITHFUL, FAITHFUL_IMAGES):
+            check_file(run / name, "run")
     Reader(data, split or ("test" if "test" in manifest.splits else "val")).lost()
 
 
@@ -213,22 +204,27 @@ def _choose(data: Location, manifest: Manifest, split: str, protocol: Protocol) 
     return [sample for number, sample in enumerate(reader.read(data, split)) if number in chosen]
 
 
-def _drawn(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
-    """The split to draw again; or None, and why not."""
+def _scenes(manifest: Manifest, split: str, interventions: Path | None) -> tuple[Scenes | None, str]:
+    """How parts are taken away from samples; or None, and why they cannot be."""
+    if interventions is not None:
+        if manifest.dataset != "funnybirds":
+            raise ValueError(f"--interventions: expected shards of funnybirds, got shards of {manifest.dataset}")
+        return Interventions(interventions).scene, ""
     try:
-        return redraw(manifest, split), ""
+        drawn = redraw(manifest, split)
     except ValueError as error:
         return None, str(error)
+    return lambda sample: DrawnScene(drawn, sample), ""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The samples that are measured: keys of a split, and that split to draw again, if it was drawn."""
+    """The samples that are measured: keys of a split, and how parts are taken away from a sample, if they can be."""
 
     data: Location
     split: str
     keys: Sequence[str]
-    drawn: DrawnSplit | None
+    scenes: Scenes | None
 
     def chunks(self, size: int) -> list[Sequence[str]]:
         """The keys, so many at a time."""
@@ -247,8 +243,8 @@ def _measure(
     protocol: Protocol,
     batch_size: int,
     pieces: Pieces,
-) -> dict[str, Any]:
-    """What faithful.json holds of one model; nothing on other processes than the first."""
+) -> tuple[list[Values], dict[str, str]]:
+    """The values of one model, none on other processes than the first; and why a method is not defined for it."""
     chunks, images = source.chunks(batch_size), len(source.keys)
 
     def factors(_: Sequence[int], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
@@ -263,129 +259,43 @@ def _measure(
     components = pieces.peers.collect([np.load(file) for file in files])[0][0]
     compared = methods(model, DeepFeatureFactorization.of(components), protocol.integration, protocol.seed)
 
-    def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    explainers = {key: method.explain for key, method in compared.items() if method.explain}
+
+    def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[Values]:
         for number in numbers:
             samples = source.read(chunks[number])
-            account, removal = _Account(model, compared, protocol), Removal(model, batch_size)
-            batch = _batch(model, config, samples)
+            batch, account = _batch(model, config, samples), Account(model, compared, protocol)
             classes, maps = account.add(batch, number)
-            if source.drawn is not None:
-                scenes = [Scene(source.drawn, sample) for sample in samples]
-                removal.add(list(map(Sight, scenes, batch.windows)), classes, maps)
+            values = account.values(chunks[number])
+            if source.scenes is not None:
+                sights = list(map(Sight, map(source.scenes, samples), batch.windows))
+                values = values.beside(
+                    Removal(model, explainers, batch_size).values(chunks[number], sights, classes, maps)
+                )
             advance(len(samples))
-            yield {"account": account.state(), "removal": removal.state()}
+            yield values
 
-    def write(state: dict[str, Any], out: IO[bytes]) -> None:
-        out.write(json.dumps(state).encode())
-
-    account, removal = _Account(model, compared, protocol), Removal(model, batch_size)
-    for file in pieces.make(name, list(map(len, chunks)), work, write):
-        state = json.loads(file.read_bytes())
-        account.take(state["account"])
-        removal.take(state["removal"])
-    if not pieces.first:
-        return {}
-    result = account.results()
-    if source.drawn is not None:
-        by_method, model_results = removal.results()
-        result |= model_results
-        for key, values in by_method.items():
-            result["methods"][key] |= values
-    return result
+    files = pieces.make(name, list(map(len, chunks)), work, lambda values, out: save_values([values], out))
+    undefined = {key: method.undefined for key, method in compared.items() if method.undefined}
+    return [Values.join([load_values(file)[0] for file in files])] if pieces.first else [], undefined
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Some samples, the windows in which the model sees them, and what it sees: uint8 [N, 3, rows, columns]."""
-
-    samples: Sequence[Sample]
-    windows: list[Window]
-    images: Tensor
-
-    def boxes(self) -> list[np.ndarray]:
-        """Boxes [B, 4] in pixels of the images."""
-        none = np.empty((0, 4))
-        return [
-            window.move_boxes(none if sample.boxes is None else sample.boxes.astype(float))
-            for sample, window in zip(self.samples, self.windows, strict=True)
-        ]
+def _figures(values: Values, parts: Sequence[str]) -> dict[str, Any]:
+    """What faithful.json holds of one model: its figures, and their intervals."""
+    figures, ends = values.figures(), values.intervals()
+    if "thing_independence" in figures:
+        figures.setdefault("covering", None)
+    if figures.get("covering"):
+        by_part, ends_by_part = covering_by_part(values, parts)
+        pairs = sum(part["pairs"] for part in by_part.values())
+        figures["covering"] |= {"pairs": pairs, "by_part": by_part}
+        ends["covering"] |= {"by_part": ends_by_part}
+    return figures | {"intervals": ends}
 
 
-def _batch(model: Model, config: RunConfig, samples: Sequence[Sample]) -> _Batch:
+def _batch(model: Model, config: RunConfig, samples: Sequence[Sample]) -> Batch:
     geometry = inputs.evaluation_geometry(config.input)
     windows = [geometry.central_window(sample.width, sample.height) for sample in samples]
     shown = [show(open_rgb(sample.jpeg), window) for sample, window in zip(samples, windows, strict=True)]
     images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)  # channels_last, as the model is
-    return _Batch(samples, windows, images.to(model.backbone.pixel_mean.device))
-
-
-class _Account:
-    """What the methods are worth on the images so far, but for the removal of parts."""
-
-    def __init__(self, model: Model, compared: Mapping[str, Method], protocol: Protocol) -> None:
-        self._model, self._compared, self._protocol = model, compared, protocol
-        self._defined = {key: method.explain for key, method in compared.items() if method.explain}
-        self._values: dict[str, dict[str, list[float]]] = {key: defaultdict(list) for key in self._defined}
-        self._ends: dict[str, list[float]] = defaultdict(list)
-        self._right: list[bool] = []
-
-    def add(self, batch: _Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Takes note of a batch of that number.
-
-        Returns:
-            The classes that the model names [N], and their maps [N, h, w] by every method.
-        """
-        images = batch.images
-        for explain in self._defined.values():
-            if isinstance(explain, RandomMaps):
-                explain.begin(number)
-        with torch.no_grad():
-            classes = self._model(images).logits.argmax(1)
-        self._right += [sample.label == c for sample, c in zip(batch.samples, classes.tolist(), strict=True)]
-        maps = {key: explain(images, classes) for key, explain in self._defined.items()}
-        blur, grey = self._protocol.blur * min(images.shape[2:]), self._model.backbone.pixel_mean.flatten()
-        curves = Curves(self._probability, images, classes, grey, blur, self._protocol.steps, self._protocol.seed)
-        for name, values in curves.ends.items():
-            self._ends[name] += values.tolist()
-        for key, explain in self._defined.items():
-            scores, explained = self._values[key], maps[key]
-            hits = pointing_game(explained, batch.boxes(), (images.shape[2], images.shape[3]))
-            scores["pointing_error"] += [np.nan if hit is None else float(not hit) for hit in hits]
-            scores["deletion"] += areas(curves.deletion(explained)).tolist()
-            scores["insertion"] += areas(curves.insertion(explained)).tolist()
-            noisy = under_noise(explain, images, classes, explained, self._protocol.noise, self._protocol.seed)
-            scores["noise_stability"] += noisy.tolist()
-            shifted = under_shift(explain, images, classes, explained, self._model.backbone.stride)
-            scores["shift_stability"] += shifted.tolist()
-        return classes, maps
-
-    def state(self) -> dict[str, Any]:
-        """What was taken note of so far, as JSON values."""
-        return {"values": self._values, "ends": self._ends, "right": self._right}
-
-    def take(self, state: Mapping[str, Any]) -> None:
-        """Take note of what another one has taken note of, of images that follow those of this one."""
-        for key, by_name in state["values"].items():
-            for name, values in by_name.items():
-                self._values[key][name] += values
-        for name, values in state["ends"].items():
-            self._ends[name] += values
-        self._right += state["right"]
-
-    def results(self) -> dict[str, Any]:
-        """Means over the images."""
-        return {
-            "accuracy": None if self._model.multi_label else mean(self._right),
-            "probability": {name: mean(values) for name, values in self._ends.items()},
-            "methods": {
-                key: {name: mean(values) for name, values in by_name.items()} for key, by_name in self._values.items()
-            },
-            "undefined": {key: method.undefined for key, method in self._compared.items() if method.undefined},
-        }
-
-    @torch.no_grad()
-    def _probability(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Of one class of every image: [N]."""
-        logits = self._model(images).logits
-        probabilities = torch.sigmoid(logits) if self._model.multi_label else torch.softmax(logits, 1)
-        return probabilities.gather(1, classes[:, None])[:, 0]
+    return Batch(samples, windows, images.to(model.backbone.pixel_mean.device))

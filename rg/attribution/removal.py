@@ -1,24 +1,18 @@
 """What a model says when a true part of a drawn object is not there, and whether its explanations knew.
 
-The checks of FunnyBirds (Hesse et al., ICCV 2023) on our own drawings. An explanation calls a part, or the scenery
-behind the object, important if more than a share t of its positive attribution lies there. Single deletion asks no
-threshold: it is the rank correlation, over the parts of an image, of the attribution inside a part with the fall of the
-logit when that part is taken away. With a threshold,
+The protocol of FunnyBirds (``funnybirds``) on our own drawings, of which things in the background can go, too.
 
-    preservation      the class stays when all parts but the important ones are taken away
-    deletion check    the class changes when the important parts are taken away
-    distractibility   share of what the class does not need, parts and scenery, that is not called important
-
-and as in that paper they are given for the t at which their mean is best.
+Parts that cannot be seen take no part. The attribution in a part is that inside its outline and, as in the paper, a few
+pixels around it.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,23 +22,66 @@ from torch import Tensor
 
 from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
-from pipelines.drawn.redraw import Scene
-from pipelines.drawn.split import SCENERY
-from rg.attribution.stability import rank_correlation
+from pipelines.drawn.scenes import SCENERY
+from rg.attribution.funnybirds import (
+    WHOLE,
+    ClassParts,
+    Importance,
+    Removed,
+    Subject,
+    background_independence,
+    removals,
+    rivals,
+    scores,
+)
+from rg.attribution.stability import Explain
+from rg.attribution.values import COVERED_BY, Values
 from rg.model.build import Model
 from rg.model.region_grouping import RegionGroupingModel
 
-THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
-NOT_NEEDED = 0.05  # of the logit: what is taken away at less cost was not needed
-RANKED = 3  # parts that an image must show for a rank correlation
+AROUND = 2 / 256  # of the short side, that the outline of a part is widened by
+COVERING = ("covering/fall", "covering/others", "covering/most", "covering/chance")
+BARE: Removed = frozenset([SCENERY])
 
-Removed = frozenset[str]
-WHOLE: Removed = frozenset()
+
+class Scene(Protocol):
+    """An image of which parts and things can be taken away."""
+
+    @property
+    def label(self) -> int:
+        """The class that it shows."""
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """Of all parts, seen or not."""
+
+    @property
+    def class_parts(self) -> Sequence[ClassParts]:
+        """Of each class the parts in which classes differ, and how they look."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether all ``SCENERY`` can be taken away at once."""
+
+    @property
+    def parts(self) -> Mapping[str, np.ndarray]:
+        """The parts that can be seen, and where: bool [H, W]."""
+
+    @property
+    def things(self) -> Mapping[str, np.ndarray]:
+        """The things in the background, and where: bool [H, W]."""
+
+    def without(self, hidden: Collection[str]) -> np.ndarray:
+        """The image without some parts and things: uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a model sees of a drawn scene: the scene through the window of the model."""
+    """What a model sees of a scene: the scene through the window of the model."""
 
     scene: Scene
     window: Window
@@ -55,122 +92,131 @@ class Sight:
         return torch.from_numpy(np.array(show(Image.fromarray(pixels), self.window))).permute(2, 0, 1)
 
     @cached_property
-    def masks(self) -> dict[str, np.ndarray]:
-        """Where the parts and then the scenery are seen: bool [rows, columns] each; what is not seen is left out."""
-        places = {**self.scene.parts, SCENERY: self.scene.scenery}
-        seen = {name: self.window.move_part_map(mask) for name, mask in places.items()}
+    def parts(self) -> dict[str, np.ndarray]:
+        """Where the parts that are seen are: bool [rows, columns] each."""
+        seen = {name: self.window.move_part_map(mask) for name, mask in self.scene.parts.items()}
         return {name: mask for name, mask in seen.items() if mask.any()}
 
-    @property
-    def parts(self) -> list[str]:
-        """The parts that are seen."""
-        return [name for name in self.masks if name != SCENERY]
+    @cached_property
+    def things(self) -> dict[str, np.ndarray]:
+        """Where the things in the background are, but for those outside the window: bool [rows, columns] each."""
+        moved = {name: (mask, self.window.move_part_map(mask)) for name, mask in self.scene.things.items()}
+        return {name: seen for name, (mask, seen) in moved.items() if seen.any() or not mask.any()}
+
+    @cached_property
+    def near(self) -> dict[str, np.ndarray]:
+        """Where parts and things are, and a few pixels around them: bool [rows, columns] each."""
+        masks = {**self.parts, **self.things}
+        if not masks:
+            return {}
+        reach = round(AROUND * min(self.window.rows, self.window.columns))
+        stacked = torch.from_numpy(np.stack(list(masks.values()))).float()
+        wide = F.max_pool2d(stacked[:, None], 2 * reach + 1, 1, reach)[:, 0] > 0
+        return dict(zip(masks, wide.numpy(), strict=True))
+
+    def importance(self, values: np.ndarray) -> Importance:
+        """What a map [rows, columns] says."""
+        return Importance(
+            {name: float(values[mask].sum(dtype=np.float64)) for name, mask in self.near.items()},
+            float(values.sum(dtype=np.float64)),
+        )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of an image, with the class of the whole image: its logit and contributions [K], if any."""
+    """What the model says of an image: logits [C], and contributions [K] to that of the class of the whole, if any."""
 
-    winner: int
-    logit: float
+    logits: np.ndarray
     contributions: np.ndarray | None
 
 
-@dataclass
-class Scores:
-    """What one method is worth on the images so far; nan where an image cannot tell."""
-
-    single_deletion: list[float] = field(default_factory=list)
-    outside: list[float] = field(default_factory=list)
-    checks: list[np.ndarray] = field(default_factory=list)  # preservation, deletion check, distractibility: [3, T]
-
-    def summary(self) -> dict[str, float | None]:
-        """Means over the images, the checks at their best threshold."""
-        by_threshold = [[mean(values) for values in check] for check in np.stack(self.checks).transpose(1, 2, 0)]
-        best = max(range(len(THRESHOLDS)), key=lambda t: mean(check[t] for check in by_threshold) or 0.0)
-        preservation, deletion_check, distractibility = by_threshold
-        return {
-            "single_deletion": mean(self.single_deletion),
-            "preservation": preservation[best],
-            "deletion_check": deletion_check[best],
-            "distractibility": distractibility[best],
-            "threshold": THRESHOLDS[best],
-            "outside": mean(self.outside),
-        }
-
-
 class Removal:
-    """Takes parts away from images, and keeps account of what the model and its explanations made of it.
+    """Takes parts away from images, and tells what the model and its explanations made of it.
 
     Args:
         model: In evaluation mode.
+        explainers: Method -> images [N, 3, H, W] in 0..255 and classes [N] -> maps [N, h, w].
         batch_size: Images at once.
     """
 
-    def __init__(self, model: Model, batch_size: int) -> None:
-        self._model, self._batch_size = model, batch_size
-        self._scores: defaultdict[str, Scores] = defaultdict(Scores)
-        self._independent: list[bool] = []
-        self._covering: list[tuple[str, int, np.ndarray]] = []
+    def __init__(self, model: Model, explainers: Mapping[str, Explain], batch_size: int) -> None:
+        self._model, self._explainers, self._batch_size = model, explainers, batch_size
 
-    def add(self, sights: Sequence[Sight], classes: Tensor, maps: Mapping[str, Tensor]) -> None:
-        """Takes note of some images.
+    def values(
+        self, keys: Sequence[str], sights: Sequence[Sight], classes: Tensor, maps: Mapping[str, Tensor]
+    ) -> Values:
+        """What is measured of some images.
 
         Args:
-            sights: N images.
+            keys: Of N images.
+            sights: The images.
             classes: int64 [N], what the model says of them.
             maps: Maps [N, h, w] of those classes by every method, of any size.
         """
-        alone = [{frozenset([name]) for name in sight.masks} | {WHOLE, frozenset([SCENERY])} for sight in sights]
-        answers = self._ask(sights, classes, alone)
-        up = {key: self._up(values[:, None], sights)[:, 0].cpu().numpy() for key, values in maps.items()}
-        sets = [
-            {hidden for values in up.values() for pair in _hidden(sight, values[n]) for hidden in pair}
-            for n, sight in enumerate(sights)
-        ]
-        answers |= self._ask(sights, classes, [wanted - asked for wanted, asked in zip(sets, alone, strict=True)])
-        for n, sight in enumerate(sights):
-            mine = {hidden: answer for (image, hidden), answer in answers.items() if image == n}
-            self._independent.append(mine[frozenset([SCENERY])].winner == mine[WHOLE].winner)
-            for key, values in up.items():
-                self._score(self._scores[key], sight, values[n], mine)
-        if isinstance(self._model, RegionGroupingModel):
-            self._cover(self._model, sights, answers)
-
-    def state(self) -> dict[str, Any]:
-        """What was taken note of so far, as JSON values."""
-        scores = {
-            key: {
-                "single_deletion": values.single_deletion,
-                "outside": values.outside,
-                "checks": [check.tolist() for check in values.checks],
-            }
-            for key, values in self._scores.items()
+        named = classes.tolist()
+        up = {key: self._up(of, sights) for key, of in maps.items()}
+        said = {
+            key: [{own: sight.importance(values)} for sight, own, values in zip(sights, named, of, strict=True)]
+            for key, of in up.items()
         }
-        covering = [[name, part, falls.tolist()] for name, part, falls in self._covering]
-        return {"scores": scores, "independent": self._independent, "covering": covering}
+        pairs = [rivals(sight.scene.class_parts, sight.scene.label, list(sight.parts)) for sight in sights]
+        true = [sight.scene.label for sight in sights]
+        others = [[pair.rivals[k] if pair else own for pair, own in zip(pairs, named, strict=True)] for k in (0, 1)]
+        for labels in (true, *others):
+            if labels == named:
+                continue
+            for key, of in self._explain(sights, torch.tensor(labels, device=classes.device)).items():
+                for by_label, sight, label, values in zip(said[key], sights, labels, of, strict=True):
+                    by_label.setdefault(label, sight.importance(values))
 
-    def take(self, state: Mapping[str, Any]) -> None:
-        """Take note of what another one has taken note of, of images that follow those of this one."""
-        for key, values in state["scores"].items():
-            scores = self._scores[key]
-            scores.single_deletion += values["single_deletion"]
-            scores.outside += values["outside"]
-            scores.checks += [np.array(check) for check in values["checks"]]
-        self._independent += state["independent"]
-        self._covering += [(name, part, np.array(falls)) for name, part, falls in state["covering"]]
+        answers: dict[tuple[int, Removed], Answer] = {}
+        subjects = [
+            Subject(
+                sight.scene.label,
+                own,
+                list(sight.parts),
+                list(sight.things),
+                sight.scene.class_parts,
+                lambda removed, n=n: answers[n, removed].logits,  # type: ignore[misc]
+            )
+            for n, (sight, own) in enumerate(zip(sights, named, strict=True))
+        ]
+        wanted = [
+            removals(subject, (by_image[n][own] for by_image in said.values()))
+            for n, (subject, own) in enumerate(zip(subjects, named, strict=True))
+        ]
+        bare = [{BARE} if sight.scene.bare else set() for sight in sights]
+        asked = [sorted(own | more, key=sorted) for own, more in zip(wanted, bare, strict=True)]
+        answers |= self._ask(sights, classes, asked)
 
-    def results(self) -> tuple[dict[str, dict[str, float | None]], dict[str, Any]]:
-        """For every method its numbers, and those of the model itself."""
-        covering = self._summarize_covering() if self._covering else None
-        model_results = {"background_independence": mean(self._independent), "covering": covering}
-        return {key: scores.summary() for key, scores in self._scores.items()}, model_results
+        stays = [float(answers[n, BARE].logits.argmax() == own) if bare[n] else np.nan for n, own in enumerate(named)]
+        methods = {}
+        for key, by_image in said.items():
+            found = [
+                scores(subject, by_label.__getitem__) for subject, by_label in zip(subjects, by_image, strict=True)
+            ]
+            methods[key] = {name: np.array([of[name] for of in found]) for name in found[0]}
+            outside = list(map(_outside, sights, up[key]))
+            methods[key]["outside"] = np.where(np.array(stays) == 1, outside, np.nan)
+        things = [background_independence(subject) for subject in subjects]
+        independent = np.full((len(sights), max(map(len, things))), np.nan)
+        for row, of in zip(independent, things, strict=True):
+            row[: len(of)] = of
+        model = {"background_independence": np.array(stays), "thing_independence": independent}
+        if isinstance(self._model, RegionGroupingModel):
+            model |= self._cover(self._model, sights, answers)
+        return Values(keys, methods, model)
+
+    def _explain(self, sights: Sequence[Sight], labels: Tensor) -> dict[str, np.ndarray]:
+        """Maps of a class of each image [N, rows, columns] by every method."""
+        images = torch.stack([sight.image(WHOLE) for sight in sights]).to(labels.device)
+        return {key: self._up(explain(images, labels), sights) for key, explain in self._explainers.items()}
 
     @staticmethod
-    def _up(maps: Tensor, sights: Sequence[Sight]) -> Tensor:
-        """Maps [N, K, h, w] at the size of the images."""
+    def _up(maps: Tensor, sights: Sequence[Sight]) -> np.ndarray:
+        """Maps [N, h, w] at the size of the images."""
         size = sights[0].window.rows, sights[0].window.columns
-        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
+        return F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
 
     @torch.no_grad()
     def _ask(
@@ -187,94 +233,50 @@ class Removal:
             contributions: Sequence[np.ndarray | None] = [None] * len(chunk)
             if isinstance(self._model, RegionGroupingModel):
                 contributions = list(self._model.contributions(output, asked_classes)[0][:, 0].double().cpu().numpy())
-            winners, logits = output.logits.argmax(1).tolist(), output.logits.gather(1, asked_classes)[:, 0].tolist()
-            answers |= dict(zip(chunk, map(Answer, winners, logits, contributions), strict=True))
+            answers |= dict(zip(chunk, map(Answer, output.logits.double().cpu().numpy(), contributions), strict=True))
         return answers
-
-    @staticmethod
-    def _score(scores: Scores, sight: Sight, values: np.ndarray, answers: Mapping[Removed, Answer]) -> None:
-        """What a map [rows, columns] of one image is worth."""
-        whole = answers[WHOLE]
-        fall = {name: whole.logit - answers[frozenset([name])].logit for name in sight.masks}
-        parts = sight.parts
-        inside = np.array([[values[sight.masks[name]].sum() for name in parts]])
-        falls = np.array([[fall[name] for name in parts]])
-        ranked = len(parts) >= RANKED
-        scores.single_deletion.append(float(rank_correlation(inside, falls)[0]) if ranked else np.nan)
-
-        shares = _shares(sight, values)
-        independent = answers[frozenset([SCENERY])].winner == whole.winner
-        tells = independent and values.max() > 0
-        scores.outside.append(1 - sum(shares[name] for name in parts) if tells else np.nan)
-
-        needless = {name for name, by in fall.items() if by < NOT_NEEDED * abs(whole.logit)}
-        checks = []
-        for threshold, (others, important) in zip(THRESHOLDS, _hidden(sight, values), strict=True):
-            preserved = answers[others].winner == whole.winner
-            deleted = answers[important].winner != whole.winner
-            called = {name for name, share in shares.items() if share > threshold}
-            undistracted = 1 - len(called & needless) / len(needless) if needless else np.nan
-            checks.append((preserved, deleted, undistracted))
-        scores.checks.append(np.array(checks, dtype=np.float64).T)
 
     @torch.no_grad()
     def _cover(
         self, model: RegionGroupingModel, sights: Sequence[Sight], answers: Mapping[tuple[int, Removed], Answer]
-    ) -> None:
-        """For every true part the discovered part that covers it, and how all contributions fall without it."""
+    ) -> dict[str, np.ndarray]:
+        """For every true part the discovered part that covers it, and how the contributions fall without it: [N, P]."""
         images = torch.stack([sight.image(WHOLE) for sight in sights]).to(model.dictionary.centers.device)
-        assign = self._up(model(images).assign, sights)
+        assign = model(images).assign
+        names = sights[0].scene.part_names
+        found = {name: np.full((len(sights), len(names)), np.nan) for name in (*COVERING, COVERED_BY)}
         for n, sight in enumerate(sights):
-            whole = answers[n, WHOLE].contributions
+            whole, shares = answers[n, WHOLE].contributions, self._up(assign[n], sights)
             assert whole is not None
             for name in sight.parts:
-                without = answers[n, frozenset([name])].contributions
-                covering = int(assign[n].cpu().numpy()[:, sight.masks[name]].mean(1).argmax())
-                self._covering.append((name, covering, whole - without))
-
-    def _summarize_covering(self) -> dict[str, Any]:
-        """Mean fall of the covering parts, mean absolute change of the others, overall and for every true part."""
-        by_part: defaultdict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
-        for name, covering, falls in self._covering:
-            by_part[name].append((covering, falls))
-        pairs = [(covering, falls) for _, covering, falls in self._covering]
-        return {
-            **_falls(pairs),
-            "chance": 1 / len(pairs[0][1]),
-            "by_part": {
-                name: _falls(changes) | {"covering": Counter(k for k, _ in changes).most_common(1)[0][0]}
-                for name, changes in by_part.items()
-            },
-        }
+                change = whole - answers[n, frozenset([name])].contributions
+                k = int(shares[:, sight.parts[name]].mean(1).argmax())
+                others = np.abs(np.delete(change, k)).mean() if len(change) > 1 else np.nan
+                numbers = (change[k], others, float(np.abs(change).argmax() == k), 1 / len(change), k)
+                for key, number in zip(found, numbers, strict=True):
+                    found[key][n, names.index(name)] = number
+        return found
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what was measured (is neither nan nor None), None if nothing was."""
-    array = np.array(list(values), dtype=np.float64)
-    return None if np.isnan(array).all() else float(np.nanmean(array))
+def covering_by_part(values: Values, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the true parts that were seen, by their names: the figures of ``COVERING``, and their intervals.
+
+    ``pairs`` is the number of images, ``covering`` the discovered part that covers the true one most often.
+    """
+    by_part, ends = {}, {}
+    for p, name in enumerate(names):
+        covered_by = values.model[COVERED_BY][:, p]
+        counts = Counter(covered_by[~np.isnan(covered_by)].astype(int).tolist())
+        if counts:
+            own = Values(values.keys, {}, {key.split("/")[1]: values.model[key][:, p] for key in COVERING[:3]})
+            figures, ends[name] = own.figures(), own.intervals()
+            by_part[name] = figures | {"pairs": counts.total(), "covering": counts.most_common(1)[0][0]}
+    return by_part, ends
 
 
-def _shares(sight: Sight, values: np.ndarray) -> dict[str, float]:
-    """Share of the positive attribution in every part and in the scenery; 0 for a map without any."""
+def _outside(sight: Sight, values: np.ndarray) -> float:
+    """Share of the positive part of a map [rows, columns] outside of all parts; nan without any."""
     positive = values.clip(min=0)
-    total = positive.sum() or 1.0
-    return {name: float(positive[mask].sum() / total) for name, mask in sight.masks.items()}
-
-
-def _hidden(sight: Sight, values: np.ndarray) -> list[tuple[Removed, Removed]]:
-    """For every threshold the parts that a map [rows, columns] does not call important, and those that it does."""
-    shares, parts = _shares(sight, values), frozenset(sight.parts)
-    important = [frozenset(name for name in parts if shares[name] > threshold) for threshold in THRESHOLDS]
-    return [(parts - called, called) for called in important]
-
-
-def _falls(pairs: Sequence[tuple[int, np.ndarray]]) -> dict[str, Any]:
-    """Of pairs of a covering part and the falls of all contributions [K]."""
-    falls = [change[k] for k, change in pairs]
-    others = [np.abs(np.delete(change, k)).mean() if len(change) > 1 else np.nan for k, change in pairs]
-    return {
-        "pairs": len(pairs),
-        "fall": mean(falls),
-        "others": mean(others),
-        "most": mean(float(np.abs(change).argmax() == k) for k, change in pairs),
-    }
+    total = positive.sum()
+    inside = sum(positive[mask].sum() for mask in sight.parts.values())
+    return float(1 - inside / total) if total > 0 else float("nan")

@@ -116,6 +116,14 @@ def prepare_nabirds(arguments: Arguments) -> None:
     _prepare_published(arguments, "nabirds", prepare_nabirds, NABirds, splits)
 
 
+def prepare_funnybirds(arguments: Arguments) -> None:
+    """FunnyBirds: 50 rendered birds whose parts can be taken away; --raw holds FunnyBirds.zip or its folder."""
+    from pipelines.datasets.funnybirds import FunnyBirds
+    from pipelines.datasets.published import splits
+
+    _prepare_published(arguments, "funnybirds", prepare_funnybirds, FunnyBirds, splits)
+
+
 def prepare_partimagenet(arguments: Arguments) -> None:
     """PartImageNet, with part masks: 109 classes of its OOD release, divided as for part discovery."""
     from pipelines.datasets.partimagenet import PartImageNet
@@ -289,6 +297,7 @@ DATASETS: dict[str, Callable[[Arguments], None]] = {
     "cub200": prepare_cub200,
     "nabirds": prepare_nabirds,
     "partimagenet": prepare_partimagenet,
+    "funnybirds": prepare_funnybirds,
     "celeba": prepare_celeba,
     "celeba_unaligned": prepare_celeba_unaligned,
     "inat2017": prepare_inat2017,

@@ -69,8 +69,9 @@ def compare(arguments: Arguments) -> None:
 
 def faithful(arguments: Arguments) -> None:
     """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
-    from rg.attribution.faithful import Protocol, check
+    from rg.attribution.faithful import check
     from rg.attribution.faithful import faithful as measure
+    from rg.attribution.protocol import Protocol
     from rg.runs.folder import FAITHFUL
     from rg.tables import faithful as tables
 
@@ -80,6 +81,9 @@ def faithful(arguments: Arguments) -> None:
         "--data", type=str | None, default=None, help="shards to measure on; without it, what RUN holds"
     )
     parser.add_argument("--plain", type=Path | None, default=None, help="run of a plain network to measure beside RUN")
+    parser.add_argument(
+        "--interventions", type=Path | None, default=None, help="FunnyBirds as published, for shards of it"
+    )
     parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
     parser.add_class_arguments(Protocol, as_group=False)
     parser.add_argument("--batch-size", type=int, default=16, help="images at once")
@@ -96,15 +100,14 @@ def faithful(arguments: Arguments) -> None:
     if args.plain and len(args.runs) > 1:
         raise ValueError(f"--plain: expected one run to measure it beside, got {len(args.runs)}")
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
-    settings = (args.plain, args.split, protocol, args.batch_size, args.device)
-    results = []
+    settings = (args.plain, args.split, protocol, args.batch_size, args.device, args.interventions)
     with joined(args.device) as peers:
         peers.together(lambda: check(args.runs, args.data, args.split))
         for run in args.runs:
             with by_first(peers, locked(run, FAITHFUL)):
-                results.append(measure(run, args.data, *settings, peers, again=len(args.runs) == 1))
+                measure(run, args.data, *settings, peers=peers, again=len(args.runs) == 1)
         if peers.ranks.rank == 0:
-            print(tables.render(results, args.format))
+            print(tables.render(tables.read(args.runs), args.format))
 
 
 def report(arguments: Arguments) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from rg.evaluation.metrics import clusterings
-
-REPLICATES, LEVEL = 1000, 0.95
-BLOCK = 1 << 22  # weights at once
+from rg.runs.resampling import REPLICATES, draws, ends
 
 
 @dataclass
@@ -74,16 +71,5 @@ def intervals(samples: PerImage, replicates: int = REPLICATES) -> dict[str, list
     measured = [name for name, value in samples.figures().items() if value is not None]
     if not measured:
         return {}
-    blocks = [samples.weighted(weights) for weights in _weights(samples.images, replicates)]
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {name: np.nanquantile(np.concatenate([block[name] for block in blocks]), ends).tolist() for name in measured}
-
-
-def _weights(images: int, replicates: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn: multinomial, float64 [R, N] of some replicates at a time."""
-    rng = np.random.default_rng(0)
-    size = max(BLOCK // max(images, 1), 1)
-    for first in range(0, replicates, size):
-        count = min(size, replicates - first)
-        drawn = rng.integers(0, images, (count, images)) + images * np.arange(count)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
+    blocks = [samples.weighted(weights) for weights in draws(samples.images, replicates)]
+    return {name: ends(np.concatenate([block[name] for block in blocks])) for name in measured}

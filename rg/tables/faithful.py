@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.files import sha256
+from rg.attribution.comparison import winners
 from rg.attribution.methods import BASELINES, KINDS, NAMES
+from rg.attribution.values import Values, load_values
 from rg.explain.numbers import percent
-from rg.runs.folder import FAITHFUL, check_weights, read_json
+from rg.runs.folder import FAITHFUL, FAITHFUL_IMAGES, check_weights, read_json
 from rg.tables.grid import render_markdown, render_text
 
 FORMS = ("text", "markdown")
@@ -42,46 +45,83 @@ COLUMNS = (
     Column("noise_stability", "noise"),
     Column("shift_stability", "shift"),
     Column("single_deletion", "single deletion", removal=True),
+    Column("synthetic_data", "synthetic data", percent=True, removal=True),
     Column("preservation", "preservation", percent=True, removal=True),
     Column("deletion_check", "deletion check", percent=True, removal=True),
     Column("distractibility", "distractibility", percent=True, removal=True),
+    Column("completeness", "completeness", percent=True, removal=True),
+    Column("correctness", "correctness", percent=True, removal=True),
+    Column("contrastivity", "contrastivity", percent=True, removal=True),
+    Column("explainability", "mean of the three", percent=True, removal=True),
     Column("outside", "outside", low=True, percent=True, removal=True),
 )
 SAME = ("dataset", "split", "shards", "samples", "protocol", "removal")  # of results that share a table
 OF_LATE = ("shards",)  # earlier versions did not name them
 CURVES = "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image"
 STABILITY = "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further"
-REMOVAL = (
-    "the last five: parts taken away from drawn objects, after FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
-)
+PARTS = "parts taken away"  # the second table of a model
+REMOVAL = f"{PARTS}: from drawn objects, by the protocol of FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
 FLOOR = "random, centre: look at no pixel. Objects are mostly in the middle, so centre is a floor, not a straw man"
+STAR = (
+    "* better than every other method that looks at pixels: paired permutation tests over images, Holm's correction, "
+    "5 %, and ahead in every run; ↓ less is better, ↑ more is. [from, to]: 95 % interval over images"
+)
+NO_IMAGES = (
+    "no intervals and no stars where a run was measured by a version that kept no values of single images; "
+    "↓ less is better, ↑ more is"
+)
 
 
-def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The faithful.json of some runs.
+@dataclass(frozen=True)
+class Measured:
+    """What ``faithful`` wrote of a run.
+
+    Attributes:
+        result: RUN/faithful.json.
+        images: What the figures of its models are made of; None of an earlier version, which kept no such values.
+    """
+
+    result: Mapping[str, Any]
+    images: Sequence[Values] | None
+
+
+def read(runs: Sequence[Path]) -> list[Measured]:
+    """What ``faithful`` wrote of some runs.
 
     Raises:
-        ValueError: one has none, was trained on since, or was measured in another way than the first.
+        ValueError: one has no results or half of them, was trained on since, or was measured in another way than the
+            first.
     """
-    results: list[dict[str, Any]] = []
+    measured: list[Measured] = []
     for run in runs:
         if not (run / FAITHFUL).is_file():
             raise ValueError(f"{run}: has no {FAITHFUL}; run `python -m rg faithful {run} --data DIR` first")
         result = read_json(run / FAITHFUL, "models", *(name for name in SAME if name not in OF_LATE))
         check_weights(run, result["models"][0]["weights"], "faithful")
         for name in SAME:
-            expected = next((other[name] for other in results if other.get(name)), None)
+            expected = next((other.result[name] for other in measured if other.result.get(name)), None)
             if expected and result.get(name, expected) != expected:
                 raise ValueError(f"{run}: expected {name} as in {runs[0]}, {expected}, got {result[name]}")
-        results.append(result)
-    return results
+        measured.append(Measured(result, _images(run, result)))
+        if (measured[0].images is None) != (measured[-1].images is None):
+            raise ValueError(f"{run}: measured by another version than {runs[0]}; run `python -m rg faithful` again")
+    return measured
 
 
-def render(results: Sequence[Mapping[str, Any]], form: str) -> str:
+def _images(run: Path, result: Mapping[str, Any]) -> list[Values] | None:
+    if "images_sha256" not in result:
+        return None
+    path = run / FAITHFUL_IMAGES
+    if not path.is_file() or sha256(path) != result["images_sha256"]:
+        raise ValueError(f"{path}: missing, or not what {FAITHFUL} was made of; run `python -m rg faithful` again")
+    return load_values(path)
+
+
+def render(runs: Sequence[Measured], form: str) -> str:
     """The tables in the form text or markdown.
 
     Args:
-        results: What ``faithful`` returns, measured in one way.
+        runs: Measured in one way.
         form: One of ``FORMS``.
 
     Raises:
@@ -89,47 +129,51 @@ def render(results: Sequence[Mapping[str, Any]], form: str) -> str:
     """
     if form not in FORMS:
         raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
-    first = results[0]
-    columns = [column for column in COLUMNS if first["removal"] == "measured" or not column.removal]
-    models = {model["weights"]: model for result in results for model in result["models"]}  # a network counts once
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for model in models.values():
-        groups.setdefault((model["kind"], str(model["recipe"])), []).append(model)
+    first = runs[0].result
+    removed = first["removal"] == "measured"
+    groups: dict[tuple[str, str], dict[str, tuple[Mapping[str, Any], Values | None]]] = {}
+    for run in runs:
+        models = run.result["models"]
+        images: Sequence[Values | None] = run.images or [None] * len(models)
+        for model, values in zip(models, images, strict=True):
+            group = groups.setdefault((model["kind"], str(model["recipe"])), {})
+            group[model["weights"]] = (model, values)  # a network counts once
     blocks = [f"{first['dataset']}, {first['split']}: {first['samples']} images, seed {first['protocol']['seed']}"]
     for (kind, recipe), group in groups.items():
-        title, grid, remarks = _title(kind, recipe, group), _grid(group, columns), _remarks(group)
-        if form == "markdown":
-            blocks.append(render_markdown(f"**{title}**", grid, remarks))
-        else:
-            blocks.append(render_text(title, grid, remarks))
-    removal = REMOVAL if first["removal"] == "measured" else f"parts taken away: not measured, {first['removal']}"
-    notes = [CURVES, STABILITY, removal, FLOOR, "* the best that looks at pixels; ↓ less is better, ↑ more is"]
+        models = [model for model, _ in group.values()]
+        known = [values for _, values in group.values() if values is not None]
+        stars = _stars(known) if len(known) == len(models) else {}
+        tables = [(_title(kind, recipe, models), False, _remarks(models))]
+        tables += [(PARTS, True, _remarks_on_parts(models))] if removed else []
+        for title, removal, remarks in tables:
+            grid = _grid(models, [column for column in COLUMNS if column.removal == removal], stars)
+            if form == "markdown":
+                blocks.append(render_markdown(f"**{title}**", grid, remarks))
+            else:
+                blocks.append(render_text(title, grid, remarks))
+    on_parts = REMOVAL if removed else f"{PARTS}: not measured, {first['removal']}"
+    notes = [CURVES, STABILITY, on_parts, FLOOR, STAR if all(run.images for run in runs) else NO_IMAGES]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 
 def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
     number = f", {len(models)} runs" if len(models) > 1 else ""
-    accuracy = _figure([model["accuracy"] for model in models], share=True)
-    return f"{KINDS[kind]} ({recipe}{number}): accuracy on these images {accuracy}"
+    return f"{KINDS[kind]} ({recipe}{number}): accuracy on these images {_figure(models, 'accuracy', share=True)}"
 
 
-def _grid(models: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[list[str]]:
-    """Header and a row for each method, with a star at the best of every column."""
+def _stars(images: Sequence[Values]) -> dict[str, str]:
+    """Column -> the method that is better than all others that look at pixels, where there is one."""
+    methods = [key for key in NAMES if key in images[0].methods and key not in BASELINES]
+    return winners(images, methods, {column.key: column.low for column in COLUMNS})
+
+
+def _grid(models: Sequence[Mapping[str, Any]], columns: Sequence[Column], stars: Mapping[str, str]) -> list[list[str]]:
+    """Header and a row for each method, with a star where it is better than all others."""
     grid = [["method", *(f"{column.heading} {'↓' if column.low else '↑'}" for column in columns)]]
-    keys = [key for key in NAMES if key in models[0]["methods"]]
-    values = {(key, c.key): [model["methods"][key][c.key] for model in models] for key in keys for c in columns}
-    stars: set[tuple[str, str]] = set()
-    for column in columns:
-        means = {key: _mean(values[key, column.key]) for key in keys if key not in BASELINES}
-        known = {key: -value if column.low else value for key, value in means.items() if value is not None}
-        best = max(known.values(), default=None)
-        stars |= {(key, column.key) for key, value in known.items() if value == best}
-    for key in keys:
-        figures = [
-            _figure(values[key, column.key], column.percent) + (" *" if (key, column.key) in stars else "")
-            for column in columns
-        ]
-        grid.append([NAMES[key], *figures])
+    for key in (key for key in NAMES if key in models[0]["methods"]):
+        figures = [_figure(models, f"methods/{key}/{column.key}", column.percent) for column in columns]
+        marks = [" *" if stars.get(column.key) == key else "" for column in columns]
+        grid.append([NAMES[key], *map(str.__add__, figures, marks)])
     return grid
 
 
@@ -137,15 +181,21 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """What else there is to say of a model, in lines."""
     lines = [f"{NAMES[key]}: not defined, {why}" for key, why in models[0]["undefined"].items()]
     ends = ("image", "grey", "blurred")
-    probabilities = [f"{end} {_figure([model['probability'][end] for model in models], share=True)}" for end in ends]
-    lines.append(f"probability of the class: {', '.join(probabilities)}")
-    if "background_independence" in models[0]:
-        independent = _figure([model["background_independence"] for model in models], share=True)
-        lines.append(f"without the scenery the class stays in {independent} of the images")
-    covering = [model["covering"] for model in models if model.get("covering")]
+    probabilities = [f"{end} {_figure(models, f'probability/{end}', share=True)}" for end in ends]
+    return [*lines, f"probability of the class: {', '.join(probabilities)}"]
+
+
+def _remarks_on_parts(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What else there is to say of a model whose parts were taken away, in lines."""
+    independent = _figure(models, "background_independence", share=True)
+    lines = [f"without the scenery the class stays in {independent} of the images"]
+    if all("thing_independence" in model for model in models):
+        things = _figure(models, "thing_independence", share=True)
+        lines.append(f"background independence, thing by thing: {things} cost less than 5 % of the logit")
+    covering = [model for model in models if model.get("covering")]
     if covering:
         fall, others, most, chance = (
-            _figure([parts[name] for parts in covering], share=name in ("most", "chance"))
+            _figure(covering, f"covering/{name}", share=name in ("most", "chance"))
             for name in ("fall", "others", "most", "chance")
         )
         lines.append(
@@ -155,18 +205,23 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _figure(values: Sequence[float | None], share: bool = False) -> str:
-    """Mean ± standard deviation, a dash if nothing was measured."""
-    mean = _mean(values)
-    if mean is None:
+def _figure(models: Sequence[Mapping[str, Any]], place: str, share: bool = False) -> str:
+    """Of one model a figure and its interval, of several mean ± standard deviation; a dash if nothing was measured."""
+    known = [value for value in (_at(model, place) for model in models) if value is not None]
+    if not known:
         return "-"
     scale, decimals, unit = (100, 1, " %") if share else (1, 3, "")
-    known = [scale * value for value in values if value is not None]
     if len(known) > 1:
-        return f"{scale * mean:.{decimals}f} ± {statistics.stdev(known):.{decimals}f}{unit}"
-    return percent(mean) if share else f"{mean:.3f}"
+        mean, deviation = scale * statistics.fmean(known), scale * statistics.stdev(known)
+        return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}{unit}"
+    text = percent(known[0]) if share else f"{known[0]:.3f}"
+    ends = _at(models[0].get("intervals", {}), place) if len(models) == 1 else None
+    return text if ends is None else f"{text} [{', '.join(f'{scale * end:.{decimals}f}' for end in ends)}]"
+
+
+def _at(places: Mapping[str, Any], place: str) -> Any:
+    """What stands at a place such as ``probability/grey``; None where nothing does."""
+    found: Any = places
+    for name in place.split("/"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found

@@ -15,7 +15,9 @@ from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.files import write_json
 from pipelines.shards import writer
 from pipelines.shards.manifest import Manifest
-from rg.attribution.faithful import Protocol, faithful
+from rg.attribution.faithful import faithful
+from rg.attribution.protocol import Protocol
+from rg.attribution.values import load_values, save_values
 from rg.cli.main import main
 from rg.config import (
     BackboneConfig,
@@ -31,12 +33,14 @@ from rg.model.build import build_model
 from rg.runs.folder import RECORD, Classes, load_model, save_config, save_weights
 from rg.tables.faithful import read, render
 from tests.conftest import schema
+from tests.support import miniature_funnybirds
 from tests.support.launch import Launch
 
 FLOORS = {"random", "centre"}
 BOTH = {"grad_cam", "guided_grad_cam", "integrated_gradients", "dff"}
 SHORT = Protocol(images=2, steps=2, integration=2)
 REMOVAL = {"single_deletion", "preservation", "deletion_check", "distractibility", "outside"}
+COMPOSED = {"synthetic_data", "completeness", "correctness", "contrastivity", "explainability"}
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +96,14 @@ def test_both_models_are_measured_by_the_same_numbers(measured, runs):
     assert json.loads((runs[0] / "faithful.json").read_text()) == measured
     assert (measured["samples"], measured["split"], measured["removal"]) == (2, "test", "measured")
     parts, plain = measured["models"]
+    assert 0 <= parts["thing_independence"] <= 1
     assert set(parts["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
     assert set(plain["methods"]) == BOTH | FLOORS | {"cam"}
     assert set(parts["undefined"]) == {"cam"}
     assert set(plain["undefined"]) == {"attribution", "contribution"}
     columns = {frozenset(values) for model in (parts, plain) for values in model["methods"].values()}
     assert len(columns) == 1
-    assert columns.pop() > REMOVAL
+    assert columns.pop() > REMOVAL | COMPOSED
     assert parts["covering"]["pairs"] > 5
     assert plain["covering"] is None
     for model in (parts, plain):
@@ -116,15 +121,42 @@ def test_the_same_command_gives_the_same_numbers_and_another_seed_others(measure
     assert other["methods"]["random"] != again["methods"]["random"]
 
 
+def test_the_values_of_the_images_give_the_figures_and_their_intervals(measured, runs, tmp_path):
+    images = load_values(runs[0] / "faithful_images.npz")
+    for model, values in zip(measured["models"], images, strict=True):
+        assert len(values.keys) == 2
+        assert values.figures()["methods"] == model["methods"]
+        for method, by_name in model["intervals"]["methods"].items():
+            assert {name for name, value in model["methods"][method].items() if value is not None} == set(by_name)
+            for name in by_name.keys() & {"deletion", "insertion", "noise_stability", "single_deletion", "outside"}:
+                low, high = by_name[name]
+                assert low - 1e-12 <= model["methods"][method][name] <= high + 1e-12
+    low, high = measured["models"][0]["intervals"]["methods"]["attribution"]["deletion"]
+    assert f"[{low:.3f}, {high:.3f}]" in render(read([runs[0]]), "text")
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    write_json(run / "faithful.json", {name: value for name, value in measured.items() if name != "images_sha256"})
+    assert read([run])[0].images is None
+    with pytest.raises(ValueError, match="measured by another version than"):
+        read([runs[0], run])
+    write_json(run / "faithful.json", measured)
+    with (run / "faithful_images.npz").open("wb") as out:
+        save_values(images[:1], out)
+    with pytest.raises(ValueError, match=r"faithful_images\.npz: missing, or not what faithful\.json was made of"):
+        read([run])
+
+
 def test_the_command_prints_mean_and_deviation_of_runs_of_one_recipe(runs, data, tmp_path, capsys):
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs[:2]]
     options = ["--data", str(data), "--images", "2", "--steps", "2", "--integration", "2"]
     assert main(["faithful", *map(str, copies), *options]) == 0
     printed = capsys.readouterr().out
+    assert "nan" not in printed
     found = [json.loads((run / "faithful.json").read_text())["models"][0] for run in copies]
     assert found[0]["weights"] != found[1]["weights"]
     deletion = [model["methods"]["grad_cam"]["deletion"] for model in found]
-    (line,) = (line for line in printed.splitlines() if line.strip().startswith("Grad-CAM"))
+    line, of_parts = (line for line in printed.splitlines() if line.strip().startswith("Grad-CAM"))
+    mean = statistics.mean(model["methods"]["grad_cam"]["distractibility"] for model in found)
+    assert f"{100 * mean:.1f} ± " in of_parts
     assert f"{statistics.mean(deletion):.3f} ± {statistics.stdev(deletion):.3f}" in line
     assert "tiny_region_grouping, 2 runs" in printed
     assert main(["faithful", *map(str, copies)]) == 0  # without data, what the runs hold
@@ -138,7 +170,7 @@ def test_data_that_are_not_drawn_have_no_rows_of_removal(small_birds, tmp_path):
     assert "does not say how it was drawn" in result["removal"]
     assert not REMOVAL & set(result["models"][0]["methods"]["attribution"])
     for form in ("text", "markdown"):
-        printed = render([result], form)
+        printed = render(read([run]), form)
         assert "not measured" in printed
         assert "does not say how it was drawn" in printed
         assert "distractibility" not in printed
@@ -189,7 +221,7 @@ def test_runs_that_were_measured_in_different_ways_share_no_table(measured, runs
     save_weights(run, load_model(runs[0])[0])
     with pytest.raises(ValueError, match=r"was trained on since it was measured; run `python -m rg faithful` again$"):
         read([run])
-    assert read([runs[0]]) == [measured]
+    assert [of.result for of in read([runs[0]])] == [measured]
     assert np.isfinite(measured["models"][0]["accuracy"])
 
 
@@ -234,10 +266,31 @@ def test_attributes_are_explained_by_the_most_probable_one(tmp_path):
     assert model["accuracy"] is None
     assert model["probability"]["image"] >= 0.1
     assert set(model["methods"]) == BOTH | FLOORS | {"attribution", "contribution"}
-    assert "attributes is not drawn" in render([result], "text")
+    assert "attributes is not drawn" in render(read([run]), "text")
 
 
-FEW = ("--images", "6", "--steps", "2", "--integration", "2", "--batch-size", "2", "--device", "cpu")
+def test_funnybirds_is_measured_with_the_images_that_were_published_without_parts(runs, data, tmp_path, capsys):
+    miniature_funnybirds.build(tmp_path / "raw")
+    words = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "shards"), "--jobs", "1", "--allow-partial"]
+    assert main(["prepare", "funnybirds", *words]) == 0
+    run = make_run(tmp_path / "run", tmp_path / "shards")
+    options = ["--images", "3", "--steps", "2", "--integration", "2", "--interventions", str(tmp_path / "raw")]
+    assert main(["faithful", str(run), "--data", str(tmp_path / "shards"), *options]) == 0
+    (model,) = json.loads((run / "faithful.json").read_text())["models"]
+    (values,) = load_values(run / "faithful_images.npz")
+    assert values.model["thing_independence"].shape == (3, miniature_funnybirds.THINGS)
+    assert (values.model["thing_independence"][:, 0] == 1).all()  # it cannot be seen
+    assert model["background_independence"] is None  # there are no images without any background
+    assert set(model["covering"]["by_part"]) == set(miniature_funnybirds.LOOKS)
+    for method in model["methods"].values():
+        assert 0 <= method["distractibility"] <= 1
+        assert method["outside"] is None
+    assert "completeness" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--interventions: expected shards of funnybirds, got shards of birds"):
+        faithful(runs[0], data, interventions=tmp_path / "raw", protocol=SHORT)
+
+
+FEW = ("--images", "4", "--steps", "2", "--integration", "2", "--batch-size", "2", "--device", "cpu")
 
 
 def test_several_processes_measure_what_one_measures_also_if_they_are_killed(runs, data, tmp_path):
@@ -262,7 +315,7 @@ def test_several_processes_measure_what_one_measures_also_if_they_are_killed(run
     for result in (found, expected):
         assert result["models"][0].pop("run")
     assert found == expected
-    assert launch.said.count("birds, test: 6 images") == 1
+    assert launch.said.count("birds, test: 4 images") == 1
 
 
 def test_of_several_runs_those_that_are_measured_are_not_measured_again(runs, data, tmp_path, monkeypatch, caplog):

@@ -10,7 +10,7 @@ from scipy.ndimage import binary_dilation
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.creatures import Creatures, CreaturesConfig
 from pipelines.drawn.redraw import Scene, redraw
-from pipelines.drawn.split import SCENERY
+from pipelines.drawn.scenes import SCENERY
 from pipelines.shards.manifest import Manifest
 
 SPLITS = [
@@ -70,6 +70,43 @@ def test_hiding_the_scenery_leaves_the_object_as_it_is(split):
     assert changed > 1000
 
 
+@pytest.mark.parametrize("split", SPLITS, ids=lambda split: split.name)
+def test_things_of_the_scenery_go_one_by_one(split):
+    """One changes nothing but what lies behind the object; all together are the scenery."""
+    counts = []
+    for index in range(0, len(split), 12):
+        whole = split.drawing(index)
+        counts.append(len(whole.things))
+        inside = ~binary_dilation(whole.part_map == 0, NEAR)
+        for name in whole.things[::5]:
+            without = split.drawing(index, [name])
+            assert ((pixels(whole) != pixels(without)).any(2) & inside).sum() <= THIN
+            np.testing.assert_array_equal(whole.part_map, without.part_map)
+        bare = split.drawing(index, [SCENERY])
+        np.testing.assert_array_equal(pixels(split.drawing(index, whole.things)), pixels(bare))
+    assert min(counts) >= 7
+    assert max(counts) > 20
+
+
+def test_a_thing_is_seen_where_its_absence_changes_a_pixel():
+    birds = SPLITS[0]
+    scene = Scene(birds, birds[3])
+    assert 3 < len(scene.things) <= len(birds.drawing(3).things)
+    for name, mask in scene.things.items():
+        differs = (scene.without([name]) != scene.pixels).any(2)
+        assert not (mask & ~differs).sum() > mask.sum() // 2  # the JPEG may hold the same number by chance
+        assert not (mask & (scene.part_map > 0)).any()
+    scenery = (scene.without([SCENERY]) != scene.pixels).any(2) & (scene.part_map == 0)
+    assert (scenery & ~np.any(list(scene.things.values()), axis=0)).sum() <= THIN
+
+
+def test_classes_differ_in_their_parts():
+    for split in SPLITS:
+        looks = [tuple(sorted(parts.items(), key=lambda pair: pair[0])) for parts in split.class_parts]
+        assert len(set(looks)) == len(split.class_names)
+        assert all(set(parts) <= set(split.part_names) for parts in split.class_parts)
+
+
 def test_nothing_hidden_is_the_image_itself_and_all_hidden_is_no_object():
     birds = SPLITS[0]
     assert pixels(birds.drawing(5, [])).tolist() == pixels(birds.drawing(5)).tolist()
@@ -77,7 +114,9 @@ def test_nothing_hidden_is_the_image_itself_and_all_hidden_is_no_object():
 
 
 def test_what_cannot_be_hidden_is_named():
-    with pytest.raises(ValueError, match=r"hidden: expected beak, .* or scenery, got antlers"):
+    with pytest.raises(ValueError, match=r"got scenery 99"):
+        SPLITS[0].drawing(0, ["scenery 99"])
+    with pytest.raises(ValueError, match=r"hidden: expected beak, .*, scenery or scenery 1 to \d+, got antlers"):
         SPLITS[0].drawing(0, ["antlers"])
 
 
@@ -117,6 +156,5 @@ def test_a_scene_keeps_the_pixels_of_the_shard_but_for_what_was_hidden():
         assert (differs & mask).any()
     np.testing.assert_array_equal(scene.without([]), scene.pixels)
     assert set(scene.parts) == {birds.part_names[p - 1] for p in np.unique(sample.part_map) if p}
-    assert not (scene.scenery & (sample.part_map > 0)).any()
     assert scene.pixels.shape == (96, 96, 3)
     assert isinstance(Image.fromarray(scene.without([SCENERY])), Image.Image)
