@@ -1,7 +1,7 @@
 """Whether explanations are faithful: the same numbers for every method, into RUN/faithful.json.
 
-Pointing game (``pointing``), deletion and insertion (``curves``), removal of true parts from drawings (``removal``)
-and stability (``stability``), each of the class that the model names.
+Pointing game (``pointing``), deletion and insertion (``curves``), removal of true parts from drawings (``removal``),
+stability (``stability``), perturbation and randomisation (``columns``), each of the class that the model names.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,10 +32,13 @@ from pipelines.shards.manifest import Manifest
 from pipelines.shards.reader import Reader
 from pipelines.shards.samples import Sample
 from pipelines.shards.storage import Location, resolve
+from rg.attribution.columns import other_maps, perturbation
 from rg.attribution.curves import Curves, areas
 from rg.attribution.factorization import DeepFeatureFactorization
-from rg.attribution.methods import Method, RandomMaps, factorize, methods
+from rg.attribution.maps import integrated_gradients
+from rg.attribution.methods import BASELINES, Method, RandomMaps, factorize, methods
 from rg.attribution.pointing import pointing_game
+from rg.attribution.randomization import survivors
 from rg.attribution.removal import Removal, Sight, mean
 from rg.attribution.stability import under_noise, under_shift
 from rg.config import RunConfig, flatten
@@ -325,6 +329,8 @@ class _Account:
     def __init__(self, model: Model, compared: Mapping[str, Method], protocol: Protocol) -> None:
         self._model, self._compared, self._protocol = model, compared, protocol
         self._defined = {key: method.explain for key, method in compared.items() if method.explain}
+        points = max(1, protocol.integration // 4)  # each map is made a dozen times
+        self._coarse = self._defined | {"integrated_gradients": partial(integrated_gradients, model, steps=points)}
         self._values: dict[str, dict[str, list[float]]] = {key: defaultdict(list) for key in self._defined}
         self._ends: dict[str, list[float]] = defaultdict(list)
         self._right: list[bool] = []
@@ -357,6 +363,12 @@ class _Account:
             scores["noise_stability"] += noisy.tolist()
             shifted = under_shift(explain, images, classes, explained, self._model.backbone.stride)
             scores["shift_stability"] += shifted.tolist()
+        seed = (self._protocol.seed, number)
+        for key, column, values in (
+            *perturbation(self._model, self._probability, images, classes, maps, curves, seed),
+            *other_maps(self._model, self._coarse, images, classes, seed),
+        ):
+            self._values[key][column] += values.tolist()
         return classes, maps
 
     def state(self) -> dict[str, Any]:
@@ -374,12 +386,14 @@ class _Account:
 
     def results(self) -> dict[str, Any]:
         """Means over the images."""
+        random = {key: mean(values["mprt_full"]) for key, values in self._values.items() if key not in BASELINES}
         return {
             "accuracy": None if self._model.multi_label else mean(self._right),
             "probability": {name: mean(values) for name, values in self._ends.items()},
             "methods": {
                 key: {name: mean(values) for name, values in by_name.items()} for key, by_name in self._values.items()
             },
+            "survivors": survivors(random),
             "undefined": {key: method.undefined for key, method in self._compared.items() if method.undefined},
         }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rg.attribution.methods import BASELINES, KINDS, NAMES
+from rg.attribution.randomization import SURVIVES, survivors
 from rg.explain.numbers import percent
 from rg.runs.folder import FAITHFUL, check_weights, read_json
 from rg.tables.grid import render_markdown, render_text
@@ -25,35 +26,60 @@ class Column:
         heading: Its name for people.
         low: Whether less is better.
         percent: Whether it is a share.
-        removal: Whether it needs drawn objects whose parts can be taken away.
     """
 
     key: str
     heading: str
     low: bool = False
     percent: bool = False
-    removal: bool = False
 
 
-COLUMNS = (
-    Column("pointing_error", "pointing error", low=True, percent=True),
-    Column("deletion", "deletion", low=True),
-    Column("insertion", "insertion"),
-    Column("noise_stability", "noise"),
-    Column("shift_stability", "shift"),
-    Column("single_deletion", "single deletion", removal=True),
-    Column("preservation", "preservation", percent=True, removal=True),
-    Column("deletion_check", "deletion check", percent=True, removal=True),
-    Column("distractibility", "distractibility", percent=True, removal=True),
-    Column("outside", "outside", low=True, percent=True, removal=True),
-)
+GROUPS = {
+    "where it points": (
+        Column("pointing_error", "pointing error", low=True, percent=True),
+        Column("outside", "outside", low=True, percent=True),
+        Column("focus", "focus", percent=True),
+    ),
+    "order of pixels": (
+        Column("deletion", "deletion", low=True),
+        Column("insertion", "insertion"),
+        Column("road_morf", "ROAD MoRF", low=True),
+        Column("road_lerf", "ROAD LeRF"),
+    ),
+    "amounts": (
+        Column("infidelity", "infidelity", low=True),
+        Column("sensitivity_n", "sensitivity-n"),
+    ),
+    "stability": (
+        Column("noise_stability", "noise"),
+        Column("shift_stability", "shift"),
+    ),
+    "randomisation": (
+        Column("mprt", "MPRT", low=True),
+        Column("mprt_full", "all random", low=True),
+        Column("smprt", "sMPRT", low=True),
+        Column("emprt", "eMPRT"),
+        Column("random_logit", "random logit", low=True),
+    ),
+    "true parts": (
+        Column("single_deletion", "single deletion"),
+        Column("preservation", "preservation", percent=True),
+        Column("deletion_check", "deletion check", percent=True),
+        Column("distractibility", "distractibility", percent=True),
+    ),
+}
 SAME = ("dataset", "split", "shards", "samples", "protocol", "removal")  # of results that share a table
 OF_LATE = ("shards",)  # earlier versions did not name them
-CURVES = "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image"
-STABILITY = "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further"
-REMOVAL = (
-    "the last five: parts taken away from drawn objects, after FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
+NOTES = (
+    "focus: share of the positive map on the images of the class, in mosaics of two classes",
+    "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image",
+    "ROAD: probability while pixels are imputed, the most (MoRF) or the least relevant first (LeRF)",
+    "infidelity, sensitivity-n: how well sums of the map foretell what the logit loses",
+    "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further",
+    "MPRT: rank correlation with maps of random parameters, mean of all stages; sMPRT: of denoised maps, all random",
+    "eMPRT: how much more complex the map is when all is random; random logit: rank correlation with another class",
 )
+REMOVAL = "outside, true parts: on drawn objects, after FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
 FLOOR = "random, centre: look at no pixel. Objects are mostly in the middle, so centre is a floor, not a straw man"
 
 
@@ -90,20 +116,21 @@ def render(results: Sequence[Mapping[str, Any]], form: str) -> str:
     if form not in FORMS:
         raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
     first = results[0]
-    columns = [column for column in COLUMNS if first["removal"] == "measured" or not column.removal]
     models = {model["weights"]: model for result in results for model in result["models"]}  # a network counts once
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for model in models.values():
         groups.setdefault((model["kind"], str(model["recipe"])), []).append(model)
     blocks = [f"{first['dataset']}, {first['split']}: {first['samples']} images, seed {first['protocol']['seed']}"]
     for (kind, recipe), group in groups.items():
-        title, grid, remarks = _title(kind, recipe, group), _grid(group, columns), _remarks(group)
+        title, remarks = _title(kind, recipe, group), _remarks(group)
         if form == "markdown":
-            blocks.append(render_markdown(f"**{title}**", grid, remarks))
+            blocks.append("\n".join([f"**{title}**", "", *(f"- {remark}" for remark in remarks)]))
         else:
-            blocks.append(render_text(title, grid, remarks))
+            blocks.append("\n  ".join([title, *remarks]))
+        for name, grid in _grids(group).items():
+            blocks.append(render_markdown(f"*{name}*", grid, []) if form == "markdown" else render_text(name, grid, []))
     removal = REMOVAL if first["removal"] == "measured" else f"parts taken away: not measured, {first['removal']}"
-    notes = [CURVES, STABILITY, removal, FLOOR, "* the best that looks at pixels; ↓ less is better, ↑ more is"]
+    notes = [*NOTES, removal, FLOOR, "* the best that looks at pixels; ↓ less is better, ↑ more is"]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 
@@ -111,6 +138,16 @@ def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
     number = f", {len(models)} runs" if len(models) > 1 else ""
     accuracy = _figure([model["accuracy"] for model in models], share=True)
     return f"{KINDS[kind]} ({recipe}{number}): accuracy on these images {accuracy}"
+
+
+def _grids(models: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """The tables of a recipe by their names, of what was measured of all its runs: earlier versions measured less."""
+    measured = [values for model in models for values in model["methods"].values()]
+    found = {
+        name: [column for column in columns if all(column.key in values for values in measured)]
+        for name, columns in GROUPS.items()
+    }
+    return {name: _grid(models, columns) for name, columns in found.items() if columns}
 
 
 def _grid(models: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[list[str]]:
@@ -139,6 +176,7 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
     ends = ("image", "grey", "blurred")
     probabilities = [f"{end} {_figure([model['probability'][end] for model in models], share=True)}" for end in ends]
     lines.append(f"probability of the class: {', '.join(probabilities)}")
+    lines += _survivors(models)
     if "background_independence" in models[0]:
         independent = _figure([model["background_independence"] for model in models], share=True)
         lines.append(f"without the scenery the class stays in {independent} of the images")
@@ -153,6 +191,17 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
             f"others change by {others}; it changes most of all in {most} of the cases (chance {chance})"
         )
     return lines
+
+
+def _survivors(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which methods hardly notice that all parameters are random, in a line; none where that was not measured."""
+    methods = [model["methods"] for model in models]
+    keys = [key for key in NAMES if key in methods[0] and key not in BASELINES]
+    if not all("mprt_full" in by_key[key] for by_key in methods for key in keys):
+        return []
+    found = survivors({key: _mean(by_key[key]["mprt_full"] for by_key in methods) for key in keys})
+    named = ", ".join(NAMES[key] for key in found) or "none"
+    return [f"survive the randomisation of all parameters (all random at least {SURVIVES}): {named}"]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
