@@ -29,13 +29,14 @@ from rg.config import (
 from rg.evaluation.evaluate import evaluate
 from rg.model.build import build_model
 from rg.runs.folder import RECORD, Classes, load_model, save_config, save_weights
-from rg.tables.faithful import read, render
+from rg.tables.faithful import GROUPS, read, render
 from tests.conftest import schema
 from tests.support.launch import Launch
 
 FLOORS = {"random", "centre"}
 BOTH = {"grad_cam", "guided_grad_cam", "integrated_gradients", "dff"}
 SHORT = Protocol(images=2, steps=2, integration=2)
+ORDER = ("deletion", "insertion", "road_morf", "road_lerf")
 REMOVAL = {"single_deletion", "preservation", "deletion_check", "distractibility", "outside"}
 
 
@@ -96,14 +97,22 @@ def test_both_models_are_measured_by_the_same_numbers(measured, runs):
     assert set(plain["methods"]) == BOTH | FLOORS | {"cam"}
     assert set(parts["undefined"]) == {"cam"}
     assert set(plain["undefined"]) == {"attribution", "contribution"}
-    columns = {frozenset(values) for model in (parts, plain) for values in model["methods"].values()}
-    assert len(columns) == 1
-    assert columns.pop() > REMOVAL
+    everywhere = {column.key for columns in GROUPS.values() for column in columns}
+    for model, depth in ((parts, 7), (plain, 4)):
+        for values in model["methods"].values():
+            after = {name for name in values if name.startswith("mprt_after_")}
+            assert len(after) == depth
+            assert values.keys() - after == everywhere | {"threshold"}
+            assert values["mprt_full"] == values["mprt_after_backbone_lower"]
+        assert model["methods"]["centre"]["mprt"] == pytest.approx(1)
+        kept = {key for key, values in model["methods"].items() if (values["mprt_full"] or 0) >= 0.5}
+        assert {*model["survivors"]} == kept - FLOORS
+    assert parts["methods"]["attribution"]["random_logit"] == pytest.approx(1)
     assert parts["covering"]["pairs"] > 5
     assert plain["covering"] is None
     for model in (parts, plain):
         for values in model["methods"].values():
-            for name in ("pointing_error", "deletion", "insertion", *(REMOVAL - {"single_deletion"})):
+            for name in ("pointing_error", *ORDER, "infidelity", "focus", *(REMOVAL - {"single_deletion"})):
                 assert values[name] is None or 0 <= values[name] <= 1
         assert model["methods"]["centre"]["noise_stability"] == pytest.approx(1)
 
@@ -124,7 +133,8 @@ def test_the_command_prints_mean_and_deviation_of_runs_of_one_recipe(runs, data,
     found = [json.loads((run / "faithful.json").read_text())["models"][0] for run in copies]
     assert found[0]["weights"] != found[1]["weights"]
     deletion = [model["methods"]["grad_cam"]["deletion"] for model in found]
-    (line,) = (line for line in printed.splitlines() if line.strip().startswith("Grad-CAM"))
+    (table,) = (block for block in printed.split("\n\n") if block.startswith("order of pixels"))
+    (line,) = (line for line in table.splitlines() if line.strip().startswith("Grad-CAM"))
     assert f"{statistics.mean(deletion):.3f} ± {statistics.stdev(deletion):.3f}" in line
     assert "tiny_region_grouping, 2 runs" in printed
     assert main(["faithful", *map(str, copies)]) == 0  # without data, what the runs hold

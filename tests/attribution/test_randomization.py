@@ -98,12 +98,18 @@ def test_batch_norms_of_random_stages_have_the_statistics_of_the_images():
     for stage in cascade(model, images(), (0,)):
         with torch.no_grad():
             features = model.features(torch.cat([images(), images().flip(3)])) / model.standardization.scale
+        mean, variance = features.mean((0, 2, 3)), features.var((0, 2, 3))
+        expected = norm.running_var / (norm.running_var + norm.eps)
         if stage in HEAD[:3]:
             assert torch.equal(norm.running_mean, before)
+        elif stage == "dictionary":
+            np.testing.assert_allclose(mean, 0, atol=1e-4)
+            np.testing.assert_allclose(variance, expected, rtol=1e-3)
         else:
-            np.testing.assert_allclose(features.mean((0, 2, 3)), 0, atol=1e-4)
-            variance = norm.running_var
-            np.testing.assert_allclose(features.var((0, 2, 3)), variance / (variance + norm.eps), rtol=1e-3)
+            # Norms below were fitted in the same pass, where they divide by the deviation of the batch, later by that
+            # of the population: over 160 positions that is 1 + 1/320 for each of 15 norms, 5 % in all.
+            np.testing.assert_allclose(mean, 0, atol=0.05)
+            np.testing.assert_allclose(variance, expected, rtol=0.1)
 
 
 def test_one_image_is_enough_for_statistics():
