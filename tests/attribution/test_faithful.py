@@ -55,7 +55,7 @@ def make_run(folder, data, kind="region_grouping", seed=0):
     torch.manual_seed(seed)
     config = RunConfig(
         model=ModelConfig(
-            BackboneConfig(name="resnet18", weights="none"),
+            BackboneConfig(name="test_resnet", weights="none"),
             GroupingConfig(num_parts=3, standardize=True, init="kmeans", smoothing_padding="same"),
             HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
             kind=kind,

@@ -36,7 +36,7 @@ def images(count=5):
 def build(kind, multi_label=False):
     torch.manual_seed(0)
     config = ModelConfig(
-        BackboneConfig(name="resnet18", weights="none"),
+        BackboneConfig(name="test_resnet", weights="none"),
         GroupingConfig(num_parts=3, standardize=True, smoothing_padding="same"),
         HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
         kind=kind,
@@ -121,7 +121,7 @@ def test_one_image_is_enough_for_statistics():
 
 def test_a_sampler_is_random_last():
     config = ModelConfig(
-        BackboneConfig(name="resnet18", weights="none"), kind="plain", sampler=SamplerConfig(kind="saliency")
+        BackboneConfig(name="test_resnet", weights="none"), kind="plain", sampler=SamplerConfig(kind="saliency")
     )
     model = build_model(config, 5, pretrained=False).eval()
     assert [*stages(model)] == ["classifier", *DEPTHS, "sampler"]
