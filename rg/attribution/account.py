@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from pipelines.batches.geometry import Window
 from pipelines.shards.samples import Sample
+from rg.attribution.columns import other_maps, perturbation
 from rg.attribution.curves import Curves, areas
+from rg.attribution.maps import integrated_gradients
 from rg.attribution.methods import Method, RandomMaps
 from rg.attribution.pointing import pointing_game
 from rg.attribution.protocol import Protocol
@@ -44,6 +47,8 @@ class Account:
     def __init__(self, model: Model, compared: Mapping[str, Method], protocol: Protocol) -> None:
         self._model, self._compared, self._protocol = model, compared, protocol
         self._defined = {key: method.explain for key, method in compared.items() if method.explain}
+        points = max(1, protocol.integration // 4)  # each map is made a dozen times
+        self._coarse = self._defined | {"integrated_gradients": partial(integrated_gradients, model, steps=points)}
         self._values: dict[str, dict[str, list[float]]] = {key: defaultdict(list) for key in self._defined}
         self._ends: dict[str, list[float]] = defaultdict(list)
         self._right: list[float] = []
@@ -77,6 +82,12 @@ class Account:
             scores["noise_stability"] += noisy.tolist()
             shifted = under_shift(explain, images, classes, explained, self._model.backbone.stride)
             scores["shift_stability"] += shifted.tolist()
+        seed = (self._protocol.seed, number)
+        for key, column, measured in (
+            *perturbation(self._model, self._probability, images, classes, maps, curves, seed),
+            *other_maps(self._model, self._coarse, images, classes, seed),
+        ):
+            self._values[key][column] += measured.tolist()
         return classes, maps
 
     def values(self, keys: Sequence[str]) -> Values:

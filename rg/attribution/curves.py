@@ -69,7 +69,7 @@ class Curves:
         return self._curve(maps, self._blurred, self._image, "blurred", "image")
 
     def _curve(self, maps: Tensor, before: Tensor, after: Tensor, first: str, last: str) -> np.ndarray:
-        rank = self._ranks(maps)
+        rank = self.ranks(maps)
         pixels = rank[0].numel()
         points = [self.ends[first]]
         for step in range(1, self._steps):
@@ -77,7 +77,7 @@ class Curves:
             points.append(self._probability(mixed, self._classes).double().cpu().numpy())
         return np.stack([*points, self.ends[last]], axis=1)
 
-    def _ranks(self, maps: Tensor) -> Tensor:
+    def ranks(self, maps: Tensor) -> Tensor:
         """Place of every pixel in the order of the up-sampled map, int64 [N, H, W]: 0 for the largest value."""
         size = self._image.shape[2:]
         values = F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False).flatten(1)

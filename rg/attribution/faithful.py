@@ -1,8 +1,8 @@
 """Whether explanations are faithful: the same numbers for every method, into RUN/faithful.json, and image by image into
 RUN/faithful_images.npz.
 
-Pointing game (``pointing``), deletion and insertion (``curves``), removal of true parts from drawings (``removal``)
-and stability (``stability``), each of the class that the model names.
+Pointing game (``pointing``), deletion and insertion (``curves``), removal of true parts from drawings (``removal``),
+stability (``stability``), perturbation and randomisation (``columns``), each of the class that the model names.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from pipelines.shards.samples import Sample
 from pipelines.shards.storage import Location, resolve
 from rg.attribution.account import Account, Batch
 from rg.attribution.factorization import DeepFeatureFactorization
-from rg.attribution.methods import factorize, methods
+from rg.attribution.methods import BASELINES, factorize, methods
 from rg.attribution.protocol import Protocol
+from rg.attribution.randomization import survivors
 from rg.attribution.removal import Removal, Scene, Sight, covering_by_part
 from rg.attribution.values import Values, load_values, save_values
 from rg.config import RunConfig, flatten
@@ -283,6 +284,8 @@ def _measure(
 def _figures(values: Values, parts: Sequence[str]) -> dict[str, Any]:
     """What faithful.json holds of one model: its figures, and their intervals."""
     figures, ends = values.figures(), values.intervals()
+    random = {key: of["mprt_full"] for key, of in figures["methods"].items() if key not in BASELINES}
+    figures["survivors"] = survivors(random)
     if "thing_independence" in figures:
         figures.setdefault("covering", None)
     if figures.get("covering"):

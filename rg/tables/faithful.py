@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.files import sha256
 from rg.attribution.comparison import winners
 from rg.attribution.methods import BASELINES, KINDS, NAMES
+from rg.attribution.randomization import SURVIVES, survivors
 from rg.attribution.values import Values, load_values
 from rg.explain.numbers import percent
 from rg.runs.folder import FAITHFUL, FAITHFUL_IMAGES, check_weights, read_json
@@ -28,38 +29,67 @@ class Column:
         heading: Its name for people.
         low: Whether less is better.
         percent: Whether it is a share.
-        removal: Whether it needs drawn objects whose parts can be taken away.
     """
 
     key: str
     heading: str
     low: bool = False
     percent: bool = False
-    removal: bool = False
 
 
-COLUMNS = (
-    Column("pointing_error", "pointing error", low=True, percent=True),
-    Column("deletion", "deletion", low=True),
-    Column("insertion", "insertion"),
-    Column("noise_stability", "noise"),
-    Column("shift_stability", "shift"),
-    Column("single_deletion", "single deletion", removal=True),
-    Column("synthetic_data", "synthetic data", percent=True, removal=True),
-    Column("preservation", "preservation", percent=True, removal=True),
-    Column("deletion_check", "deletion check", percent=True, removal=True),
-    Column("distractibility", "distractibility", percent=True, removal=True),
-    Column("completeness", "completeness", percent=True, removal=True),
-    Column("correctness", "correctness", percent=True, removal=True),
-    Column("contrastivity", "contrastivity", percent=True, removal=True),
-    Column("explainability", "mean of the three", percent=True, removal=True),
-    Column("outside", "outside", low=True, percent=True, removal=True),
-)
+GROUPS = {
+    "where it points": (
+        Column("pointing_error", "pointing error", low=True, percent=True),
+        Column("outside", "outside", low=True, percent=True),
+        Column("focus", "focus", percent=True),
+    ),
+    "order of pixels": (
+        Column("deletion", "deletion", low=True),
+        Column("insertion", "insertion"),
+        Column("road_morf", "ROAD MoRF", low=True),
+        Column("road_lerf", "ROAD LeRF"),
+    ),
+    "amounts": (
+        Column("infidelity", "infidelity", low=True),
+        Column("sensitivity_n", "sensitivity-n"),
+    ),
+    "stability": (
+        Column("noise_stability", "noise"),
+        Column("shift_stability", "shift"),
+    ),
+    "randomisation": (
+        Column("mprt", "MPRT", low=True),
+        Column("mprt_full", "all random", low=True),
+        Column("smprt", "sMPRT", low=True),
+        Column("emprt", "eMPRT"),
+        Column("random_logit", "random logit", low=True),
+    ),
+    "parts taken away": (
+        Column("synthetic_data", "synthetic data", percent=True),
+        Column("preservation", "preservation", percent=True),
+        Column("deletion_check", "deletion check", percent=True),
+        Column("distractibility", "distractibility", percent=True),
+    ),
+    "FunnyBirds": (
+        Column("single_deletion", "single deletion"),
+        Column("completeness", "completeness", percent=True),
+        Column("correctness", "correctness", percent=True),
+        Column("contrastivity", "contrastivity", percent=True),
+        Column("explainability", "mean of the three", percent=True),
+    ),
+}
 SAME = ("dataset", "split", "shards", "samples", "protocol", "removal")  # of results that share a table
 OF_LATE = ("shards",)  # earlier versions did not name them
-CURVES = "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image"
-STABILITY = "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further"
-PARTS = "parts taken away"  # the second table of a model
+NOTES = (
+    "focus: share of the positive map on the images of the class, in mosaics of two classes",
+    "deletion, insertion: area below the probability while pixels go to grey, or come into the blurred image",
+    "ROAD: probability while pixels are imputed, the most (MoRF) or the least relevant first (LeRF)",
+    "infidelity, sensitivity-n: how well sums of the map foretell what the logit loses",
+    "noise, shift: rank correlation with the map of the noisy image, and of the image one stride further",
+    "MPRT: rank correlation with maps of random parameters, mean of all stages; sMPRT: of denoised maps, all random",
+    "eMPRT: how much more complex the map is when all is random; random logit: rank correlation with another class",
+)
+PARTS = "parts taken away"
 REMOVAL = f"{PARTS}: from drawn objects, by the protocol of FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
 FLOOR = "random, centre: look at no pixel. Objects are mostly in the middle, so centre is a floor, not a straw man"
 STAR = (
@@ -130,7 +160,6 @@ def render(runs: Sequence[Measured], form: str) -> str:
     if form not in FORMS:
         raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
     first = runs[0].result
-    removed = first["removal"] == "measured"
     groups: dict[tuple[str, str], dict[str, tuple[Mapping[str, Any], Values | None]]] = {}
     for run in runs:
         models = run.result["models"]
@@ -143,16 +172,15 @@ def render(runs: Sequence[Measured], form: str) -> str:
         models = [model for model, _ in group.values()]
         known = [values for _, values in group.values() if values is not None]
         stars = _stars(known) if len(known) == len(models) else {}
-        tables = [(_title(kind, recipe, models), False, _remarks(models))]
-        tables += [(PARTS, True, _remarks_on_parts(models))] if removed else []
-        for title, removal, remarks in tables:
-            grid = _grid(models, [column for column in COLUMNS if column.removal == removal], stars)
-            if form == "markdown":
-                blocks.append(render_markdown(f"**{title}**", grid, remarks))
-            else:
-                blocks.append(render_text(title, grid, remarks))
-    on_parts = REMOVAL if removed else f"{PARTS}: not measured, {first['removal']}"
-    notes = [CURVES, STABILITY, on_parts, FLOOR, STAR if all(run.images for run in runs) else NO_IMAGES]
+        title, remarks = _title(kind, recipe, models), _remarks(models)
+        if form == "markdown":
+            blocks.append("\n".join([f"**{title}**", "", *(f"- {remark}" for remark in remarks)]))
+        else:
+            blocks.append("\n  ".join([title, *remarks]))
+        for name, grid in _grids(models, stars).items():
+            blocks.append(render_markdown(f"*{name}*", grid, []) if form == "markdown" else render_text(name, grid, []))
+    on_parts = REMOVAL if first["removal"] == "measured" else f"{PARTS}: not measured, {first['removal']}"
+    notes = [*NOTES, on_parts, FLOOR, STAR if all(run.images for run in runs) else NO_IMAGES]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 
@@ -164,7 +192,18 @@ def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
 def _stars(images: Sequence[Values]) -> dict[str, str]:
     """Column -> the method that is better than all others that look at pixels, where there is one."""
     methods = [key for key in NAMES if key in images[0].methods and key not in BASELINES]
-    return winners(images, methods, {column.key: column.low for column in COLUMNS})
+    columns = [column for group in GROUPS.values() for column in group]
+    return winners(images, methods, {column.key: column.low for column in columns})
+
+
+def _grids(models: Sequence[Mapping[str, Any]], stars: Mapping[str, str]) -> dict[str, list[list[str]]]:
+    """The tables of a recipe by their names, of what was measured of all its runs: earlier versions measured less."""
+    measured = [values for model in models for values in model["methods"].values()]
+    found = {
+        name: [column for column in columns if all(column.key in values for values in measured)]
+        for name, columns in GROUPS.items()
+    }
+    return {name: _grid(models, columns, stars) for name, columns in found.items() if columns}
 
 
 def _grid(models: Sequence[Mapping[str, Any]], columns: Sequence[Column], stars: Mapping[str, str]) -> list[list[str]]:
@@ -182,7 +221,21 @@ def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"{NAMES[key]}: not defined, {why}" for key, why in models[0]["undefined"].items()]
     ends = ("image", "grey", "blurred")
     probabilities = [f"{end} {_figure(models, f'probability/{end}', share=True)}" for end in ends]
-    return [*lines, f"probability of the class: {', '.join(probabilities)}"]
+    lines.append(f"probability of the class: {', '.join(probabilities)}")
+    lines += _survivors(models)
+    return lines + (_remarks_on_parts(models) if "background_independence" in models[0] else [])
+
+
+def _survivors(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which methods hardly notice that all parameters are random, in a line; none where that was not measured."""
+    keys = [key for key in NAMES if key in models[0]["methods"] and key not in BASELINES]
+    if not all("mprt_full" in model["methods"][key] for model in models for key in keys):
+        return []
+    values = {key: [model["methods"][key]["mprt_full"] for model in models] for key in keys}
+    known = {key: [value for value in of if value is not None] for key, of in values.items()}
+    found = survivors({key: statistics.fmean(of) if of else None for key, of in known.items()})
+    named = ", ".join(NAMES[key] for key in found) or "none"
+    return [f"survive the randomisation of all parameters (all random at least {SURVIVES}): {named}"]
 
 
 def _remarks_on_parts(models: Sequence[Mapping[str, Any]]) -> list[str]:

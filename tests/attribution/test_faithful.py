@@ -31,7 +31,7 @@ from rg.config import (
 from rg.evaluation.evaluate import evaluate
 from rg.model.build import build_model
 from rg.runs.folder import RECORD, Classes, load_model, save_config, save_weights
-from rg.tables.faithful import read, render
+from rg.tables.faithful import GROUPS, read, render
 from tests.conftest import schema
 from tests.support import miniature_funnybirds
 from tests.support.launch import Launch
@@ -39,6 +39,7 @@ from tests.support.launch import Launch
 FLOORS = {"random", "centre"}
 BOTH = {"grad_cam", "guided_grad_cam", "integrated_gradients", "dff"}
 SHORT = Protocol(images=2, steps=2, integration=2)
+ORDER = ("deletion", "insertion", "road_morf", "road_lerf")
 REMOVAL = {"single_deletion", "preservation", "deletion_check", "distractibility", "outside"}
 COMPOSED = {"synthetic_data", "completeness", "correctness", "contrastivity", "explainability"}
 
@@ -58,7 +59,7 @@ def make_run(folder, data, kind="region_grouping", seed=0):
     torch.manual_seed(seed)
     config = RunConfig(
         model=ModelConfig(
-            BackboneConfig(name="resnet18", weights="none"),
+            BackboneConfig(name="test_resnet", weights="none"),
             GroupingConfig(num_parts=3, standardize=True, init="kmeans", smoothing_padding="same"),
             HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
             kind=kind,
@@ -101,14 +102,22 @@ def test_both_models_are_measured_by_the_same_numbers(measured, runs):
     assert set(plain["methods"]) == BOTH | FLOORS | {"cam"}
     assert set(parts["undefined"]) == {"cam"}
     assert set(plain["undefined"]) == {"attribution", "contribution"}
-    columns = {frozenset(values) for model in (parts, plain) for values in model["methods"].values()}
-    assert len(columns) == 1
-    assert columns.pop() > REMOVAL | COMPOSED
+    everywhere = {column.key for columns in GROUPS.values() for column in columns}
+    for model, depth in ((parts, 7), (plain, 4)):
+        for values in model["methods"].values():
+            after = {name for name in values if name.startswith("mprt_after_")}
+            assert len(after) == depth
+            assert values.keys() - after == everywhere | {"threshold"}
+            assert values["mprt_full"] == values["mprt_after_backbone_lower"]
+        assert model["methods"]["centre"]["mprt"] == pytest.approx(1)
+        kept = {key for key, values in model["methods"].items() if (values["mprt_full"] or 0) >= 0.5}
+        assert {*model["survivors"]} == kept - FLOORS
+    assert parts["methods"]["attribution"]["random_logit"] == pytest.approx(1)
     assert parts["covering"]["pairs"] > 5
     assert plain["covering"] is None
     for model in (parts, plain):
         for values in model["methods"].values():
-            for name in ("pointing_error", "deletion", "insertion", *(REMOVAL - {"single_deletion"})):
+            for name in ("pointing_error", *ORDER, "infidelity", "focus", *(REMOVAL - {"single_deletion"})):
                 assert values[name] is None or 0 <= values[name] <= 1
         assert model["methods"]["centre"]["noise_stability"] == pytest.approx(1)
 
@@ -154,7 +163,11 @@ def test_the_command_prints_mean_and_deviation_of_runs_of_one_recipe(runs, data,
     found = [json.loads((run / "faithful.json").read_text())["models"][0] for run in copies]
     assert found[0]["weights"] != found[1]["weights"]
     deletion = [model["methods"]["grad_cam"]["deletion"] for model in found]
-    line, of_parts = (line for line in printed.splitlines() if line.strip().startswith("Grad-CAM"))
+    tables = {block.split("\n")[0].strip(): block for block in printed.split("\n\n")}
+    line, of_parts = (
+        next(line for line in tables[name].splitlines() if line.strip().startswith("Grad-CAM"))
+        for name in ("order of pixels", "parts taken away")
+    )
     mean = statistics.mean(model["methods"]["grad_cam"]["distractibility"] for model in found)
     assert f"{100 * mean:.1f} ± " in of_parts
     assert f"{statistics.mean(deletion):.3f} ± {statistics.stdev(deletion):.3f}" in line

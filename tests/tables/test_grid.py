@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from rg.tables.faithful import COLUMNS, NO_IMAGES, Measured, render
+from rg.attribution.methods import NAMES
+from rg.tables.faithful import GROUPS, NO_IMAGES, Measured, render
 from rg.tables.grid import escape, render_markdown, render_text
 
 GRID = [["method", "error ↓"], ["Attention (Q^T a)", "0.5 ± 0.1 % *"], ["a|b", "-"], ["empty", ""]]
@@ -48,8 +49,8 @@ def test_escaped_text_reads_as_it_was(text):
     assert not re.search(r"(?<!\\)(\\\\)*[*|<`_\[]", escape(text))
 
 
-def test_a_table_of_faithful_of_an_earlier_version_has_neither_intervals_nor_stars():
-    numbers = {column.key: 0.25 for column in COLUMNS}
+def faithful(numbers, removal="photos are not drawn"):
+    """What is measured of a plain network whose methods have these numbers."""
     model = {
         "weights": "a",
         "kind": "plain",
@@ -60,26 +61,54 @@ def test_a_table_of_faithful_of_an_earlier_version_has_neither_intervals_nor_sta
         "undefined": {"contribution": "a plain network has no parts"},
     }
     result = {"dataset": "birds", "split": "test", "samples": 4, "protocol": {"seed": 3}, "models": [model]}
-    result["removal"] = "photos are not drawn"
-    text, markdown = (render([Measured(result, None)], form).split("\n\n") for form in ("text", "markdown"))
-    assert text[:2] == [
+    return Measured(result | {"removal": removal}, None)
+
+
+OLD = ("pointing_error", "deletion", "insertion", "noise_stability", "shift_stability")
+
+
+def test_what_earlier_versions_measured_is_printed_in_groups_without_intervals_and_stars():
+    result = faithful(dict.fromkeys(OLD, 0.25))
+    text, markdown = (render([result], form).split("\n\n") for form in ("text", "markdown"))
+    assert text[:-1] == [
         "birds, test: 4 images, seed 3",
         "plain network (birds_lite0_plain): accuracy on these images 50.0 %\n"
-        "  method  pointing error ↓  deletion ↓  insertion ↑  noise ↑  shift ↑\n"
-        "  CAM     25.0 %            0.250       0.250        0.250    0.250\n"
-        "  random  25.0 %            -           0.250        0.250    0.250\n"
         "  Contributions: not defined, a plain network has no parts\n"
         "  probability of the class: image 75.0 %, grey 12.5 %, blurred -",
+        "where it points\n"  # no outside, no focus: nobody measured them
+        "  method  pointing error ↓\n"
+        "  CAM     25.0 %\n"
+        "  random  25.0 %",
+        "order of pixels\n  method  deletion ↓  insertion ↑\n  CAM     0.250       0.250\n  random  -           0.250",
+        "stability\n  method  noise ↑  shift ↑\n  CAM     0.250    0.250\n  random  0.250    0.250",
     ]
-    assert markdown[1:4] == [
+    assert markdown[1:5] == [
         "**plain network (birds_lite0_plain): accuracy on these images 50.0 %**",
-        "| method | pointing error ↓ | deletion ↓ | insertion ↑ | noise ↑ | shift ↑ |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
-        "| CAM | 25.0 % | 0.250 | 0.250 | 0.250 | 0.250 |\n"
-        "| random | 25.0 % | - | 0.250 | 0.250 | 0.250 |",
         "- Contributions: not defined, a plain network has no parts\n"
         "- probability of the class: image 75.0 %, grey 12.5 %, blurred -",
+        "*where it points*",
+        "| method | pointing error ↓ |\n| --- | --- |\n| CAM | 25.0 % |\n| random | 25.0 % |",
     ]
-    assert text[2] == markdown[4]
-    assert f"- {NO_IMAGES}" in text[2].splitlines()
-    assert "- parts taken away: not measured, photos are not drawn" in text[2].splitlines()
+    assert text[-1] == markdown[-1]
+    assert f"- {NO_IMAGES}" in text[-1].splitlines()
+    assert "- parts taken away: not measured, photos are not drawn" in text[-1].splitlines()
+
+
+def test_the_tables_of_faithful_fit_into_120_columns():
+    numbers = {column.key: -0.123 for columns in GROUPS.values() for column in columns}
+    runs = [faithful(numbers, "measured") for _ in range(2)]
+    for number, run in enumerate(runs):
+        (model,) = run.result["models"]
+        model["weights"] = str(number)
+        model["methods"] = {name: {key: value * (number + 1) for key, value in numbers.items()} for name in NAMES}
+    lines = render(runs, "text").splitlines()
+    assert all(name in lines for name in GROUPS)
+    assert max(map(len, lines)) <= 120
+
+
+def test_what_survives_randomisation_is_named():
+    numbers = {column.key: 0.5 for columns in GROUPS.values() for column in columns}
+    line = "  survive the randomisation of all parameters (all random at least 0.5): "
+    assert f"{line}CAM" in render([faithful(numbers)], "text").splitlines()  # random looks at no pixel
+    assert f"{line}none" in render([faithful(numbers | {"mprt_full": 0.49})], "text").splitlines()
+    assert line not in render([faithful(dict.fromkeys(OLD, 0.5))], "text")
