@@ -92,14 +92,13 @@ NOTES = (
 PARTS = "parts taken away"
 REMOVAL = f"{PARTS}: from drawn objects, by the protocol of FunnyBirds (Hesse et al., 2023); see docs/faithful.md"
 FLOOR = "random, centre: look at no pixel. Objects are mostly in the middle, so centre is a floor, not a straw man"
+ARROWS = "↓ less is better, ↑ more is"
 STAR = (
-    "* better than every other method that looks at pixels: paired permutation tests over images, Holm's correction, "
-    "5 %, and ahead in every run; ↓ less is better, ↑ more is. [from, to]: 95 % interval over images"
+    "[from, to]: 95 % interval over images",
+    "* better than every other method that looks at pixels, and ahead in every run: paired permutation tests over "
+    "images, 5 % after Holm's correction",
 )
-NO_IMAGES = (
-    "no intervals and no stars where a run was measured by a version that kept no values of single images; "
-    "↓ less is better, ↑ more is"
-)
+NO_IMAGES = ("no intervals and no stars: a run was measured by a version that kept no values of single images",)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def render(runs: Sequence[Measured], form: str) -> str:
         for name, grid in _grids(models, stars).items():
             blocks.append(render_markdown(f"*{name}*", grid, []) if form == "markdown" else render_text(name, grid, []))
     on_parts = REMOVAL if first["removal"] == "measured" else f"{PARTS}: not measured, {first['removal']}"
-    notes = [*NOTES, on_parts, FLOOR, STAR if all(run.images for run in runs) else NO_IMAGES]
+    notes = [*NOTES, on_parts, FLOOR, *(STAR if all(run.images for run in runs) else NO_IMAGES), ARROWS]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 

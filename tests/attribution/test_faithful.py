@@ -107,7 +107,7 @@ def test_both_models_are_measured_by_the_same_numbers(measured, runs):
         for values in model["methods"].values():
             after = {name for name in values if name.startswith("mprt_after_")}
             assert len(after) == depth
-            assert values.keys() - after == everywhere | {"threshold"}
+            assert values.keys() - after == everywhere | {"threshold", "target_sensitivity"}
             assert values["mprt_full"] == values["mprt_after_backbone_lower"]
         assert model["methods"]["centre"]["mprt"] == pytest.approx(1)
         kept = {key for key, values in model["methods"].items() if (values["mprt_full"] or 0) >= 0.5}
