@@ -124,17 +124,17 @@ def faithful(
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         check([run], data, split)
         manifest = Manifest.load(data)
-        loaded = [_load(folder, manifest, device) for folder in folders]
+        loaded = [model_for(folder, manifest, device) for folder in folders]
         if plain is not None and loaded[-1][1].model.kind != "plain":
             raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
         return manifest, loaded
 
     manifest, loaded = peers.together(load)
     split = split or ("test" if "test" in manifest.splits else "val")
-    drawn, reason = _drawn(manifest, split)
+    drawn, reason = drawn_split(manifest, split)
 
     def choose() -> list[str]:
-        samples = _choose(data, manifest, split, protocol) if first else []
+        samples = draw_samples(data, manifest, split, protocol.images, protocol.seed) if first else []
         if drawn is not None:
             for sample in samples:
                 Scene(drawn, sample)  # raises if it cannot be drawn again
@@ -198,22 +198,23 @@ def check(runs: Sequence[Path], data: Location, split: str | None = None) -> Non
     Reader(data, split or ("test" if "test" in manifest.splits else "val")).lost()
 
 
-def _load(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]:
+def model_for(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]:
+    """The model of a run that names the classes of the data, on its device, and the settings of the run."""
     model, config, classes = load_model(run)
     check_labelled(run, config)
     classes.check(Classes.of(manifest), "--data", run)
     return model.requires_grad_(False).to(pick_device(device)).to(memory_format=torch.channels_last), config
 
 
-def _choose(data: Location, manifest: Manifest, split: str, protocol: Protocol) -> list[Sample]:
-    """Samples drawn at random from a split."""
+def draw_samples(data: Location, manifest: Manifest, split: str, images: int, seed: int) -> list[Sample]:
+    """So many samples, drawn at random from a split; all of them if it has fewer."""
     total = manifest.split(split).samples
-    random = np.random.default_rng(protocol.seed)
-    chosen = {*random.choice(total, min(protocol.images, total), replace=False).tolist()}
+    random = np.random.default_rng(seed)
+    chosen = {*random.choice(total, min(images, total), replace=False).tolist()}
     return [sample for number, sample in enumerate(reader.read(data, split)) if number in chosen]
 
 
-def _drawn(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
+def drawn_split(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
     """The split to draw again; or None, and why not."""
     try:
         return redraw(manifest, split), ""
@@ -254,7 +255,7 @@ def _measure(
     def factors(_: Sequence[int], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
         def pixels() -> Iterator[Tensor]:
             for chunk in chunks:
-                yield _batch(model, config, source.read(chunk)).images
+                yield make_batch(model, config, source.read(chunk)).images
                 advance(len(chunk))
 
         yield factorize(model, pixels(), images, config.model.grouping.num_parts, protocol.seed).components
@@ -267,7 +268,7 @@ def _measure(
         for number in numbers:
             samples = source.read(chunks[number])
             account, removal = _Account(model, compared, protocol), Removal(model, batch_size)
-            batch = _batch(model, config, samples)
+            batch = make_batch(model, config, samples)
             classes, maps = account.add(batch, number)
             if source.drawn is not None:
                 scenes = [Scene(source.drawn, sample) for sample in samples]
@@ -295,7 +296,7 @@ def _measure(
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Some samples, the windows in which the model sees them, and what it sees: uint8 [N, 3, rows, columns]."""
 
     samples: Sequence[Sample]
@@ -311,12 +312,13 @@ class _Batch:
         ]
 
 
-def _batch(model: Model, config: RunConfig, samples: Sequence[Sample]) -> _Batch:
+def make_batch(model: Model, config: RunConfig, samples: Sequence[Sample]) -> Batch:
+    """Samples as the model sees them in ``evaluate``, on its device."""
     geometry = inputs.evaluation_geometry(config.input)
     windows = [geometry.central_window(sample.width, sample.height) for sample in samples]
     shown = [show(open_rgb(sample.jpeg), window) for sample, window in zip(samples, windows, strict=True)]
     images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)  # channels_last, as the model is
-    return _Batch(samples, windows, images.to(model.backbone.pixel_mean.device))
+    return Batch(samples, windows, images.to(model.backbone.pixel_mean.device))
 
 
 class _Account:
@@ -329,7 +331,7 @@ class _Account:
         self._ends: dict[str, list[float]] = defaultdict(list)
         self._right: list[bool] = []
 
-    def add(self, batch: _Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def add(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Takes note of a batch of that number.
 
         Returns:
