@@ -33,6 +33,7 @@ MEANINGS = {
     "logits": "[N, classes]",
     "assign": "[N, K, h, w], how much every position belongs to every part, sums to 1 over K",
     "attention": "[N, K], how much every part counts, sums to 1 over K",
+    "part_map": "int64 [N, H, W], the part of every pixel, from 0; those of the background were not shown",
 }
 ONNX_EXAMPLE = """\
 import json, numpy, onnxruntime
@@ -114,7 +115,7 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
 
 def example(file: str, metadata: Mapping[str, Any]) -> str:
     """A Python program that runs the exported file on bird.jpg; it needs Pillow, and onnxruntime or PyTorch."""
-    outputs = "logits, assign, attention" if "parts" in metadata else "(logits,)"
+    outputs = ", ".join(metadata["outputs"]) if "parts" in metadata else "(logits,)"
     answer = 'about["classes"][logits[0].argmax()]'
     if metadata["multi_label"]:
         answer = '[name for name, logit in zip(about["classes"], logits[0]) if logit > 0]'
@@ -156,6 +157,10 @@ def _limits(
             "Its parts are clusters of features, found without part labels: they need not be parts that people would "
             "name. Such names as they have were given by people, or are those of the true parts that they mostly cover."
         )
+        if config.model.second_stage.masks != "none":
+            limits.append(
+                "Its answer rests on the pixels of its parts alone. Which those are, it decides by the whole image."
+            )
         if not config.model.head.attention:
             limits.append("It was trained without attention: every part counts the same.")
     if metadata["confidence"] is None:
