@@ -178,13 +178,17 @@ class SecondStageConfig:
             mean pixel, and the backbone looks again: once at all parts (together), or at every part alone (each), which
             takes as many passes as there are parts.
         shrink: The first look sees images averaged down by this factor.
+        pixel_gradient: Factor of the gradient that masks get by the pixels that they show. By the positions that they
+            weigh they get all of it. At the start 1 would be some twenty times as much as all other gradients.
     """
 
     masks: Literal["none", "together", "each"] = "none"
     shrink: int = 1
+    pixel_gradient: float = 0.05
 
     def __post_init__(self) -> None:
         _require(self.shrink >= 1, "model.second_stage.shrink", "at least 1", self.shrink)
+        _require(self.pixel_gradient >= 0, "model.second_stage.pixel_gradient", "0 or more", self.pixel_gradient)
         one = self.masks != "none" or self.shrink == 1
         _require(one, "model.second_stage.shrink", "1 with model.second_stage.masks = none", self.shrink)
 

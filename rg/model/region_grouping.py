@@ -272,6 +272,8 @@ class RegionGroupingModel(SampledModel):
             assert norm.running_var is not None
             norm.running_mean.copy_(x.mean((0, 2, 3)))
             norm.running_var.copy_(x.var((0, 2, 3)))
+        if self.second_stage:
+            self.second_stage.standardization.load_state_dict(self.standardization.state_dict())
         features = self.dictionary.told_apart(self.standardization(x))
         positions = features.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy()
         centers, clusters = _k_means(positions, len(self.dictionary.centers), seed)

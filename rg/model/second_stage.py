@@ -82,6 +82,9 @@ class SecondStage(nn.Module):
             [N, 3, H, W], or [N K, 3, H, W] with one part each.
         """
         colour = images.to(grey.dtype) - grey
+        if masks.requires_grad:
+            fixed = masks.detach()
+            masks = fixed + self.config.pixel_gradient * (masks - fixed)  # what is added is 0 to the bit
         if self.config.masks == "each":
             return (grey + masks.unsqueeze(2) * colour.unsqueeze(1)).flatten(0, 1)
         return grey + masks.sum(1, keepdim=True) * colour
