@@ -179,7 +179,7 @@ class SecondStageConfig:
             takes as many passes as there are parts.
         shrink: The first look sees images averaged down by this factor.
         pixel_gradient: Factor of the gradient that masks get by the pixels that they show. By the positions that they
-            weigh they get all of it. At the start 1 would be some twenty times as much as all other gradients.
+            weigh they get all of it. At the start 1 would be more than ten times all other gradients.
     """
 
     masks: Literal["none", "together", "each"] = "none"
