@@ -193,6 +193,30 @@ class PlaceConfig:
 
 
 @dataclass(frozen=True)
+class SecondStageConfig:
+    """A second look at the image, at its parts alone, which the classification rests on.
+
+    Attributes:
+        masks: none: no second look. Else every pixel goes to its strongest part, those of the background become the
+            mean pixel, and the backbone looks again: once at all parts (together), or at every part alone (each), which
+            takes as many passes as there are parts.
+        shrink: The first look sees images averaged down by this factor.
+        pixel_gradient: Factor of the gradient that masks get by the pixels that they show. By the positions that they
+            weigh they get all of it. At the start 1 would be more than ten times all other gradients.
+    """
+
+    masks: Literal["none", "together", "each"] = "none"
+    shrink: int = 1
+    pixel_gradient: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require(self.shrink >= 1, "model.second_stage.shrink", "at least 1", self.shrink)
+        _require(self.pixel_gradient >= 0, "model.second_stage.pixel_gradient", "0 or more", self.pixel_gradient)
+        one = self.masks != "none" or self.shrink == 1
+        _require(one, "model.second_stage.shrink", "1 with model.second_stage.masks = none", self.shrink)
+
+
+@dataclass(frozen=True)
 class ScopsConfig:
     """What ``model.kind: scops`` learns from in place of labels; ``rg.model.scops_terms`` defines the terms.
 
@@ -245,6 +269,7 @@ class ModelConfig:
         sampler: What chooses the pixels that the backbone sees.
         scops: What a model of kind scops learns from.
         place: What where and when a photo was taken adds to the logits.
+        second_stage: A second look at the parts alone, with a background slot and without a sampler.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -255,6 +280,7 @@ class ModelConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     scops: ScopsConfig = field(default_factory=ScopsConfig)
     place: PlaceConfig = field(default_factory=PlaceConfig)
+    second_stage: SecondStageConfig = field(default_factory=SecondStageConfig)
 
     def __post_init__(self) -> None:
         named = self.kind != "scops" or not self.place.on
@@ -265,6 +291,13 @@ class ModelConfig:
             "true with model.kind = scops",
             self.grouping.background,
         )
+        if self.second_stage.masks == "none":
+            return
+        twice = f"with model.second_stage.masks = {self.second_stage.masks}"
+        _require(self.kind == "region_grouping", "model.kind", f"region_grouping {twice}", self.kind)
+        background = self.grouping.background
+        _require(background, "model.grouping.background", f"true {twice}", background)
+        _require(self.sampler.kind == "none", "model.sampler.kind", f"none {twice}", self.sampler.kind)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from rg.config import (
     RunConfig,
     SamplerConfig,
     ScopsConfig,
+    SecondStageConfig,
     TrainConfig,
 )
 
@@ -566,6 +567,12 @@ def _parts_on_photographs_by_lite0(config: RunConfig) -> RunConfig:
     return replace(ours, optimizer=replace(ours.optimizer, lr=5e-4, new_layer_lr_scale=40.0))
 
 
+def _masked(config: RunConfig) -> RunConfig:
+    """Parts as we find them on drawings, and a second look at them alone."""
+    ours = _parts_on_drawings(config)
+    return replace(ours, model=replace(ours.model, second_stage=SecondStageConfig(masks="together")))
+
+
 def _scops(config: RunConfig, parts: int, epochs: int) -> RunConfig:
     """The settings of SCOPS (CVPR 2019) on the data and the evaluation of a recipe."""
     return replace(
@@ -708,6 +715,7 @@ RECIPES: dict[str, Recipe] = {
     function.__name__: function
     for function in (
         *_with_rivals(birds_lite0, _parts_on_drawings, side=8),
+        _variant(birds_lite0, "masked", "birds_lite0_parts with a second look, at the parts alone.", _masked),
         birds_lite0_no_prior,
         birds_lite0_plain,
         birds_lite0_scops,
@@ -715,6 +723,7 @@ RECIPES: dict[str, Recipe] = {
         *_with_rivals(photos_lite0, _parts_on_photographs_by_lite0, side=14),
         photos_resnet50,
         *_with_rivals(mini_inat, _parts_on_drawings, side=8),
+        _variant(mini_inat, "masked", "mini_inat_parts with a second look, at the parts alone.", _masked),
         mini_inat_no_prior,
         mini_inat_no_attention,
         mini_inat_plain,

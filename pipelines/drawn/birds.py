@@ -2,8 +2,8 @@
 
 A class is a species, that is a tuple of part variants. Every species has near-duplicates that differ from it in exactly
 one part: of the head, of the trunk, or the tail. Pose, size, place, light and surroundings vary from image to image and
-know nothing of the species. Every image has a random generator of its own, so any image can be drawn alone, by any
-worker, byte for byte.
+know nothing of the species, unless ``own_scenery`` is set. Every image has a random generator of its own, so any image
+can be drawn alone, by any worker, byte for byte.
 
     >>> birds = Birds(BirdsConfig(species=48), "train", per_species=50)
     >>> sample = birds[17]
@@ -20,7 +20,7 @@ from PIL import ImageDraw
 
 from pipelines.drawn import scenes
 from pipelines.drawn.bird_shapes import JOINTS, Puppet, puppet
-from pipelines.drawn.scenes import OVERSAMPLING, SCENES
+from pipelines.drawn.scenes import OVERSAMPLING
 from pipelines.drawn.shapes import rotation
 from pipelines.drawn.species import LANDMARKS, MAX_SPECIES, PARTS, Species, draw_names, draw_species
 from pipelines.drawn.split import Drawing, DrawnSplit, bend, check_config, render, skip, visible
@@ -43,6 +43,8 @@ class BirdsConfig:
             full, that is always if ``species`` is a multiple of 8. The manifest records what this makes of each part.
         occlusion: Probability that a leaf, a reed or a twig covers a bit of the bird.
         clutter: Density of everything that distracts from the bird, 0 to 4.
+        own_scenery: Probability that a training or validation image shows the scenery of its class, else one of the
+            others. Test images never show it. 0: any scenery, whatever the class.
     """
 
     species: int = 48
@@ -51,11 +53,19 @@ class BirdsConfig:
     absent: float = 0.05
     occlusion: float = 0.15
     clutter: float = 1.0
+    own_scenery: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.species <= MAX_SPECIES:
             raise ValueError(f"species: expected 2 to {MAX_SPECIES}, got {self.species}")
-        check_config(size=self.size, seed=self.seed, absent=self.absent, occlusion=self.occlusion, clutter=self.clutter)
+        check_config(
+            size=self.size,
+            seed=self.seed,
+            absent=self.absent,
+            occlusion=self.occlusion,
+            clutter=self.clutter,
+            own_scenery=self.own_scenery,
+        )
 
 
 class Birds(DrawnSplit):
@@ -91,11 +101,13 @@ class Birds(DrawnSplit):
         for a, b, part in self.near_duplicates:
             self.telling[a].add(part)
             self.telling[b].add(part)
+        self._odds = scenes.odds_of_classes(config.species, config.own_scenery, config.seed, swapped=split == "test")
         rates = [absence(config, always) for always in self.telling]  # every class has equally many images
         self.absence = [statistics.mean(rate.get(part, 0.0) for rate in rates) for part in PARTS]
 
     def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:
-        return draw(self.species[label], self.config, rng, self.telling[label], hidden)
+        odds = self._odds[label] if self._odds else None
+        return draw(self.species[label], self.config, rng, self.telling[label], hidden, odds)
 
 
 def absence(config: BirdsConfig, always: Collection[str] = ()) -> dict[str, float]:
@@ -109,6 +121,7 @@ def draw(
     rng: np.random.Generator,
     always: Collection[str] = (),
     hidden: Collection[str] = (),
+    odds: np.ndarray | None = None,
 ) -> Drawing:
     """Draws one image of a species.
 
@@ -121,6 +134,7 @@ def draw(
         rng: Decides everything else.
         always: Parts that are never absent.
         hidden: See ``DrawnSplit.drawing``.
+        odds: Of the scenes, see ``scenes.pick``.
     """
     missing = {*skip(absence(config, always), rng), *hidden}
     absent = tuple(part for part in PARTS if part in missing)
@@ -129,7 +143,7 @@ def draw(
     on_canvas = OVERSAMPLING * points - 0.5  # Pillow's integer coordinates are the centres of pixels
 
     side = OVERSAMPLING * config.size
-    scene = list(SCENES.values())[rng.integers(len(SCENES))]
+    scene = scenes.pick(rng, odds)
     silhouette = [on_canvas[polygon.start : polygon.stop] for polygon in bird.silhouette]
     canvas = scenes.backdrop(config.size, scene, config.clutter, rng, silhouette)
     behind, brush = scenes.Brush(canvas, hidden), ImageDraw.Draw(canvas)

@@ -4,8 +4,9 @@ Birds, fish, beetles and flowers share few parts, so every part occurs in a know
 none nor all. A class is a species, that is a tuple of part variants. Two or three species make a genus, the first word
 of their names: they agree in two parts that tell the genera apart, and differ in one or both of two others, whose
 variants recur in other genera. So no part alone tells the species. Boxes are known for some super-categories only.
-Pose, size, place, light and surroundings vary from image to image and know nothing of the species. Every image has a
-random generator of its own, so any image can be drawn alone, by any worker, byte for byte.
+Pose, size, place, light and surroundings vary from image to image and know nothing of the species, unless
+``own_scenery`` is set. Every image has a random generator of its own, so any image can be drawn alone, by any worker,
+byte for byte.
 
     >>> creatures = Creatures(CreaturesConfig(species=6), "train", per_species=50)
     >>> sample = creatures[17]
@@ -26,7 +27,7 @@ from pipelines.drawn import scenes
 from pipelines.drawn.anatomies import ANATOMIES, PARTS, Anatomy, Part
 from pipelines.drawn.creature_shapes import Puppet, Species, puppet
 from pipelines.drawn.ranges import draw_place, draw_ranges
-from pipelines.drawn.scenes import OVERSAMPLING, SCENES
+from pipelines.drawn.scenes import OVERSAMPLING
 from pipelines.drawn.shapes import COLOURS, rotation
 from pipelines.drawn.species import Variant
 from pipelines.drawn.split import (
@@ -72,6 +73,8 @@ class CreaturesConfig:
             Actinopterygii, Insecta, Plantae.
         places: Whether most images have a place and a date, of the range of their species (``pipelines.drawn.ranges``).
             It changes no pixel.
+        own_scenery: Probability that a training or validation image shows the scenery of its class, else one of the
+            others. Test images never show it. 0: any scenery, whatever the class.
     """
 
     species: int = 6
@@ -82,11 +85,19 @@ class CreaturesConfig:
     clutter: float = 1.0
     box_fraction: float = 0.75
     places: bool = False
+    own_scenery: float = 0.0
 
     def __post_init__(self) -> None:
         if not 4 <= self.species <= MAX_SPECIES:
             raise ValueError(f"species: expected 4 to {MAX_SPECIES}, got {self.species}")
-        check_config(size=self.size, seed=self.seed, absent=self.absent, occlusion=self.occlusion, clutter=self.clutter)
+        check_config(
+            size=self.size,
+            seed=self.seed,
+            absent=self.absent,
+            occlusion=self.occlusion,
+            clutter=self.clutter,
+            own_scenery=self.own_scenery,
+        )
         if not 0 <= self.box_fraction <= 1:
             raise ValueError(f"box_fraction: expected 0 to 1, got {self.box_fraction}")
 
@@ -126,6 +137,8 @@ class Creatures(DrawnSplit):
         self.ranges = draw_ranges(_genera(config.species) * len(ANATOMIES), config.seed) if config.places else []
         self.locations = config.places
         self.boxed = frozenset(list(ANATOMIES)[: round(config.box_fraction * len(ANATOMIES))])
+        classes = len(self.species)
+        self._odds = scenes.odds_of_classes(classes, config.own_scenery, config.seed, swapped=split == "test")
         rates = [_absence(anatomy, config) for anatomy in ANATOMIES.values()]  # all have equally many images
         self.absence = [statistics.mean(rate[part] for rate in rates) for part in PARTS]
 
@@ -137,7 +150,7 @@ class Creatures(DrawnSplit):
         return sample if sample.super_category in self.boxed else replace(sample, boxes=None)
 
     def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:
-        return draw(self.species[label], self.config, rng, hidden)
+        return draw(self.species[label], self.config, rng, hidden, self._odds[label] if self._odds else None)
 
 
 def draw_species(super_category: str, count: int, rng: np.random.Generator) -> list[Species]:
@@ -225,8 +238,14 @@ def _absence(anatomy: Anatomy, config: CreaturesConfig) -> dict[str, float]:
     return {part: rates.get(part, 1.0) for part in PARTS}
 
 
-def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator, hidden: Collection[str] = ()) -> Drawing:
-    """Draws one image of a species; for ``hidden`` see ``DrawnSplit.drawing``.
+def draw(
+    species: Species,
+    config: CreaturesConfig,
+    rng: np.random.Generator,
+    hidden: Collection[str] = (),
+    odds: np.ndarray | None = None,
+) -> Drawing:
+    """Draws one image of a species; for ``hidden`` see ``DrawnSplit.drawing``, for the odds ``scenes.pick``.
 
     All that is random depends on the generator and on the super-category, so that with equal generators two species of
     one super-category differ in the pixels of their differing parts only.
@@ -239,7 +258,7 @@ def draw(species: Species, config: CreaturesConfig, rng: np.random.Generator, hi
     on_canvas = OVERSAMPLING * points - 0.5  # Pillow's integer coordinates are the centres of pixels
 
     side = OVERSAMPLING * config.size
-    scene = list(SCENES.values())[rng.integers(len(SCENES))]
+    scene = scenes.pick(rng, odds)
     canvas = scenes.backdrop(config.size, scene, config.clutter, rng, [on_canvas[creature.shadow]])
     behind, brush = scenes.Brush(canvas, hidden), ImageDraw.Draw(canvas)
     scenes.growth(behind, side, scene, config.clutter, rng)

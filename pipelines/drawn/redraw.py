@@ -21,7 +21,7 @@ DRAWN: dict[str, tuple[Any, type[DrawnSplit]]] = {
     "birds": (BirdsConfig, Birds),
     "creatures": (CreaturesConfig, Creatures),
 }
-ONLY_IF_TRUE = ("places",)  # settings that manifests do not name else
+LATER: dict[str, Any] = {"own_scenery": 0.0, "places": False}  # what earlier manifests do not say, and was so
 
 
 def redraw(manifest: Manifest, split: str) -> DrawnSplit:
@@ -33,11 +33,11 @@ def redraw(manifest: Manifest, split: str) -> DrawnSplit:
     if manifest.dataset not in DRAWN:
         raise ValueError(f"{manifest.dataset} is not drawn ({', '.join(DRAWN)} are), so no part can be left out")
     config_class, split_class = DRAWN[manifest.dataset]
-    wanted = [field.name for field in fields(config_class) if field.name not in ONLY_IF_TRUE]
-    if missing := [name for name in (*wanted, split) if name not in manifest.options]:
+    options = LATER | dict(manifest.options)
+    wanted = [field.name for field in fields(config_class)]
+    if missing := [name for name in (*wanted, split) if name not in options]:
         raise ValueError(f"{manifest.dataset}: the manifest does not say how it was drawn (no {', '.join(missing)})")
-    named = [*wanted, *(name for name in ONLY_IF_TRUE if name in manifest.options)]
-    config = config_class(**{name: manifest.options[name] for name in named})
+    config = config_class(**{name: options[name] for name in wanted})
     return split_class(config, split, manifest.options[split])  # type: ignore[call-arg]
 
 

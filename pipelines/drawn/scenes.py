@@ -77,6 +77,8 @@ SCENES = {
     ),
 }  # fmt: skip
 
+_OWN_STREAM = 3_000_017  # keeps the generator of the scenery of classes apart from those of species and images
+
 _LEAF = smooth([(0, -0.06), (0.3, -0.5), (0.7, -0.36), (1, 0), (0.7, 0.36), (0.3, 0.5), (0, 0.06)], 2)
 _VEIN = np.array([(0.05, -0.04), (0.95, 0.0), (0.05, 0.04)])
 _BLADE = np.array([(0, -0.5), (0.5, -0.2), (1, 0.5), (0.5, 0.4), (0, 0.5)])
@@ -135,6 +137,33 @@ def _joined(layers: Sequence[tuple[np.ndarray, float | RGB]]) -> tuple[np.ndarra
 
 _THINGS = [_joined(layers) for layers in _LAYERS]
 _BIRD_COLOURS = list(COLOURS.values())
+
+
+def odds_of_classes(classes: int, own: float, seed: int, swapped: bool) -> list[np.ndarray] | None:
+    """How often an image of a class shows each of ``SCENES``.
+
+    Every class has a scene of its own; all scenes are those of equally many classes, or of one more.
+
+    Args:
+        classes: How many there are.
+        own: Probability of the own scene; all others share the rest evenly. With 0, classes have none.
+        seed: Decides which scene is whose.
+        swapped: The own scene is never shown.
+
+    Returns:
+        Float [scenes] for every class; None where all scenes are as frequent whatever the class.
+    """
+    if own == 0:
+        return None
+    places = np.random.default_rng([seed, _OWN_STREAM]).permutation(classes) % len(SCENES)
+    share = 0.0 if swapped else own
+    rest = (1 - share) / (len(SCENES) - 1)
+    return [np.where(np.arange(len(SCENES)) == place, share, rest) for place in places]
+
+
+def pick(rng: np.random.Generator, odds: np.ndarray | None) -> Scene:
+    """One of ``SCENES`` with these odds, or any."""
+    return list(SCENES.values())[rng.integers(len(SCENES)) if odds is None else rng.choice(len(SCENES), p=odds)]
 
 
 def backdrop(size: int, scene: Scene, clutter: float, rng: np.random.Generator, shadow: Sequence[np.ndarray]) -> Canvas:

@@ -31,7 +31,7 @@ JPEG_QUALITY = 92
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 
 
-def check_config(*, size: int, seed: int, absent: float, occlusion: float, clutter: float) -> None:
+def check_config(*, size: int, seed: int, absent: float, occlusion: float, clutter: float, own_scenery: float) -> None:
     """Checks the fields that the configs of all drawn data sets have.
 
     Raises:
@@ -41,7 +41,7 @@ def check_config(*, size: int, seed: int, absent: float, occlusion: float, clutt
         raise ValueError(f"size: expected 64 to 1024 pixels, got {size}")
     if seed < 0:
         raise ValueError(f"seed: expected a number >= 0, got {seed}")
-    for name, value in (("absent", absent), ("occlusion", occlusion)):
+    for name, value in (("absent", absent), ("occlusion", occlusion), ("own_scenery", own_scenery)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a probability, got {value}")
     if not 0 <= clutter <= 4:

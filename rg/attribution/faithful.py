@@ -23,6 +23,7 @@ from pipelines.batches.pillow import show
 from pipelines.datasets.interventions import Interventions
 from pipelines.drawn.redraw import Scene as DrawnScene
 from pipelines.drawn.redraw import redraw
+from pipelines.drawn.split import DrawnSplit
 from pipelines.files import atomic_write, check_file, sha256, write_json
 from pipelines.images import open_rgb
 from pipelines.peers import Alone, Peers
@@ -106,7 +107,7 @@ def faithful(
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         check([run], data, split)
         manifest = Manifest.load(data)
-        loaded = [_load(folder, manifest, device) for folder in folders]
+        loaded = [model_for(folder, manifest, device) for folder in folders]
         if plain is not None and loaded[-1][1].model.kind != "plain":
             raise ValueError(f"--plain: expected the run of a plain network, got one of region grouping: {plain}")
         return manifest, loaded
@@ -116,7 +117,7 @@ def faithful(
     scenes, reason = peers.together(lambda: _scenes(manifest, split, interventions))
 
     def choose() -> list[str]:
-        samples = _choose(data, manifest, split, protocol) if first else []
+        samples = draw_samples(data, manifest, split, protocol.images, protocol.seed) if first else []
         if scenes is not None:
             for sample in samples:
                 scenes(sample)  # raises if no part can be taken away
@@ -190,19 +191,28 @@ def check(runs: Sequence[Path], data: Location, split: str | None = None) -> Non
     Reader(data, split or ("test" if "test" in manifest.splits else "val")).lost()
 
 
-def _load(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]:
+def model_for(run: Path, manifest: Manifest, device: str) -> tuple[Model, RunConfig]:
+    """The model of a run that names the classes of the data, on its device, and the settings of the run."""
     model, config, classes = load_model(run)
     check_labelled(run, config)
     classes.check(Classes.of(manifest), "--data", run)
     return model.requires_grad_(False).to(pick_device(device)).to(memory_format=torch.channels_last), config
 
 
-def _choose(data: Location, manifest: Manifest, split: str, protocol: Protocol) -> list[Sample]:
-    """Samples drawn at random from a split."""
+def draw_samples(data: Location, manifest: Manifest, split: str, images: int, seed: int) -> list[Sample]:
+    """So many samples, drawn at random from a split; all of them if it has fewer."""
     total = manifest.split(split).samples
-    random = np.random.default_rng(protocol.seed)
-    chosen = {*random.choice(total, min(protocol.images, total), replace=False).tolist()}
+    random = np.random.default_rng(seed)
+    chosen = {*random.choice(total, min(images, total), replace=False).tolist()}
     return [sample for number, sample in enumerate(reader.read(data, split)) if number in chosen]
+
+
+def drawn_split(manifest: Manifest, split: str) -> tuple[DrawnSplit | None, str]:
+    """The split to draw again; or None, and why not."""
+    try:
+        return redraw(manifest, split), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def _scenes(manifest: Manifest, split: str, interventions: Path | None) -> tuple[Scenes | None, str]:
@@ -211,11 +221,8 @@ def _scenes(manifest: Manifest, split: str, interventions: Path | None) -> tuple
         if manifest.dataset != "funnybirds":
             raise ValueError(f"--interventions: expected shards of funnybirds, got shards of {manifest.dataset}")
         return Interventions(interventions).scene, ""
-    try:
-        drawn = redraw(manifest, split)
-    except ValueError as error:
-        return None, str(error)
-    return lambda sample: DrawnScene(drawn, sample), ""
+    drawn, reason = drawn_split(manifest, split)
+    return (None if drawn is None else lambda sample: DrawnScene(drawn, sample)), reason
 
 
 @dataclass(frozen=True)
@@ -251,7 +258,7 @@ def _measure(
     def factors(_: Sequence[int], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
         def pixels() -> Iterator[Tensor]:
             for chunk in chunks:
-                yield _batch(model, config, source.read(chunk)).images
+                yield make_batch(model, config, source.read(chunk)).images
                 advance(len(chunk))
 
         yield factorize(model, pixels(), images, config.model.grouping.num_parts, protocol.seed).components
@@ -265,7 +272,7 @@ def _measure(
     def work(numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[Values]:
         for number in numbers:
             samples = source.read(chunks[number])
-            batch, account = _batch(model, config, samples), Account(model, compared, protocol)
+            batch, account = make_batch(model, config, samples), Account(model, compared, protocol)
             classes, maps = account.add(batch, number)
             values = account.values(chunks[number])
             if source.scenes is not None:
@@ -296,7 +303,8 @@ def _figures(values: Values, parts: Sequence[str]) -> dict[str, Any]:
     return figures | {"intervals": ends}
 
 
-def _batch(model: Model, config: RunConfig, samples: Sequence[Sample]) -> Batch:
+def make_batch(model: Model, config: RunConfig, samples: Sequence[Sample]) -> Batch:
+    """Samples as the model sees them in ``evaluate``, on its device."""
     geometry = inputs.evaluation_geometry(config.input)
     windows = [geometry.central_window(sample.width, sample.height) for sample in samples]
     shown = [show(open_rgb(sample.jpeg), window) for sample, window in zip(samples, windows, strict=True)]

@@ -289,12 +289,19 @@ def _grid(model: Model, images: Tensor) -> Tensor | None:
 
 def _sensitivity(model: Model, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """The feature map and the gradient of the classes' logits to it, both float32 [N, C, h, w]."""
+    if looks_twice(model):
+        raise ValueError("model: expected one whose answer comes from the map that it groups, got a second stage")
     with torch.no_grad():
         features = model.features(images)
     with torch.enable_grad():
         x = features.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(model.describe(x).logits.gather(1, classes[:, None]).sum(), x)
     return features.float(), gradient.float()
+
+
+def looks_twice(model: Model) -> bool:
+    """Whether the answer comes from a second look at the image, so that no map of the whole image explains it."""
+    return isinstance(model, RegionGroupingModel) and model.second_stage is not None
 
 
 def _weighted(features: Tensor, gradient: Tensor) -> Tensor:

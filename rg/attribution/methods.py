@@ -21,6 +21,7 @@ from rg.attribution.maps import (
     guided_grad_cam,
     guides,
     integrated_gradients,
+    looks_twice,
     part_attribution,
 )
 from rg.attribution.stability import Explain
@@ -45,6 +46,7 @@ BASELINES = ("random", "centre")  # look at no pixel, to have a floor to compare
 PARTS_NEEDED = frozenset(("attribution", "contribution"))
 NO_PARTS = "a plain network has no parts"
 NO_CAM = "needs a linear classifier right behind global pooling; its counterpart here are the contributions"
+NO_MAP = "needs a map of the whole image that the answer comes from, not a second look at its parts"
 NOT_RELU = "needs a backbone whose activations are ReLU or ReLU6 only"
 
 
@@ -85,6 +87,8 @@ def methods(model: Model, factors: DeepFeatureFactorization, steps: int, seed: i
         "random": RandomMaps(model.backbone.stride, seed),
         "centre": centre,
     }
+    if looks_twice(model):
+        functions |= dict.fromkeys(("grad_cam", "guided_grad_cam", "dff"), NO_MAP)
     return {
         key: Method(NAMES[key], None, function) if isinstance(function, str) else Method(NAMES[key], function)
         for key, function in functions.items()

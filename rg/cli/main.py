@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from rg import __version__
 from rg.cli.data import prepare, verify
 from rg.cli.explain import compare, explain, faithful, report, serve
+from rg.cli.leakage import leakage
 from rg.cli.parser import Arguments, choose, listing
 from rg.cli.runs import evaluate, export, export_authors, import_authors, list_recipes, tables, train
 from rg.malloc import keep_freed_memory
@@ -105,7 +106,8 @@ def _reader_is_gone() -> bool:
         return False
 
 
-COMPUTING = ("evaluate", "explain", "faithful", "compare", "report", "export", "serve")  # train shares with other ranks
+# Train shares with other ranks.
+COMPUTING = ("evaluate", "explain", "faithful", "leakage", "compare", "report", "export", "serve")
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "prepare": prepare,
@@ -114,6 +116,7 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "evaluate": evaluate,
     "explain": explain,
     "faithful": faithful,
+    "leakage": leakage,
     "compare": compare,
     "report": report,
     "export": export,

@@ -34,6 +34,7 @@ MEANINGS = {
     "assign": "[N, K, h, w], how much every position belongs to every part, sums to 1 over K",
     "attention": "[N, K], how much every part counts, sums to 1 over K",
     "place": "[N, classes], what of the logits the place adds",
+    "part_map": "int64 [N, H, W], the part of every pixel, from 0; those of the background were not shown",
 }
 ONNX_EXAMPLE = """\
 import json, numpy, onnxruntime
@@ -119,10 +120,9 @@ def model_card(run: Path, file: str, metadata: Mapping[str, Any], differences: M
 
 def example(file: str, metadata: Mapping[str, Any]) -> str:
     """A Python program that runs the exported file on bird.jpg; it needs Pillow, and onnxruntime or PyTorch."""
-    outputs = "logits, assign, attention" if "parts" in metadata else "(logits,)"
+    outputs = ", ".join(metadata["outputs"]) if len(metadata["outputs"]) > 1 else "(logits,)"
     onnx, told, given = file.endswith(".onnx"), "", ""
     if "places" in metadata:
-        outputs = "logits, assign, attention, place" if "parts" in metadata else "logits, place"
         told = PLACES.format(array="numpy.array" if onnx else "torch.tensor", kind="numpy" if onnx else "torch")
         given = ', "places": places' if onnx else ", places"
     answer = 'about["classes"][logits[0].argmax()]'
@@ -168,6 +168,10 @@ def _limits(
             "Its parts are clusters of features, found without part labels: they need not be parts that people would "
             "name. Such names as they have were given by people, or are those of the true parts that they mostly cover."
         )
+        if config.model.second_stage.masks != "none":
+            limits.append(
+                "Its answer rests on the pixels of its parts alone. Which those are, it decides by the whole image."
+            )
         if not config.model.head.attention:
             limits.append("It was trained without attention: every part counts the same.")
     if metadata["confidence"] is None:

@@ -83,7 +83,7 @@ class PartDictionary(nn.Module):
             x.register_hook(torch.Tensor.contiguous)
         if config.gumbel and seeds is not None:
             assign = perturb(self._assign(x), seeds)
-            regions = self._pool(x, assign)
+            regions = self.pool(x, assign)
         else:
             assign, regions = self.group(x)
         occurrence = kernels.part_occurrence(
@@ -97,13 +97,14 @@ class PartDictionary(nn.Module):
         """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C]."""
         if self.config.centered:
             assign = self._assign(x)
-            return assign, self._pool(x, assign)
+            return assign, self.pool(x, assign)
         return kernels.region_grouping(x, self.centers, self.sigma, check_values=False)
 
     def _assign(self, x: Tensor) -> Tensor:
         return kernels.part_assignment(self.told_apart(x), self.centers, self.sigma, check_values=False)
 
-    def _pool(self, x: Tensor, assign: Tensor) -> Tensor:
+    def pool(self, x: Tensor, assign: Tensor) -> Tensor:
+        """Features [N, C, H, W], non-negative weights of the positions [N, K, H, W] -> regions [N, K, C] (Eq. 3)."""
         return kernels.vlad_pooling(x, assign, self.centers, self.sigma, check_values=False)
 
     def told_apart(self, x: Tensor) -> Tensor:

@@ -38,3 +38,16 @@ def parts_at(assign: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     grid = (2 * points / torch.tensor([width, height], dtype=points.dtype) - 1)[:, None].to(assign)
     values = F.grid_sample(assign, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return values[:, :, 0].argmax(1)
+
+
+def part_map(assign: Tensor, size: tuple[int, int]) -> Tensor:
+    """The strongest part of every pixel, after bilinear up-sampling of the maps.
+
+    Args:
+        assign: [N, K, H, W].
+        size: Height and width of the image.
+
+    Returns:
+        int64 [N, *size], from 0.
+    """
+    return F.interpolate(assign, size, mode="bilinear", align_corners=False).argmax(1)

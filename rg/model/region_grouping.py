@@ -27,6 +27,7 @@ from rg.model.layers import (
 )
 from rg.model.sampled import SampledModel
 from rg.model.samplers import Streams
+from rg.model.second_stage import SecondStage
 
 
 class ModelOutput(NamedTuple):
@@ -75,6 +76,7 @@ class RegionGroupingModel(SampledModel):
 
     Attributes:
         sampler: What chooses the pixels that the backbone sees, or None.
+        second_stage: What looks again, at the parts alone, or None.
         attention_share: [K] running mean attention of every part over the training images; exactly 0 of a background
             slot, and of nothing else.
 
@@ -96,6 +98,8 @@ class RegionGroupingModel(SampledModel):
         channels = self.backbone.channels
         standardize = config.grouping.standardize
         self.standardization = FeatureStandardization(self.backbone.widths) if standardize else nn.Identity()
+        second = config.second_stage
+        self.second_stage = SecondStage(second, self.backbone, self.standardization) if second.masks != "none" else None
         self.dictionary = PartDictionary(config.grouping, channels)
         self.region_transform = RegionTransform(config.head, channels)
         self.attention: nn.Module | None = None
@@ -130,6 +134,11 @@ class RegionGroupingModel(SampledModel):
         border, interior = self.dictionary.border
         return (border > interior) | (self.attention_share < 0.5 / len(self.attention_share))
 
+    def seen(self, images: Tensor, nodes: Tensor | None = None) -> Tensor:
+        """See ``SampledModel.seen``; of a model with a second stage what the first one sees."""
+        seen = super().seen(images, nodes)
+        return self.second_stage.glimpse(seen) if self.second_stage else seen
+
     def features(self, images: Tensor, nodes: Tensor | None = None) -> Tensor:
         """Images [N, 3, H, W], uint8 or float in 0..255 -> the feature map X [N, C, h, w]; nodes as of ``seen``."""
         return self.encode(self.seen(images, nodes))
@@ -162,8 +171,9 @@ class RegionGroupingModel(SampledModel):
         """
         term = self.place_logits(places, seeds)
         if self.sampler is None:
-            output = with_place(self.describe(self.encode(images), seeds), term)
-            return output if moved is None else (output, self.dictionary.group(self.encode(moved))[0])
+            looked = self._look_twice(images, seeds) if self.second_stage else self.describe(self.encode(images), seeds)
+            output = with_place(looked, term)
+            return output if moved is None else (output, self.dictionary.group(self.features(moved))[0])
         sampled = self.sampler(images, seeds)
         if sampled.details is not None:
             x, detail = self.encode(torch.cat([sampled.images, sampled.details])).chunk(2)
@@ -183,6 +193,23 @@ class RegionGroupingModel(SampledModel):
     def describe(self, x: Tensor, seeds: Tensor | None = None) -> ModelOutput:
         """What the model says of feature maps X [N, C, h, w]; seeds as in ``forward``."""
         assign, regions, occurrence = self.dictionary(x, seeds)
+        return self._conclude(assign, regions, occurrence, seeds)
+
+    def _look_twice(self, images: Tensor, seeds: Tensor | None) -> ModelOutput:
+        assign, _, occurrence = self.dictionary(self.features(images), seeds)
+        return self._conclude(assign, self.look_again(images, assign), occurrence, seeds)
+
+    def look_again(self, images: Tensor, assign: Tensor) -> Tensor:
+        """Regions [N, K, C] of the second look at images [N, 3, H, W] whose first gave an assignment [N, K, h, w].
+
+        It sees the pixels that ``rg.model.maps.part_map`` gives to other parts than the background.
+        """
+        assert self.second_stage is not None
+        masks = self.second_stage.masks(assign, (images.shape[2], images.shape[3]))
+        return self.second_stage(self.backbone, self.dictionary, images, masks)
+
+    def _conclude(self, assign: Tensor, regions: Tensor, occurrence: Tensor, seeds: Tensor | None) -> ModelOutput:
+        """What the model says of the regions of images."""
         attention = self.attend(regions)
         dropout = self.config.head.part_dropout
         if dropout and seeds is not None:
@@ -259,6 +286,8 @@ class RegionGroupingModel(SampledModel):
             assert norm.running_var is not None
             norm.running_mean.copy_(x.mean((0, 2, 3)))
             norm.running_var.copy_(x.var((0, 2, 3)))
+        if self.second_stage:
+            self.second_stage.standardization.load_state_dict(self.standardization.state_dict())
         features = self.dictionary.told_apart(self.standardization(x))
         positions = features.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy()
         centers, clusters = _k_means(positions, len(self.dictionary.centers), seed)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 CONFIG, CLASSES, WEIGHTS, RECORD = "config.json", "classes.json", "model.safetensors", "run.json"
 CHECKPOINTS, HISTORY, TENSORBOARD, LOG = "checkpoints", "metrics.jsonl", "tensorboard", "train.log"
 METRICS, PREDICTIONS, CONFIDENCE = "metrics.json", "predictions.jsonl", "confidence.json"
-FAITHFUL, FAITHFUL_IMAGES, REPORT = "faithful.json", "faithful_images.npz", "report.html"
+FAITHFUL, FAITHFUL_IMAGES, LEAKAGE, REPORT = "faithful.json", "faithful_images.npz", "leakage.json", "report.html"
 PART_NAMES, PART_PICTURES = "part_names.json", "part_pictures.webp"
 
 

@@ -314,7 +314,7 @@ def _check_run_folder(
 def _check_map(config: RunConfig, model: Model) -> None:
     """Refuse crops that the backbone does not take, or whose map the smoothing window does not fit into.
 
-    Behind a sampler the backbone sees what that makes of a crop.
+    Behind a sampler the backbone sees what that makes of a crop, and the first of two stages a crop made smaller.
     """
     grouping, sampler = config.model.grouping, config.model.sampler
     window = 2 * grouping.smoothing_radius + 1
@@ -330,6 +330,7 @@ def _check_map(config: RunConfig, model: Model) -> None:
     if model.sampler:
         _map_size(model.sampler.network, sampler.network, "model.sampler.glimpse", sampler.glimpse)
         seen = {"model.sampler.size": sampler.size}
+    seen = {name: side // config.model.second_stage.shrink for name, side in seen.items()}
     for name, side in seen.items():
         height, width = _map_size(model.backbone, config.model.backbone.name, name, side)
         windowed = config.model.kind == "region_grouping" and grouping.smoothing_padding == "valid"

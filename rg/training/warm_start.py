@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipelines.files import sha256
 from rg.model.build import Model
+from rg.model.region_grouping import RegionGroupingModel
 from rg.model.weights import fit, load_weights
 from rg.runs.folder import WEIGHTS
 
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 def start_from(model: Model, source: Path) -> dict[str, Any]:
     """Fill a model with those tensors of another one that fit; layers of other classes or parts stay as they are.
 
-    So does the dictionary, if one of the two has a background slot and the other has not.
+    So does the dictionary, if one of the two has a background slot and the other has not. A second stage that the other
+    one lacks begins with the statistics of the backbone.
 
     Args:
         model: To fill.
@@ -51,6 +53,9 @@ def start_from(model: Model, source: Path) -> dict[str, Any]:
             f"the first is {misfits[0]}; weights of a backbone alone are for model.backbone.weights"
         )
     model.load_state_dict({name: state[name] for name in expected if name not in left}, strict=False)
+    looks_twice = isinstance(model, RegionGroupingModel) and model.second_stage
+    if looks_twice and any(name.startswith("second_stage.statistics.") for name in left):
+        looks_twice.start_from(model.backbone)
     names = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
     logger.info("model.init: %d of %d tensors are those of %s", len(expected) - len(left), len(expected), path)
     if left:

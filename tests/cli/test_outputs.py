@@ -32,6 +32,7 @@ def blind(monkeypatch):
         ("evaluate {run} --data {data}", "predictions.jsonl", "run: expected the name of a file, but"),
         ("evaluate {run} --data {data}", "confidence.json", "run: expected the name of a file, but"),
         ("faithful {other} {run} --data {data}", "faithful.json", "run: expected the name of a file, but"),
+        ("leakage {run} --data {data}", "leakage.json", "run: expected the name of a file, but"),
         ("report {run}", "report.html", "--out: expected the name of a file, but"),
         ("export {run}", "model.onnx", "out: expected the name of a file, but"),
         ("export {run}", "model.onnx.md", "out: expected the name of a file, but"),
@@ -74,7 +75,9 @@ def test_a_place_where_nothing_can_be_written(verb, runs, capsys):
     assert "cannot be written to (" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb,split", [("evaluate", "train"), ("evaluate", "val"), ("faithful", "test")])
+@pytest.mark.parametrize(
+    "verb,split", [("evaluate", "train"), ("evaluate", "val"), ("faithful", "test"), ("leakage", "test")]
+)
 def test_a_shard_that_is_missing(verb, split, runs, small_birds, tmp_path, capsys):
     data = shutil.copytree(small_birds, tmp_path / "data")
     missing = sorted(data.glob(f"{split}-*.tar"))[-1]

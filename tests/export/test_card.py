@@ -33,6 +33,7 @@ METADATA = {
     "confidence": {"temperature": 1.237, "threshold": 0.8, "target_precision": 0.95, "dataset": "birds"},
     "size": {"any": True, "minimum": 17, "stride": 16},
     "versions": {"torch": "2.14.1", "opset": 18},
+    "outputs": ["logits", "assign", "attention"],
     "parts": [{"name": "crown", "background": False}, {"name": "part 1", "background": True}],
 }
 METRICS = {

@@ -29,22 +29,31 @@ from rg.config import (
     ModelConfig,
     RunConfig,
     SamplerConfig,
+    SecondStageConfig,
 )
 from rg.explain.explainer import Explainer
 from rg.export import export as module
 from rg.export.export import Sizes, describe, export, find_sizes, trace
 from rg.model.build import build_model
+from rg.model.maps import part_map
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import Classes, load_model, save_config, save_weights
 
 CLASSES = ("wren", "robin", "jay")
 TOLERANCE = 1e-4  # what every exported model is promised to keep
-NO_SAMPLER = SamplerConfig()
+NO_SAMPLER, ONE_STAGE = SamplerConfig(), SecondStageConfig()
 ENVIRONMENT = {"python": "3.11.7", "torch": "2.9.0"}
 
 
 def make_run(
-    folder, backbone="resnet18", multi_label=False, padding="valid", kind="region_grouping", crop=80, sampler=NO_SAMPLER
+    folder,
+    backbone="resnet18",
+    multi_label=False,
+    padding="valid",
+    kind="region_grouping",
+    crop=80,
+    sampler=NO_SAMPLER,
+    second_stage=ONE_STAGE,
 ):
     """A run with random weights, whose head tells images apart and whose assignments are sharp."""
     torch.manual_seed(0)
@@ -52,10 +61,16 @@ def make_run(
     config = RunConfig(
         ModelConfig(
             BackboneConfig(backbone, weights),
-            GroupingConfig(num_parts=4, standardize=True, smoothing_padding=padding),
+            GroupingConfig(
+                num_parts=4,
+                background=second_stage is not ONE_STAGE,
+                standardize=True,
+                smoothing_padding=padding,
+            ),
             HeadConfig(region_channels=16, region_width=8, region_blocks=1, attention_width=8),
             kind,
             sampler=sampler,
+            second_stage=second_stage,
         ),
         LossConfig(detail_weight=0.5, glimpse_weight=0.5) if sampler.kind == "trilinear" else LossConfig(),
         input=InputConfig(short_side=max(96, crop), crop=crop),
@@ -288,6 +303,43 @@ def test_a_sampler_is_part_of_what_is_exported(tmp_path, kind, format):
     else:
         found = torch.export.load(path).module()(images)["assign"].detach()
     np.testing.assert_allclose(found, expected.assign, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "masks,shrink,format,shape",
+    [
+        ("together", 2, "onnx", (2, 3, 97, 130)),
+        ("each", 1, "onnx", (1, 3, 64, 81)),
+        ("each", 2, "torch-export", (3, 3, 96, 64)),
+    ],
+)
+def test_a_second_stage_is_part_of_what_is_exported(tmp_path, masks, shrink, format, shape):
+    """And the file tells which pixels it has shown to itself. Sizes need not be multiples of the stride."""
+    run = make_run(tmp_path / "run", padding="same", second_stage=SecondStageConfig(masks, shrink))
+    model = load_model(run)[0]
+    path, differences = export(run, format)
+    assert list(differences) == ["logits", "assign", "attention", "part_map"]
+    assert differences["part_map"] == 0
+    card = path.with_name(f"{path.name}.md").read_text()
+    assert "`part_map` | int64 [N, H, W]" in card
+    assert "logits, assign, attention, part_map = " in card
+    images = noise(*shape)
+    with torch.no_grad():
+        expected = model(images)
+    strongest = part_map(expected.assign, shape[2:])
+    assert len(strongest.unique()) > 2
+    if format == "onnx":
+        session = session_of(path)
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
+    else:
+        found = {name: value.detach().numpy() for name, value in torch.export.load(path).module()(images).items()}
+    assert found["part_map"].dtype == np.int64
+    unlike = found["part_map"] != strongest.numpy()
+    assert unlike.mean() < 1e-3  # of pixels between two parts, float32 cannot tell which is stronger
+    for name in ("logits", "attention"):
+        same = ~unlike.any((1, 2))
+        np.testing.assert_allclose(found[name][same], getattr(expected, name).numpy()[same], rtol=0, atol=TOLERANCE)
 
 
 def test_no_folder_of_this_machine_is_in_a_file(lite0, tmp_path):

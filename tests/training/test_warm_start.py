@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipelines.files import sha256
-from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig
+from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig, SecondStageConfig
 from rg.model.build import build_model
 from rg.runs.folder import WEIGHTS, save_weights
 from rg.training.warm_start import start_from
@@ -83,3 +83,28 @@ def test_a_background_slot_stays_one(tmp_path):
     assert trained.attention_share[-1] == 0
     save_weights(tmp_path, trained)
     assert start_from(build_model(config, 3), tmp_path)["left"] == []
+
+
+def test_a_second_stage_begins_with_the_statistics_of_the_backbone(run, tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        grouping=dataclasses.replace(CONFIG.grouping, background=True),
+        second_stage=SecondStageConfig("together"),
+    )
+    state = load_file(run / WEIGHTS)
+    for name in [name for name in state if name.startswith("backbone.") and "running" in name]:
+        state[name] = torch.rand(state[name].shape)
+    save_file(state, tmp_path / "changed.safetensors")
+    model = build_model(config, 3)
+    start_from(model, tmp_path / "changed.safetensors")
+    statistics = model.second_stage.statistics.state_dict()
+    for name, value in state.items():
+        if name.startswith("backbone.") and "running" in name:
+            assert torch.equal(statistics[name.removeprefix("backbone.").replace(".", "_")], value)
+    again = build_model(config, 3)
+    with torch.no_grad():
+        for value in model.second_stage.statistics.buffers():
+            value.zero_()
+    save_weights(tmp_path, model)
+    assert start_from(again, tmp_path)["left"] == []
+    assert not any(value.any() for value in again.second_stage.statistics.buffers())
