@@ -413,6 +413,8 @@ class Explainer:
                 contribution=float(contributions[0, k]),
                 rival_contribution=float(contributions[1, k]) if len(contributions) > 1 else 0.0,
                 background=part.background,
+                off=part.off,
+                merged_into=part.merged_into,
             )
             for k, part in enumerate(self.parts)
         ]

@@ -36,11 +36,13 @@ class PartExplanation:
             array for all parts.
         center: x, y of the soft centre in pixels of the image.
         occurrence: t_k in (0, 1), how surely the part occurs.
-        attention: a_k, the weight of the part; all parts sum to 1.
+        attention: a_k, the weight of the part; all parts sum to 1, or to less if some are off.
         contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
         rival_contribution: The same for the logit of the rival; 0 without one.
         background: Whether the part shows surroundings or hardly counts, as seen over the training images or as said in
             part_names.json.
+        off: Whether people have switched the part off, so that it counts for nothing.
+        merged_into: Number of the part that has all that this one had, as people have merged it; None if it is one.
     """
 
     index: int
@@ -52,6 +54,8 @@ class PartExplanation:
     contribution: float
     rival_contribution: float
     background: bool
+    off: bool = False
+    merged_into: int | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -172,6 +176,8 @@ class Facts:
                     "part": part.index,
                     "name": part.name,
                     "background": part.background,
+                    "off": part.off,
+                    "merged_into": part.merged_into,
                     "center": [round(part.center[0] * x_scale, 2), round(part.center[1] * y_scale, 2)],
                     "area": float(pixels[part.index] / area),
                     "occurrence": part.occurrence,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rg.config import SamplerConfig
 from rg.model.backbones import Backbone
+from rg.model.edits import Edits
 from rg.model.grids import carry_back
 from rg.model.samplers import Sampled, build_sampler
 
@@ -24,6 +25,7 @@ class SampledModel(nn.Module):
     Attributes:
         sampler: That, or None.
         backbone: Feature extractor.
+        edits: Which parts are switched off or merged; none in training.
 
     Raises:
         ValueError: the sampler cannot be built, or is trilinear with attributes.
@@ -37,6 +39,7 @@ class SampledModel(nn.Module):
         self.sampler = build_sampler(sampler_config, num_classes, multi_label, pretrained)
         self.num_classes = num_classes
         self.multi_label = multi_label
+        self.edits = Edits()
 
     def takes_any_size(self, side: int) -> bool:
         """Whether images of other shapes than a square of ``side`` pixels pass; behind a sampler none do."""

@@ -61,6 +61,8 @@ def write(folder: Path) -> Path:
                 "name": part["name"],
                 "named": part["named"],
                 "background": part["background"],
+                "off": part["off"],
+                "merged": part["merged_into"] is not None,
                 "color": css(color),
                 "ink": css(ink_on(color)),
             }

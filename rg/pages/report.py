@@ -39,8 +39,8 @@ from rg.runs.folder import (
     REPORT,
     Classes,
     check_labelled,
+    check_measured,
     check_shards,
-    check_weights,
     load_config,
     read_json,
     read_record,
@@ -110,7 +110,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = read_json(run / METRICS, "weights"), read_record(run)
-    check_weights(run, metrics["weights"], "evaluate")
+    check_measured(run, metrics, "evaluate")
     predictions = _read_lines(run / PREDICTIONS, "evaluate", "key", "label", "predicted")
     if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")

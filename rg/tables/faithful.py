@@ -10,7 +10,8 @@ from typing import Any
 
 from rg.attribution.methods import BASELINES, KINDS, NAMES
 from rg.explain.numbers import percent
-from rg.runs.folder import FAITHFUL, check_weights, read_json
+from rg.model.edits import Edits
+from rg.runs.folder import FAITHFUL, check_measured, read_json
 from rg.tables.grid import render_markdown, render_text
 
 FORMS = ("text", "markdown")
@@ -68,7 +69,7 @@ def read(runs: Sequence[Path]) -> list[dict[str, Any]]:
         if not (run / FAITHFUL).is_file():
             raise ValueError(f"{run}: has no {FAITHFUL}; run `python -m rg faithful {run} --data DIR` first")
         result = read_json(run / FAITHFUL, "models", *(name for name in SAME if name not in OF_LATE))
-        check_weights(run, result["models"][0]["weights"], "faithful")
+        check_measured(run, result["models"][0], "faithful")
         for name in SAME:
             expected = next((other[name] for other in results if other.get(name)), None)
             if expected and result.get(name, expected) != expected:
@@ -91,13 +92,14 @@ def render(results: Sequence[Mapping[str, Any]], form: str) -> str:
         raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
     first = results[0]
     columns = [column for column in COLUMNS if first["removal"] == "measured" or not column.removal]
-    models = {model["weights"]: model for result in results for model in result["models"]}  # a network counts once
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    models = {(model["weights"], _edits(model)): model for result in results for model in result["models"]}  # once each
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for model in models.values():
-        groups.setdefault((model["kind"], str(model["recipe"])), []).append(model)
+        groups.setdefault((model["kind"], str(model["recipe"]), _edits(model)), []).append(model)
     blocks = [f"{first['dataset']}, {first['split']}: {first['samples']} images, seed {first['protocol']['seed']}"]
-    for (kind, recipe), group in groups.items():
-        title, grid, remarks = _title(kind, recipe, group), _grid(group, columns), _remarks(group)
+    for (kind, recipe, edits), group in groups.items():
+        named = f"{recipe}, {edits}" if edits else recipe
+        title, grid, remarks = _title(kind, named, group), _grid(group, columns), _remarks(group)
         if form == "markdown":
             blocks.append(render_markdown(f"**{title}**", grid, remarks))
         else:
@@ -105,6 +107,11 @@ def render(results: Sequence[Mapping[str, Any]], form: str) -> str:
     removal = REMOVAL if first["removal"] == "measured" else f"parts taken away: not measured, {first['removal']}"
     notes = [CURVES, STABILITY, removal, FLOOR, "* the best that looks at pixels; ↓ less is better, ↑ more is"]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
+
+
+def _edits(model: Mapping[str, Any]) -> str:
+    """Which parts of a model people have switched off or merged, in words."""
+    return str(Edits.from_dict(model.get("edits") or {}))
 
 
 def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
