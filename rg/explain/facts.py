@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rg.explain.choices import Choices
 from rg.runs.confidence import Answer
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
@@ -104,6 +105,7 @@ class Facts:
             backbone saw evenly spaced, from edge to edge; None without a sampler.
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
             they are those of the image.
+        choices: What the answer becomes if parts are switched off; None of attributes, and where no class is named.
     """
 
     label: str
@@ -121,6 +123,7 @@ class Facts:
     answer: Answer = "label"
     photo_size: Size | None = None
     zoom: np.ndarray | None = None
+    choices: Choices | None = None
 
     @property
     def seen(self) -> float:

@@ -80,9 +80,7 @@ def attribution_overlay(explanation: Facts, size: Size | None = None) -> Image.I
         size: Width and height of the picture in pixels; that of the image if None.
     """
     base = photo(explanation, size)
-    heard = sum(
-        part.attention > 0 for part in explanation.parts
-    )  # all but a background slot and parts that are off or merged
+    heard = sum(part.attention > 0 for part in explanation.parts)  # not a background slot, nor what is off or merged
     even_shares = np.asarray(_resize(explanation.attribution, base.size)) * heard
     heat = np.clip((even_shares - 1) / (max(float(even_shares.max()), 2.0) - 1), 0, 1)
     return heat_map(base, heat)

@@ -36,8 +36,8 @@ def write_table(folder: Path, kind: str) -> None:
     """Write the table of a folder that ``explain`` has written, all or nothing; none of another kind stays.
 
     Columns are the file, the answer and how sure it is, the rival, the class that the folder of the file names, and for
-    each part what it adds to the logit (``adds``), its occurrence and its share of what the model saw (``area``); none for
-    parts that are merged into others.
+    each part what it adds to the logit (``adds``), its occurrence and its share of what the model saw (``area``).
+    A part that is merged into another has none.
 
     Args:
         folder: With settings.json and explanations.jsonl.
@@ -65,7 +65,7 @@ def _columns(parts: list[dict[str, Any]]) -> dict[str, type]:
     columns: dict[str, type] = {"file": str, "answer": str, "label": str, "probability": float}
     columns |= {"rival": str, "rival_probability": float, "truth": str, "seen": float}
     for number, part in enumerate(parts):
-        if part["merged_into"] is not None:
+        if part.get("merged_into") is not None:
             continue
         name = part["name"] if part["name"] == f"part {number}" else f"part {number} {part['name']}"
         columns |= {f"{name}: {value}": float for value in ("adds", "occurrence", "area")}
@@ -77,7 +77,7 @@ def _row(line: Line) -> list[Cell]:
     cells: list[Cell] = [line["source"], line["answer"], line["label"], line["probability"]]
     cells += [rival.get("label"), rival.get("probability"), line["truth"], line["seen"]]
     for part in line["parts"]:
-        if part["merged_into"] is None:
+        if part.get("merged_into") is None:
             cells += [part["contribution"], part["occurrence"], part["area"]]
     return cells
 

@@ -1,0 +1,55 @@
+"""What an answer becomes if parts are switched off: enough numbers of one image to tell without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rg.runs.confidence import probabilities
+
+ALL, MOST_PROBABLE = 200, 50  # up to so many classes are all kept; else so many
+DIGITS = 6  # of a logit that is written down
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What every part adds to the logit of every class that may win, of a model of classes.
+
+    A logit is the constant and what the parts add, so without some of them it is the sum of the rest. Attributes have
+    no such table: the parts of one do not simply add up.
+
+    Attributes:
+        labels: Names of J classes.
+        constants: float32 [J], of their logits.
+        contributions: float32 [J, K].
+        temperature: Probabilities are softmax(logits / temperature).
+        complete: Whether these are all classes; else they are those with the largest logits, and the probabilities are
+            shares among them.
+    """
+
+    labels: tuple[str, ...]
+    constants: np.ndarray
+    contributions: np.ndarray
+    temperature: float
+    complete: bool
+
+    def without(self, off: Collection[int]) -> list[tuple[str, float, float]]:
+        """The classes, most probable first, if some parts are off: name, probability and logit of each."""
+        heard = [k for k in range(self.contributions.shape[1]) if k not in off]
+        logits = self.constants + self.contributions[:, heard].sum(1, dtype=np.float64)
+        shares = probabilities(logits[None], self.temperature, multi_label=False)[0]
+        order = np.argsort(-logits, kind="stable").tolist()
+        return [(self.labels[c], float(shares[c]), float(logits[c])) for c in order]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "labels": list(self.labels),
+            "constants": [round(value, DIGITS) for value in self.constants.tolist()],
+            "contributions": [[round(value, DIGITS) for value in row] for row in self.contributions.tolist()],
+            "temperature": self.temperature,
+            "complete": self.complete,
+        }
