@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rg import __version__
 from rg.cli.data import prepare, verify
-from rg.cli.explain import compare, explain, faithful, report, serve
+from rg.cli.explain import compare, explain, faithful, parts, report, serve
 from rg.cli.parser import Arguments, choose, listing
 from rg.cli.runs import evaluate, export, export_authors, import_authors, list_recipes, tables, train
 from rg.malloc import keep_freed_memory
@@ -105,7 +105,16 @@ def _reader_is_gone() -> bool:
         return False
 
 
-COMPUTING = ("evaluate", "explain", "faithful", "compare", "report", "export", "serve")  # train shares with other ranks
+COMPUTING = (
+    "evaluate",
+    "explain",
+    "faithful",
+    "compare",
+    "report",
+    "parts",
+    "export",
+    "serve",
+)  # train shares with other ranks
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "prepare": prepare,
@@ -116,6 +125,7 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "faithful": faithful,
     "compare": compare,
     "report": report,
+    "parts": parts,
     "export": export,
     "serve": serve,
     "tables": tables,

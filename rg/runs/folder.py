@@ -38,6 +38,7 @@ CHECKPOINTS, HISTORY, TENSORBOARD, LOG = "checkpoints", "metrics.jsonl", "tensor
 METRICS, PREDICTIONS, CONFIDENCE = "metrics.json", "predictions.jsonl", "confidence.json"
 FAITHFUL, REPORT = "faithful.json", "report.html"
 PART_NAMES, PART_PICTURES = "part_names.json", "part_pictures.webp"
+PARTS, PARTS_PAGE = "parts.json", "parts.html"
 
 
 @dataclass(frozen=True)
