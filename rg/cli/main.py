@@ -105,16 +105,8 @@ def _reader_is_gone() -> bool:
         return False
 
 
-COMPUTING = (
-    "evaluate",
-    "explain",
-    "faithful",
-    "compare",
-    "report",
-    "parts",
-    "export",
-    "serve",
-)  # train shares with other ranks
+# train shares with other ranks
+COMPUTING = ("evaluate", "explain", "faithful", "compare", "report", "parts", "export", "serve")
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "prepare": prepare,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rg.model.region_grouping import ModelOutput, RegionGroupingModel
 from rg.runs.confidence import probabilities
 
 ALL, MOST_PROBABLE = 200, 50  # up to so many classes are all kept; else so many
@@ -53,3 +54,23 @@ class Choices:
             "temperature": self.temperature,
             "complete": self.complete,
         }
+
+
+def choices_of_images(
+    model: RegionGroupingModel, output: ModelOutput, names: Sequence[str], temperature: float | None
+) -> list[Choices]:
+    """One for each image.
+
+    Args:
+        model: Of classes, in evaluation mode.
+        output: What it says of the images.
+        names: Of the classes.
+        temperature: Of the probabilities; None for 1.
+    """
+    complete = len(names) <= ALL
+    classes = output.logits.topk(len(names) if complete else MOST_PROBABLE, dim=1).indices
+    adds, constants = (values.float().cpu().numpy() for values in model.contributions(output, classes))
+    return [
+        Choices(tuple(names[c] for c in row), constants[n], adds[n], temperature or 1.0, complete)
+        for n, row in enumerate(classes.tolist())
+    ]

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipelines.batches.geometry import central_start
 from pipelines.images import open_rgb
 from rg.config import RunConfig, View
-from rg.explain.choices import ALL, MOST_PROBABLE, Choices
+from rg.explain.choices import choices_of_images
 from rg.explain.explanation import Explanation, Explanations
 from rg.explain.facts import Box, PartExplanation, Rival, at_image_size, covering
 from rg.explain.lookahead import in_order
@@ -341,7 +341,9 @@ class Explainer:
         logits = output.logits.float().cpu().numpy()
         temperature = confidence.temperature if confidence else None
         probable = probabilities(logits, temperature, self.classes.multi_label)
-        choices = None if self.classes.multi_label else self._choices(output, temperature)
+        choices = None
+        if not self.classes.multi_label:
+            choices = choices_of_images(self.model, output, self.classes.names, temperature)
         top, compared = best.cpu(), compared.cpu()
         contributions, constants, occurrence = contributions.cpu(), constants.cpu(), output.occurrence.cpu()
         for n, image in enumerate(waiting):
@@ -368,17 +370,6 @@ class Explainer:
                 zoom=None if zoom is None else zoom[n],
                 choices=choices and choices[n],
             )
-
-    def _choices(self, output: ModelOutput, temperature: float | None) -> list[Choices]:
-        """One for each image of a model of classes."""
-        assert isinstance(self.model, RegionGroupingModel)
-        names, (images, count) = self.classes.names, output.logits.shape
-        complete = count <= ALL
-        classes = output.logits.topk(count if complete else MOST_PROBABLE, dim=1).indices
-        contributions, constants = self.model.contributions(output, classes)
-        adds, constant = contributions.float().cpu().numpy(), constants.float().cpu().numpy()
-        labels = [tuple(names[index] for index in row) for row in classes.tolist()]
-        return [Choices(labels[n], constant[n], adds[n], temperature or 1.0, complete) for n in range(images)]
 
     def _without_label(self, waiting: Sequence[_Waiting], output: ModelOutput) -> Iterator[Explanation]:
         """One for each image, of a model that names no class: the parts alone."""

@@ -12,6 +12,7 @@ from pipelines.images import open_rgb
 from pipelines.peers import Peers
 from pipelines.shards import reader
 from pipelines.shards.storage import Location
+from rg.evaluation.metrics import DUPLICATE_ABOVE
 from rg.evaluation.part_effects import part_effects
 from rg.explain import overlays
 from rg.explain.colors import css, ink_on, palette
@@ -102,6 +103,7 @@ def write_parts(
         colors=[css(color) for color in colors],
         inks=[css(ink_on(color)) for color in colors],
         side=SIDE,
+        duplicate=DUPLICATE_ABOVE,
     )
     with atomic_write(out) as file:
         file.write(page.encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from rg.explain.pictures import ANSWERS, bytes_uri, data_uri
 from rg.pages import charts, showcase
 from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
+from rg.pages.scripts import script
 from rg.pages.showcase import Prediction
 from rg.pages.templates import template
 from rg.runs.confidence import basis
@@ -49,6 +52,7 @@ from rg.runs.part_names import Part
 from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import progress_bar
 
+SCRIPT = "report.js"
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 FIRST = 4  # cards of either kind that are not folded away
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
@@ -73,6 +77,7 @@ class Card:
         zoom: Where the model zoomed in, None without a sampler.
         bars: Its contributions.
         versus: Its contributions to the label less those to the class to compare with; empty without one.
+        choices: What the page needs to tell the answer without some parts, JSON; None of attributes.
     """
 
     key: str
@@ -85,6 +90,7 @@ class Card:
     zoom: str | None
     bars: list[contributions.Bar]
     versus: list[contributions.Bar]
+    choices: str | None
 
 
 def report(run: Path, data: Location | None = None, out: Path | None = None) -> Path:
@@ -128,7 +134,11 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     colors = palette(len(explainer.parts))
     row = read_part_pictures(run, len(explainer.parts))
     page_template = template("rg.pages", REPORT, percent=percent, signed=signed)
+    source = script("rg.pages", SCRIPT, "choices.js")
     page = page_template.render(
+        script=Markup(source),
+        script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
+        edits=str(explainer.model.edits),
         run=run.resolve().name,
         record=record,
         metrics=metrics,
@@ -268,6 +278,7 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
         zoom=None if explanation.zoom is None else data_uri(overlays.zoom_overlay(explanation, size)),
         bars=contributions.bars(explanation, BARS),
         versus=versus,
+        choices=explanation.choices and json.dumps(explanation.choices.to_dict()),
     )
 
 
@@ -304,7 +315,7 @@ def _label(prediction: Prediction, manifest: Manifest) -> str:
 def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers that matter most, of those that were measured."""
     chance = metrics["chance"]
-    parts = [part for part in parts if not part.slot]
+    parts = [part for part in parts if not part.slot and part.merged_into is None]
     objects = sum(not part.background for part in parts)
     sample = "of all attributes of all images"
     if chance is not None:

@@ -13,7 +13,8 @@ import torch
 
 import rg
 from pipelines.files import sha256, write_json
-from rg.explain import explainer as explaining
+from rg.explain import choices as choosing
+from rg.explain.explainer import Explainer
 from rg.runs.confidence import Confidence, write_confidence
 from tests.support import miniature_run
 
@@ -76,8 +77,8 @@ def test_a_browser_tells_the_same(choices, expected):
 
 
 def test_of_many_classes_the_most_probable_are_kept(run, monkeypatch):
-    monkeypatch.setattr(explaining, "ALL", 3)
-    monkeypatch.setattr(explaining, "MOST_PROBABLE", 2)
+    monkeypatch.setattr(choosing, "ALL", 3)
+    monkeypatch.setattr(choosing, "MOST_PROBABLE", 2)
     explanation = rg.load(run, device="cpu").explain(PIXELS)
     assert explanation.choices.labels == tuple(label for label, _ in explanation.top_k[:2])
     assert not explanation.choices.complete
@@ -88,5 +89,5 @@ def test_attributes_have_none(run):
     model = type(explainer.model)(explainer.config.model, 3, multi_label=True)
     classes = dataclasses.replace(explainer.classes, names=("red", "small", "loud"), multi_label=True)
     with torch.no_grad():
-        explanation = explaining.Explainer(model, explainer.config, classes, explainer.device).explain(PIXELS)
+        explanation = Explainer(model, explainer.config, classes, explainer.device).explain(PIXELS)
     assert explanation.choices is None
