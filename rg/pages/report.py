@@ -152,7 +152,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         part_pictures=row and bytes_uri(row, "webp"),
         wrong=sum(showcase.errors(prediction) > 0 for prediction in predictions),
         concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
-        problems=mostly_background([part.background for part in explainer.parts if not part.slot]),
+        problems=mostly_background([part.background for part in _standing(explainer.parts)]),
         spots=spots,
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
@@ -315,7 +315,7 @@ def _label(prediction: Prediction, manifest: Manifest) -> str:
 def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers that matter most, of those that were measured."""
     chance = metrics["chance"]
-    parts = [part for part in parts if not part.slot and part.merged_into is None]
+    parts = _standing(parts)
     objects = sum(not part.background for part in parts)
     sample = "of all attributes of all images"
     if chance is not None:
@@ -338,6 +338,11 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
             f"{objects} of the object, {len(parts) - objects} of the surroundings or hardly counting",
         ),
     ]
+
+
+def _standing(parts: Sequence[Part]) -> list[Part]:
+    """Parts that are neither the background slot nor merged into others."""
+    return [part for part in parts if not part.slot and part.merged_into is None]
 
 
 def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

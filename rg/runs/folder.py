@@ -264,8 +264,7 @@ def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
     if misfit:
         raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({misfit})")
     model.load_state_dict(weights)
-    if isinstance(model, RegionGroupingModel):
-        model.edits = read_edits(run, config)
+    model.edits = read_edits(run, config)
     return model.eval(), config, classes
 
 

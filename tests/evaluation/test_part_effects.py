@@ -15,6 +15,7 @@ from rg.evaluation.part_effects import class_accuracies, pairs, part_effects, sh
 from rg.runs.folder import Classes
 from rg.runs.part_names import Part, unnamed
 from tests.evaluation.test_evaluate import K, make_run
+from tests.support.launch import Launch
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,15 @@ def test_pairs_are_ranked_by_where_their_maps_lie():
     assert first["overlap"] == pytest.approx(expected)
     assert (first["similarity"], first["attention"], first["area"]) == (0, 0.75, 0.5)
     assert sorted(pair["parts"] for pair in others) == [[0, 1], [1, 2]]
+
+
+def test_several_processes_leave_the_files_of_one(run, small_birds, tmp_path):
+    """One image at a time, in pieces of 16."""
+    alone, together = (Path(shutil.copytree(run, tmp_path / name)) for name in ("alone", "together"))
+    part_effects(alone, small_birds, batch_size=1, device="cpu")
+    words = ["parts", together, "--data", small_birds, "--batch-size", "1", "--device", "cpu"]
+    launch = Launch(words, tmp_path, 2)
+    assert launch.wait() == [0, 0], launch.said
+    assert (together / "parts.json").read_bytes() == (alone / "parts.json").read_bytes()
+    assert (together / "parts.html").is_file()
+    assert not (together / "parts.json.pieces").exists()

@@ -14,6 +14,7 @@ import torch
 import rg
 from pipelines.files import sha256, write_json
 from rg.explain import choices as choosing
+from rg.explain.choices import Choices
 from rg.explain.explainer import Explainer
 from rg.runs.confidence import Confidence, write_confidence
 from tests.support import miniature_run
@@ -74,6 +75,18 @@ def test_a_browser_tells_the_same(choices, expected):
         assert answers[0]["logit"] == pytest.approx(expected[off]["logit"], abs=1e-4)
         shares = {answer["label"]: answer["probability"] for answer in answers}
         assert shares == pytest.approx({name: expected[off][name] for name in shares}, abs=1e-4)
+
+
+@pytest.mark.skipif(NODE is None, reason="no node here")
+def test_none_is_certain():
+    """A logit that is 50 above rounds to a probability of 1 in either language."""
+    sure = Choices(("a", "b"), np.float32([50, 0]), np.zeros((2, 1), np.float32), 1.0, True)
+    script = (resources.files("rg.pages") / "choices.js").read_text()
+    program = f"{script}; console.log(JSON.stringify(answersWithout({json.dumps(sure.to_dict())}, new Set())))"
+    done = subprocess.run([NODE, "-"], input=program, capture_output=True, text=True, check=True)
+    found = [answer["probability"] for answer in json.loads(done.stdout)]
+    assert found == pytest.approx([share for _, share, _ in sure.without(())], rel=1e-12)
+    assert 0 < found[1] < found[0] < 1
 
 
 def test_of_many_classes_the_most_probable_are_kept(run, monkeypatch):

@@ -24,7 +24,7 @@ FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networki
 def run(small_birds, tmp_path_factory):
     """Part 1 is off and part 3 is merged into part 0."""
     folder = miniature_run.build(tmp_path_factory.mktemp("parts") / "run", small_birds)
-    write_json(folder / "part_names.json", {"0": "<i>crown", "1": {"off": True}, "3": {"merge": 0}})
+    write_json(folder / "part_names.json", {"0": "<i>crown", "1": {"off": True}, "2": "tip", "3": {"merge": 0}})
     evaluate(folder, small_birds, device="cpu")
     return folder
 
@@ -99,7 +99,7 @@ def test_a_card_of_the_report_answers_without_a_part(run, report):
         for off in ((0,), (0, 2)):
             card.locator(f".toggle[data-part='{off[-1]}']").click()
             (label, probability, _), (second, other, _), *_ = table.without(off)
-            names = "<i>crown and part 2" if 2 in off else "<i>crown"
+            names = "<i>crown and tip" if 2 in off else "<i>crown"
             told = f"Without {names}: {label}, {percent(probability)}. With all parts: {whole}, {percent(share)}."
             driver.expect(card.locator(".without")).to_have_text(told)
             driver.expect(card.locator(".next")).to_contain_text(f"Next: {second}, {percent(other)}")
