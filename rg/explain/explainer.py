@@ -368,7 +368,7 @@ class Explainer:
                 source=image.source,
                 answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
                 zoom=None if zoom is None else zoom[n],
-                choices=choices and choices[n],
+                choices=choices[n] if choices else None,
             )
 
     def _without_label(self, waiting: Sequence[_Waiting], output: ModelOutput) -> Iterator[Explanation]:

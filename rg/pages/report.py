@@ -278,7 +278,7 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
         zoom=None if explanation.zoom is None else data_uri(overlays.zoom_overlay(explanation, size)),
         bars=contributions.bars(explanation, BARS),
         versus=versus,
-        choices=explanation.choices and json.dumps(explanation.choices.to_dict()),
+        choices=json.dumps(explanation.choices.to_dict()) if explanation.choices else None,
     )
 
 
