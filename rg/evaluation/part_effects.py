@@ -5,7 +5,7 @@ The backbone sees every image once. For every part the classifier is asked once 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -66,14 +66,6 @@ class Effects(Answers):
         maps = output.assign.transpose(0, 1).flatten(1)
         self.overlap = self.overlap + (maps @ maps.T).numpy()
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Of every image its key, class and how its parts occur, as lines of predictions.jsonl have it."""
-        labels, occurrence, areas = (torch.cat(rows) for rows in (self.labels, self.occurrence, self.wins))
-        for key, label, occurs, area in zip(
-            self.keys, labels.tolist(), occurrence.tolist(), areas.tolist(), strict=True
-        ):
-            yield {"key": key, "label": label, "occurrence": occurs, "area": area}
-
 
 def part_effects(
     run: Path,
@@ -82,7 +74,7 @@ def part_effects(
     batch_size: int = 64,
     device: str = "auto",
     peers: Peers | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], Effects]:
     """Look at one split once; writes RUN/parts.json.
 
     What was looked at lies in RUN/parts.json.pieces until all is done, so one that was stopped goes on there.
@@ -96,8 +88,7 @@ def part_effects(
         peers: Processes that call this with the same arguments and share the images; the first writes.
 
     Returns:
-        What parts.json holds, and of every image its key, class and how its parts occur (``Effects.lines``). Nothing on
-        other processes than the first.
+        What parts.json holds, and what was seen of every image. Nothing on other processes than the first.
 
     Raises:
         ValueError: run, data or split cannot be used, the run has no parts or names no class, or its folder
@@ -127,16 +118,16 @@ def part_effects(
         passes = Passes(pieces, data, plan.manifest, load, batch_size, config.input.max_damaged)
         seen = _look(plan, passes)
 
-        def finish() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        def finish() -> tuple[dict[str, Any], Effects]:
             if not pieces.first:
-                return {}, []
+                return {}, seen
             model = plan.model
             assert isinstance(model, RegionGroupingModel)
             parts = read_parts(run, model.background.tolist(), config.model.grouping.background)
             centers = F.normalize(model.dictionary.centers.detach().double().cpu(), dim=1)
             result = {"data": resolve(data)} | source | _figures(seen, parts, (centers @ centers.T).numpy())
             write_json(run / PARTS, result)
-            return result, list(seen.lines())
+            return result, seen
 
         return peers.together(finish)
 

@@ -32,6 +32,7 @@ from rg.model.scops import ScopsModel
 from rg.runs import inputs
 from rg.runs.confidence import Confidence, probabilities, read_confidence
 from rg.runs.folder import Classes, load_with_parts
+from rg.runs.frequencies import read_frequencies
 from rg.runs.part_names import Part, read_parts, unnamed
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Explainer:
         parts: Their names and kinds; as the model sees them if None.
         confidence: Calibrates the probabilities and says when to withhold the label; neither if None.
         confidences: The same where it was fitted in other views than that of the run, by evaluation view.
+        frequencies: Shares of images in which the parts occur; None if nobody knows.
 
     Attributes:
         model: In evaluation mode.
@@ -81,6 +83,7 @@ class Explainer:
         parts: Name and kind of every part.
         confidence: Temperature and thresholds fitted on the validation split of the run; None if there are none.
         confidences: The same in other views than that of the run, by evaluation view.
+        frequencies: Shares of the images of the evaluated split in which the parts occur; None if there are none.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Explainer:
         parts: Sequence[Part] | None = None,
         confidence: Confidence | None = None,
         confidences: Mapping[str, Confidence | None] | None = None,
+        frequencies: Sequence[float] | None = None,
     ) -> None:
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()
         self.config = config
@@ -100,6 +104,7 @@ class Explainer:
         self.parts = tuple(parts or unnamed(model.background.tolist(), config.model.grouping.background))
         self.confidence = confidence
         self.confidences = dict(confidences or {})
+        self.frequencies = frequencies
 
     @classmethod
     def load(cls, run: str | os.PathLike, device: str = "auto") -> Explainer:
@@ -108,7 +113,8 @@ class Explainer:
         model, config, classes = load_with_parts(Path(run))
         parts = read_parts(Path(run), model.background.tolist(), config.model.grouping.background)
         others = {view: read_confidence(Path(run), view) for view in get_args(View) if view != config.evaluation.view}
-        return cls(model, config, classes, pick_device(device), parts, read_confidence(Path(run)), others)
+        confidence, frequencies = read_confidence(Path(run)), read_frequencies(Path(run))
+        return cls(model, config, classes, pick_device(device), parts, confidence, others, frequencies)
 
     # A string is a sequence of strings, too; checkers take the first that fits, which is what happens.
     @overload
@@ -366,6 +372,8 @@ class Explainer:
                 image=image.pixels,
                 window=image.window,
                 source=image.source,
+                multi_label=self.classes.multi_label,
+                calibrated=temperature is not None,
                 answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
                 zoom=None if zoom is None else zoom[n],
                 choices=choices[n] if choices else None,
@@ -414,6 +422,7 @@ class Explainer:
                 strongest=strongest,
                 center=(float(x0 + centers[k, 0] * (x1 - x0)), float(y0 + centers[k, 1] * (y1 - y0))),
                 occurrence=float(occurrence[k]),
+                frequency=self.frequencies[k] if self.frequencies else None,
                 attention=float(attention[k]),
                 contribution=float(contributions[0, k]),
                 rival_contribution=float(contributions[1, k]) if len(contributions) > 1 else 0.0,

@@ -6,7 +6,9 @@ import html
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,6 +16,7 @@ from pipelines.files import atomic_write
 from rg.explain import pictures
 from rg.explain.facts import Facts
 from rg.explain.numbers import percent
+from rg.explain.summary import summarize
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,11 +28,24 @@ class Explanation(Facts):
             return f"Explanation(parts={len(self.parts)})"
         return f"Explanation(label={self.label!r}, probability={percent(self.probability)}, parts={len(self.parts)})"
 
+    def __str__(self) -> str:
+        return self.summary
+
+    @cached_property
+    def summary(self) -> str:
+        """The explanation in at most two sentences, for people who do not read bars; see ``rg.explain.summary``."""
+        return summarize(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See ``Facts``; and the summary."""
+        return {"summary": self.summary, **super().to_dict()}
+
     def _repr_html_(self) -> str:
-        """The picture, for notebooks."""
+        """The picture under its summary, for notebooks."""
         description = f"{self.label}, {percent(self.probability)}: the parts and what each adds to the logit"
         uri = pictures.data_uri(self.picture(), "png")
-        return f'<img src="{uri}" alt="{html.escape(description)}" style="max-width: 100%">'
+        image = f'<img src="{uri}" alt="{html.escape(description)}" style="max-width: 100%">'
+        return f"<p>{html.escape(self.summary)}</p>{image}"
 
     def picture(self) -> Image.Image:
         """Image, parts, attribution and contributions side by side."""

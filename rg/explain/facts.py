@@ -37,6 +37,7 @@ class PartExplanation:
             array for all parts.
         center: x, y of the soft centre in pixels of the image.
         occurrence: t_k in (0, 1), how surely the part occurs.
+        frequency: Share of the images that the run was evaluated on in which the part occurs; None if nobody knows.
         attention: a_k, the weight of the part; all parts sum to 1, or to less if some are off.
         contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
         rival_contribution: The same for the logit of the rival; 0 without one.
@@ -55,6 +56,7 @@ class PartExplanation:
     contribution: float
     rival_contribution: float
     background: bool
+    frequency: float | None = None
     off: bool = False
     merged_into: int | None = None
 
@@ -101,6 +103,8 @@ class Facts:
         answer: Whether the model stands by the label: "label"; "unsure", its probability is below the threshold of the
             run; "unknown", no known part fits what the image shows; "none", the model names no class, so that the label
             is empty and all that is said of labels and logits is 0.
+        multi_label: Whether labels are attributes, each with a probability of its own, rather than classes.
+        calibrated: Whether the probabilities are those of a temperature that was fitted (see ``Confidence``).
         zoom: What a sampler made of the window: float32 [L, L, 2], x and y as shares of its sides of places that the
             backbone saw evenly spaced, from edge to edge; None without a sampler.
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
@@ -121,6 +125,8 @@ class Facts:
     window: Box
     source: str | None = None
     answer: Answer = "label"
+    multi_label: bool = False
+    calibrated: bool = False
     photo_size: Size | None = None
     zoom: np.ndarray | None = None
     choices: Choices | None = None
@@ -170,6 +176,8 @@ class Facts:
             "answer": self.answer,
             "label": self.label,
             "probability": self.probability,
+            "calibrated": self.calibrated,
+            "multi_label": self.multi_label,
             "logit": self.logit,
             "constant": self.constant,
             "top_k": [{"label": name, "probability": probability} for name, probability in self.top_k],
@@ -184,6 +192,7 @@ class Facts:
                     "center": [round(part.center[0] * x_scale, 2), round(part.center[1] * y_scale, 2)],
                     "area": float(pixels[part.index] / area),
                     "occurrence": part.occurrence,
+                    "frequency": part.frequency,
                     "attention": part.attention,
                     "contribution": part.contribution,
                     "rival_contribution": part.rival_contribution,

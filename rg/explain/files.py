@@ -87,6 +87,7 @@ def explain_files(
         "weights": sha256(run / WEIGHTS),
         "parts": [asdict(part) for part in explainer.parts],
         "confidence": confidence and {name: value for name, value in asdict(confidence).items() if name != "shards"},
+        "frequencies": explainer.frequencies and list(explainer.frequencies),
         "view": view,
         "pictures": pictures,
     }

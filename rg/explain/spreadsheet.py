@@ -35,7 +35,7 @@ def check_table(kind: str) -> None:
 def write_table(folder: Path, kind: str) -> None:
     """Write the table of a folder that ``explain`` has written, all or nothing; none of another kind stays.
 
-    Columns are the file, the answer and how sure it is, the rival, the class that the folder of the file names, and for
+    Columns are the file, the answer, how sure it is, the rival, the class that its folder names, a summary, and for
     each part what it adds to the logit (``adds``), its occurrence and its share of what the model saw (``area``).
     A part that is merged into another has none.
 
@@ -63,7 +63,7 @@ def write_table(folder: Path, kind: str) -> None:
 def _columns(parts: list[dict[str, Any]]) -> dict[str, type]:
     """Name and type of every column."""
     columns: dict[str, type] = {"file": str, "answer": str, "label": str, "probability": float}
-    columns |= {"rival": str, "rival_probability": float, "truth": str, "seen": float}
+    columns |= {"rival": str, "rival_probability": float, "truth": str, "seen": float, "summary": str}
     for number, part in enumerate(parts):
         if part.get("merged_into") is not None:
             continue
@@ -75,7 +75,7 @@ def _columns(parts: list[dict[str, Any]]) -> dict[str, type]:
 def _row(line: Line) -> list[Cell]:
     rival = line["rival"] or {}
     cells: list[Cell] = [line["source"], line["answer"], line["label"], line["probability"]]
-    cells += [rival.get("label"), rival.get("probability"), line["truth"], line["seen"]]
+    cells += [rival.get("label"), rival.get("probability"), line["truth"], line["seen"], line.get("summary")]
     for part in line["parts"]:
         if part.get("merged_into") is None:
             cells += [part["contribution"], part["occurrence"], part["area"]]

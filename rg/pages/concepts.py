@@ -12,6 +12,7 @@ from rg.evaluation.parts import ADVICE
 from rg.explain.contributions import NOTABLE
 from rg.model.losses import prior_quantiles
 from rg.pages.charts import quantile_path
+from rg.pages.predictions import Predictions
 from rg.runs.part_names import Part
 
 CLASSES = 3  # named for a part
@@ -63,7 +64,7 @@ class Concept:
 def concepts(
     parts: Sequence[Part],
     measured: Sequence[Mapping[str, Any]],
-    predictions: Sequence[Mapping[str, Any]],
+    predictions: Predictions,
     classes: Sequence[str],
 ) -> list[Concept]:
     """All parts of a run.
@@ -71,10 +72,9 @@ def concepts(
     Args:
         parts: Their names and kinds.
         measured: What metrics.json says of them.
-        predictions: Lines of predictions.jsonl.
+        predictions: Answers to all images.
         classes: Names of the classes or attributes.
     """
-    occurrence = np.array([prediction["occurrence"] for prediction in predictions])
     means = class_means(predictions, len(classes))
     predicted = np.flatnonzero(~np.isnan(means[:, 0])).tolist()
     names = [classes[c] for c in predicted]
@@ -90,7 +90,7 @@ def concepts(
             Concept(
                 part,
                 metrics,
-                curve=quantile_path(occurrence[:, part.index]),
+                curve=quantile_path(predictions.occurrence[:, part.index]),
                 separation=float(adds.std()),
                 matters=[effect for effect in effects[:CLASSES] if effect.contribution >= NOTABLE],
                 against=[effect for effect in effects[: -CLASSES - 1 : -1] if effect.contribution <= -NOTABLE],
@@ -100,20 +100,19 @@ def concepts(
     return concepts_of_run
 
 
-def class_means(predictions: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
+def class_means(predictions: Predictions, num_classes: int) -> np.ndarray:
     """What every part adds to the logit of every class, the mean over the images that got its label.
 
     Args:
-        predictions: Lines of predictions.jsonl.
+        predictions: Answers to all images.
         num_classes: Number of classes, or attributes.
 
     Returns:
         float64 [classes, K]; nan for a class that no image got.
     """
-    contributions = np.array([prediction["contributions"] for prediction in predictions])
-    explained = np.array([prediction["explained"] for prediction in predictions])
-    sums = np.zeros((num_classes, contributions.shape[1]))
-    np.add.at(sums, explained, contributions)
+    explained = predictions.explained
+    sums = np.zeros((num_classes, predictions.contributions.shape[1]))
+    np.add.at(sums, explained, predictions.contributions)
     counts = np.bincount(explained, minlength=num_classes)[:, None]
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 

@@ -2,8 +2,8 @@
 
 const { about, rows } = JSON.parse(document.getElementById("data").textContent);
 document.getElementById("data").remove();
-const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen]) => ({
-  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen,
+const images = rows.map(([source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen, summary]) => ({
+  source, name, label, probability, answer, truth, rival, rivalProbability, constant, adds, attention, occurrence, width, height, rivalConstant, rivalAdds, title, seen, summary,
   strongest: adds.indexOf(Math.max(...adds)),
   words: `${source} ${about.labels[label]}`.toLowerCase(),
 }));
@@ -156,6 +156,7 @@ function show(index) {
   if (image.seen < MOSTLY) facts.push(`the model saw only ${percent(image.seen, 0)} of the image`);
   by("facts").textContent = facts.join("; ");
   by("source").textContent = by("source").title = image.source;
+  by("told").textContent = unbroken(image.summary);
   tiles(image);
   bars(image);
   by("previous").disabled = index === 0;

@@ -141,6 +141,7 @@ def _row(line: Line, labels: dict[str, int], title: str) -> list[Any]:
         [_logit(part["rival_contribution"]) for part in parts] if rival else [],
         title,
         round(_seen(line), 3),
+        line.get("summary", ""),  # which a line of an earlier version lacks
     ]
 
 

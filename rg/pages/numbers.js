@@ -33,3 +33,8 @@ function percent(share, digits = 1) {
   }
   return `${text}\u00a0%`;
 }
+
+// Sentences with numbers as they are above, which do not break there.
+function unbroken(sentences) {
+  return sentences.replace(/([<>]) (?=\d)/g, "$1\u00a0").replace(/(\d) (?=%)/g, "$1\u00a0");
+}

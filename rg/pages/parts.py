@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from pipelines.files import atomic_write, check_file
 from pipelines.images import open_rgb
 from pipelines.peers import Peers
 from pipelines.shards import reader
 from pipelines.shards.storage import Location
 from rg.evaluation.metrics import DUPLICATE_ABOVE
-from rg.evaluation.part_effects import part_effects
+from rg.evaluation.part_effects import Effects, part_effects
 from rg.explain import overlays
 from rg.explain.colors import css, ink_on, palette
 from rg.explain.explainer import Explainer
@@ -84,12 +87,12 @@ def write_parts(
     """
     out = run / PARTS_PAGE
     check_file(out, "run")
-    measured, lines = part_effects(run, data, split, batch_size, device, peers)
+    measured, seen = part_effects(run, data, split, batch_size, device, peers)
     if not measured:  # the first process writes
         return out
     explainer = Explainer.load(run, device)
     colors = palette(len(measured["parts"]))
-    sheets = _sheets(explainer, data, measured, lines)
+    sheets = _sheets(explainer, data, measured, seen)
     page = template("rg.pages", PARTS_PAGE, percent=percent, signed=signed, points=points).render(
         run=run.resolve().name,
         measured=measured,
@@ -142,18 +145,33 @@ def points(difference: float) -> str:
 
 
 def _sheets(
-    explainer: Explainer, data: Location, measured: Mapping[str, Any], lines: Sequence[showcase.Prediction]
+    explainer: Explainer, data: Location, measured: Mapping[str, Any], seen: Effects
 ) -> list[list[tuple[str, str]]]:
     """For every part, pictures of it where it occurs most surely, in different classes, and the names of these."""
     sheets: list[list[tuple[str, str]]] = [[] for _ in measured["parts"]]
+    labels, occurrence, areas = (torch.cat(rows).numpy() for rows in (seen.labels, seen.occurrence, seen.wins))
     wanted = [
-        (k, line)
-        for k in range(len(sheets))
-        for line in showcase.showing(lines, k, {"state": "dead" if measured["parts"][k]["slot"] else ""})[:SHEET]
+        (part["part"], image)
+        for part in measured["parts"]
+        if not part["slot"]
+        for image in surest(seen.keys, labels, occurrence[:, part["part"]], areas[:, part["part"]])[:SHEET]
     ]
-    samples = reader.read(data, measured["split"], [line["key"] for _, line in wanted])
-    for sample, (k, line) in zip(progress_bar(samples, desc="draw", total=len(wanted)), wanted, strict=True):
+    samples = reader.read(data, measured["split"], [seen.keys[image] for _, image in wanted])
+    for sample, (k, image) in zip(progress_bar(samples, desc="draw", total=len(wanted)), wanted, strict=True):
         explanation = crop_to_window(explainer.explain(open_rgb(sample.jpeg), view="crop"))
-        label = "" if isinstance(line["label"], list) else measured["classes"][line["label"]]
+        label = "" if measured["multi_label"] else measured["classes"][labels[image]]
         sheets[k].append((data_uri(overlays.spotlight(explanation, k, (SIDE, SIDE))), label))
     return sheets
+
+
+def surest(keys: Sequence[str], labels: np.ndarray, occurrence: np.ndarray, areas: np.ndarray) -> list[int]:
+    """Where a part occurs most surely, in different classes: numbers of the images where it is strongest somewhere.
+
+    Args:
+        keys: Of n samples.
+        labels: int [n], or [n, L] of attributes.
+        occurrence: Of the part [n].
+        areas: Share of the positions at which it is the strongest [n].
+    """
+    ranked = sorted(np.flatnonzero(areas).tolist(), key=lambda image: (-occurrence[image], keys[image]))
+    return showcase.take_turns(ranked, lambda image: labels[image].tobytes())

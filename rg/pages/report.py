@@ -31,8 +31,8 @@ from rg.explain.pictures import ANSWERS, bytes_uri, data_uri
 from rg.pages import charts, showcase
 from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
+from rg.pages.predictions import Prediction, Predictions
 from rg.pages.scripts import script
-from rg.pages.showcase import Prediction
 from rg.pages.templates import template
 from rg.runs.confidence import basis
 from rg.runs.folder import (
@@ -117,12 +117,12 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = read_json(run / METRICS, "weights"), read_record(run)
     check_measured(run, metrics, "evaluate")
-    predictions = _read_lines(run / PREDICTIONS, "evaluate", "key", "label", "predicted")
-    if "selective" not in metrics or not all("explained" in prediction for prediction in predictions):
+    predictions = Predictions.read(run / PREDICTIONS)
+    if "selective" not in metrics:
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     if "imported" in record:
         raise ValueError(f"{run}: was imported, and a report needs the history of a run; see evaluate and explain")
-    history = _read_lines(run / HISTORY, "train", "kind", "step", drop_half_line=True)
+    history = _read_history(run / HISTORY)
     manifest = _find_data(metrics, data)
     check_shards(run, metrics.get("shards", {}), manifest, "evaluate")
     if metrics.get("predictions") not in (None, sha256(run / PREDICTIONS)):
@@ -150,7 +150,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         cards=cards,
         first=FIRST,
         part_pictures=row and bytes_uri(row, "webp"),
-        wrong=sum(showcase.errors(prediction) > 0 for prediction in predictions),
+        wrong=int((predictions.errors > 0).sum()),
         concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
         problems=mostly_background([part.background for part in _standing(explainer.parts)]),
         spots=spots,
@@ -180,7 +180,7 @@ def _pictures(
     data: Location,
     manifest: Manifest,
     metrics: Mapping[str, Any],
-    predictions: Sequence[Prediction],
+    predictions: Predictions,
 ) -> tuple[dict[str, list[Card]], list[list[tuple[str, str]]]]:
     """The cards of both galleries, and for every part pictures of it with their labels.
 
@@ -190,17 +190,14 @@ def _pictures(
     cards: dict[str, list[Card]] = {"gallery": [], "mistakes": []}
     spots: list[list[tuple[str, str]]] = [[] for _ in parts]
     side = STRIP_SIDE if len(parts) <= MANY_PARTS else STRIP_SIDE_OF_MANY
-    wanted: list[tuple[str | int, Prediction]] = [
-        *(("gallery", prediction) for prediction in showcase.best(predictions, manifest)[:GALLERY]),
-        *(("mistakes", prediction) for prediction in showcase.worst(predictions)[:MISTAKES]),
-        *(
-            (k, prediction)
-            for k, part in enumerate(parts)
-            for prediction in showcase.showing(predictions, k, part)[:STRIP]
-        ),
+    places: list[tuple[str | int, int]] = [
+        *(("gallery", image) for image in showcase.best(predictions, manifest)[:GALLERY]),
+        *(("mistakes", image) for image in showcase.worst(predictions)[:MISTAKES]),
+        *((k, image) for k, part in enumerate(parts) for image in showcase.showing(predictions, k, part)[:STRIP]),
     ]
-    explained = _explain(explainer, data, metrics["split"], [prediction for _, prediction in wanted], manifest)
-    for (place, prediction), explanation in zip(wanted, explained, strict=True):
+    wanted = [predictions[image] for _, image in places]
+    explained = _explain(explainer, data, metrics["split"], wanted, manifest)
+    for (place, _), prediction, explanation in zip(places, wanted, explained, strict=True):
         if isinstance(place, int):
             spot = overlays.spotlight(explanation, place, (side, side))
             spots[place].append((data_uri(spot), _label(prediction, manifest)))
@@ -209,14 +206,14 @@ def _pictures(
     return cards, spots
 
 
-def _read_lines(path: Path, verb: str, *keys: str, drop_half_line: bool = False) -> list[dict[str, Any]]:
+def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = list(read_json_lines(path, drop_half_line))
+        lines = list(read_json_lines(path, drop_half_line=True))
     except FileNotFoundError:
-        raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg {verb}` writes") from None
+        raise ValueError(f"{path.parent}: has no {path.name}, which `python -m rg train` writes") from None
     for number, line in enumerate(lines, 1):
-        if not (isinstance(line, dict) and set(keys) <= set(line)):
-            raise ValueError(f"{path}: expected {', '.join(keys)} in every line, but line {number} has others")
+        if not (isinstance(line, dict) and {"kind", "step"} <= set(line)):
+            raise ValueError(f"{path}: expected kind, step in every line, but line {number} has others")
     return lines
 
 
@@ -243,10 +240,10 @@ def _explain(
     explainer: Explainer, data: Location, split: str, predictions: Sequence[Prediction], manifest: Manifest
 ) -> Iterator[Explanation]:
     """Explanations of samples as they are tested, cut to what the model saw, one by one; the truth is their rival."""
-    samples = reader.read(data, split, [prediction["key"] for prediction in predictions])
+    samples = reader.read(data, split, [prediction.key for prediction in predictions])
     bar = progress_bar(samples, desc="explain", total=len(predictions))
     for sample, prediction in zip(bar, predictions, strict=True):
-        truth = _label(prediction, manifest) if showcase.errors(prediction) else ""
+        truth = _label(prediction, manifest) if prediction.errors else ""
         image = open_rgb(sample.jpeg)
         yield crop_to_window(explainer.explain(image, view="crop", versus=truth or None))
 
@@ -254,21 +251,21 @@ def _explain(
 def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) -> Card:
     size, rival = (CARD_SIDE, CARD_SIDE), explanation.rival
     other, versus = None, []
-    if isinstance(prediction["label"], list):
+    if isinstance(prediction.label, list):
         remark = _attributes(prediction, manifest)
-    elif showcase.errors(prediction):
+    elif prediction.errors:
         remark = _argument(explanation)
     else:
         remark = "" if contributions.stands_out(explanation) else NOTHING_STANDS_OUT
     if rival and not manifest.multi_label:
-        measured = manifest.classes[prediction["predicted"]]
+        measured = manifest.classes[prediction.predicted]
         if explanation.label != measured:
             remark = UNDECIDED.format(measured)
         truth = _label(prediction, manifest)
         other = ("In truth" if rival.label == truth != explanation.label else "Next", rival.label, rival.probability)
         versus = contributions.bars(explanation, BARS, versus_rival=True)
     return Card(
-        key=prediction["key"],
+        key=prediction.key,
         other=other,
         remark=remark,
         explanation=explanation,
@@ -297,10 +294,10 @@ def _argument(explanation: Explanation) -> str:
 
 def _attributes(prediction: Prediction, manifest: Manifest) -> str:
     """Which attributes are wrong, in words."""
-    pairs = list(zip(manifest.classes, prediction["label"], prediction["predicted"], strict=True))
+    pairs = list(zip(manifest.classes, prediction.label, prediction.predicted, strict=True))
     missed = [name for name, truth, predicted in pairs if truth > predicted]
     added = [name for name, truth, predicted in pairs if truth < predicted]
-    text = Markup(f"{len(pairs) - showcase.errors(prediction)} of {len(pairs)} attributes are right.")
+    text = Markup(f"{len(pairs) - prediction.errors} of {len(pairs)} attributes are right.")
     for word, names in (("Missed", missed), ("Wrongly seen", added)):
         if names:
             text += f" {word}: " + Markup(", ").join(NAME.format(name) for name in names[:5])
@@ -309,7 +306,7 @@ def _attributes(prediction: Prediction, manifest: Manifest) -> str:
 
 
 def _label(prediction: Prediction, manifest: Manifest) -> str:
-    return "" if isinstance(prediction["label"], list) else manifest.classes[prediction["label"]]
+    return "" if isinstance(prediction.label, list) else manifest.classes[prediction.label]
 
 
 def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:

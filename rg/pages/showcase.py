@@ -3,59 +3,59 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from pipelines.shards.manifest import Manifest
-
-Prediction = dict[str, Any]  # a line of predictions.jsonl
-
-
-def errors(prediction: Prediction) -> int:
-    """Number of wrong attributes; 0 or 1 for a class."""
-    truth, predicted = prediction["label"], prediction["predicted"]
-    if isinstance(truth, list):
-        return sum(a != b for a, b in zip(truth, predicted, strict=True))
-    return int(truth != predicted)
+from rg.pages.predictions import Predictions
 
 
-def _group(prediction: Prediction) -> Hashable:
-    """What two images of the same kind have in common."""
-    label = prediction["label"]
-    return tuple(label) if isinstance(label, list) else label
-
-
-def take_turns(items: Iterable[Prediction], group: Callable[[Prediction], Hashable]) -> list[Prediction]:
+def take_turns(images: Iterable[int], group: Callable[[int], Hashable]) -> list[int]:
     """The first of every group, then the second of every group, ...; otherwise in the given order."""
     turns: Counter[Hashable] = Counter()
-    rounds: defaultdict[int, list[Prediction]] = defaultdict(list)
-    for item in items:
-        rounds[turns[group(item)]].append(item)
-        turns[group(item)] += 1
-    return [item for turn in sorted(rounds) for item in rounds[turn]]
+    rounds: defaultdict[int, list[int]] = defaultdict(list)
+    for image in images:
+        rounds[turns[group(image)]].append(image)
+        turns[group(image)] += 1
+    return [image for turn in sorted(rounds) for image in rounds[turn]]
 
 
-def best(predictions: Sequence[Prediction], manifest: Manifest) -> list[Prediction]:
-    """Right and sure, and as diverse as there are classes and coarse classes."""
+def best(predictions: Predictions, manifest: Manifest) -> list[int]:
+    """Right and sure, and as diverse as there are classes and coarse classes: numbers of images."""
 
-    def coarse(prediction: Prediction) -> Hashable:
-        return manifest.super_categories[prediction["label"]] if manifest.super_categories else None
+    def coarse(image: int) -> Hashable:
+        return manifest.super_categories[predictions.labels[image]] if manifest.super_categories else None
 
-    ranked = sorted(predictions, key=lambda image: (errors(image), -image["probability"], image["key"]))
+    ranked, errors = _ranked(predictions, predictions.errors, -predictions.probability), predictions.errors
     if manifest.multi_label:
-        return take_turns(ranked, _group)
-    return take_turns(take_turns((image for image in ranked if not errors(image)), _group), coarse)
+        return take_turns(ranked, _groups(predictions))
+    return take_turns(take_turns((image for image in ranked if not errors[image]), _groups(predictions)), coarse)
 
 
-def worst(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Wrong and sure, of different classes."""
-    wrong = [image for image in predictions if errors(image)]
-    return take_turns(sorted(wrong, key=lambda image: (-errors(image), -image["probability"], image["key"])), _group)
+def worst(predictions: Predictions) -> list[int]:
+    """Wrong and sure, of different classes: numbers of images."""
+    errors = predictions.errors
+    ranked = _ranked(predictions, -errors, -predictions.probability)
+    return take_turns((image for image in ranked if errors[image]), _groups(predictions))
 
 
-def showing(predictions: Sequence[Prediction], k: int, part: Mapping[str, Any]) -> list[Prediction]:
+def showing(predictions: Predictions, k: int, part: Mapping[str, Any]) -> list[int]:
     """Where part k occurs most surely, in different classes, of the images with a place where it is the strongest."""
     if part["state"] == "dead":
         return []
-    visible = (image for image in predictions if image["area"][k])
-    return take_turns(sorted(visible, key=lambda image: (-image["occurrence"][k], image["key"])), _group)
+    ranked = _ranked(predictions, -predictions.occurrence[:, k])
+    return take_turns((image for image in ranked if predictions.area[image, k]), _groups(predictions))
+
+
+def _ranked(predictions: Predictions, *values: np.ndarray) -> list[int]:
+    """Numbers of the images by rising values, the first ones first, then by their keys."""
+    columns = [column.tolist() for column in values]
+    return sorted(range(len(predictions)), key=lambda image: (*(c[image] for c in columns), predictions.keys[image]))
+
+
+def _groups(predictions: Predictions) -> Callable[[int], Hashable]:
+    """What two images of the same kind have in common."""
+    labels = predictions.labels
+    return lambda image: tuple(labels[image].tolist()) if labels.ndim == 2 else int(labels[image])

@@ -183,7 +183,7 @@ class Card {
       rival_contribution: rival ? adds(rival, one.part) : 0,
     }));
     const constant = ({ number }) => choices.constants[number];
-    return { ...whole, ...best, answer: "label", constant: constant(best), rival: rival ? { ...rival, constant: constant(rival) } : null, parts, top_k: [best, ...others].slice(0, whole.top_k.length) };
+    return { ...whole, ...best, answer: "label", summary: "", constant: constant(best), rival: rival ? { ...rival, constant: constant(rival) } : null, parts, top_k: [best, ...others].slice(0, whole.top_k.length) };
   }
 
   verdict() {
@@ -237,6 +237,7 @@ class Card {
   // The bars, for the label or against its rival.
   why() {
     const { answer } = this, rival = this.side === "rival" ? answer.rival : null;
+    this.find(".told").textContent = unbroken(answer.summary);
     const sides = [["label", "Why this?", !rival]];
     if (answer.rival) sides.push(["rival", `Why not ${answer.rival.label}?`, Boolean(rival)]);
     radios(this.find(".sides"), `side${this.number}`, sides, (side) => {

@@ -1,12 +1,20 @@
 """The model of a step on a cluster: its fit, its limits, and the table in the documentation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from benchmarks import predict, report
-from benchmarks.predict import Cluster
+from benchmarks.predict import Cluster, Training
+from benchmarks.tools import operations
+from pipelines.datasets import inat2017
+from rg import recipes
+from rg.config import BackboneConfig, TrainConfig
+from rg.model.build import build_model
 
 
 def row(case, p50, provider="region grouping", mode="cuda, bf16, channels_last", metric="time", device="GPU"):
@@ -85,3 +93,48 @@ def test_command(capsys):
         predict.main(["--fit", "abacus"])
     assert stopped.value.code == 2
     assert "--fit: expected words of one of" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["--recipe", "inat2017_resnet11"])
+    assert stopped.value.code == 2
+    assert "there is no 'inat2017_resnet11'; did you mean inat2017_resnet101" in capsys.readouterr().err
+
+
+def test_operations_are_those_of_the_layers():
+    """Of a ResNet-18, as the sizes of its convolutions say; forward, and backward twice but for the image itself."""
+    config = recipes.get("mini_inat_plain")
+    config = replace(config, model=replace(config.model, backbone=BackboneConfig(name="resnet18")))
+    config = replace(config, input=replace(config.input, crop=64, smallest_crop=32), train=TrainConfig(epochs=6))
+    found, parameters = operations.stages(config, 10)
+    assert [(stage.epochs, stage.crop) for stage in found] == [(1, 32), (2, 48), (1, 48), (2, 64)]
+    model = build_model(config.model, 10, pretrained=False)
+    assert parameters == sum(parameter.numel() for parameter in model.parameters())
+    counted, first = 0, None
+
+    def count(module, _, output):
+        nonlocal counted, first
+        products = output[0].numel() * module.weight[0].numel() * 2
+        first = first or products
+        counted += products
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    model.eval()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert found[-1].operations == pytest.approx(3 * counted - first, rel=1e-3)
+
+
+def test_a_whole_training_in_the_documentation():
+    """The rows are those of the program; crops that grow cost what the squares of their sides say, nearly."""
+    training = Training.of("inat2017_resnet101_modern")
+    text = (report.ROOT / "docs" / "clusters.md").read_text()
+    for host in (0.0, 85.0):
+        for nodes in (1, 8):
+            clusters = training.on(8, nodes, 1430.0, host, 100.0, math.inf)
+            assert training.row(clusters, nodes, inat2017.TRAIN_IMAGES) in text
+            assert all(cluster.step(nodes) > host for cluster in clusters)
+    squares = np.mean([(stage.crop / 224) ** 2 for stage in training.stages])
+    shares = [stage.operations / training.base for stage in training.stages]
+    assert shares[-1] == pytest.approx(1)
+    assert np.mean(shares) == pytest.approx(squares, rel=0.05)
+    with pytest.raises(ValueError, match="--nodes: expected GPUs that share a batch of 512 evenly, got 24"):
+        training.on(8, 3, 1430.0, 0.0, 100.0, math.inf)

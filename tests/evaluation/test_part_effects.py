@@ -47,7 +47,7 @@ def accuracies(predictions):
 
 def test_with_all_parts_it_is_what_was_evaluated(run, effects):
     metrics = json.loads((run / "metrics.json").read_text())
-    result, lines = effects
+    result, seen = effects
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").open()]
     assert (result["accuracy"], result["samples"]) == (metrics["accuracy"], metrics["samples"])
     assert result["class_accuracy"] == accuracies(predictions)
@@ -55,7 +55,7 @@ def test_with_all_parts_it_is_what_was_evaluated(run, effects):
     for name in ("occurrence", "attention", "area"):
         found, expected = ([part[name] for part in source["parts"]] for source in (result, metrics))
         assert found == pytest.approx(expected, abs=1e-6)
-    assert [line["key"] for line in lines] == [line["key"] for line in predictions]
+    assert seen.keys == [line["key"] for line in predictions]
     contributions = np.array([line["contributions"] for line in predictions])
     explained = np.array([line["explained"] for line in predictions])
     shares = np.array([part["class_shares"] for part in result["parts"]], float).T

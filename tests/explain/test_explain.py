@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from rg.explain import overlays, pictures
 from rg.explain.explainer import Explainer
 from rg.explain.explanation import Explanation
 from rg.explain.facts import PartExplanation, at_image_size
+from rg.explain.summary import summarize
 from rg.model import grids
 from rg.model.device import pick_device
 from rg.model.region_grouping import RegionGroupingModel
@@ -196,6 +198,7 @@ def test_a_label_may_be_withheld(multi_label):
         found = explainer.explain(image, view="crop")
         assert found.answer == found.to_dict()["answer"] == answer
         assert found.label == sure.label
+        assert {"label": sure.label, "unsure": "not sure", "unknown": "not know"}[answer] in found.summary
 
 
 def test_a_run_is_loaded_with_its_confidence(explainer, tmp_path):
@@ -227,6 +230,37 @@ def test_confidence_is_that_of_the_view(explainer, tmp_path):
         np.testing.assert_allclose(logs(view), times * cold[view], rtol=1e-4)
     write_confidence(tmp_path / "confidence.whole.json", SURE)  # of other weights
     np.testing.assert_allclose(logs("whole"), cold["whole"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_sentences_know_what_the_run_knows(multi_label, tmp_path):
+    """Whether a temperature was fitted, how often parts occur, and what labels are."""
+    explainer = make(multi_label)
+    save_config(tmp_path, explainer.config, explainer.classes)
+    save_weights(tmp_path, explainer.model)
+    digest = sha256(tmp_path / WEIGHTS)
+
+    def explain():
+        return Explainer.load(tmp_path, "cpu").explain(noise(64, 64))
+
+    def frequencies(found):
+        return [part.frequency for part in found.parts]
+
+    before = explain()
+    assert (before.calibrated, before.multi_label, frequencies(before)) == (False, multi_label, [None] * 4)
+    assert "not calibrated" in before.summary
+    assert str(before) == before.summary == before.to_dict()["summary"] == summarize(before)
+    write_confidence(tmp_path / "confidence.json", dataclasses.replace(SURE, weights=digest))
+    assert not explain().calibrated  # T = 1, as the images were too few
+    write_confidence(tmp_path / "confidence.json", dataclasses.replace(SURE, weights=digest, temperature=2.0))
+    shares = [0.25, 0.5, 1.0, 0.0]
+    metrics = {"weights": digest, "parts": [{"on": share, "true_parts": []} for share in shares]}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    after = explain()
+    assert (after.calibrated, after.multi_label, frequencies(after)) == (True, multi_label, shares)
+    assert "not calibrated" not in after.summary
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"weights": "0" * 64}))
+    assert frequencies(explain()) == [None] * 4
 
 
 def test_a_part_hands_out_its_contribution_where_it_is():
@@ -331,7 +365,7 @@ def test_a_list_is_explained_in_order_and_in_batches(explainer):
         np.testing.assert_allclose(one.attribution, other.attribution, atol=1e-4)
     shown = together._repr_html_()
     assert [shown.index(one._repr_html_()) for one in together] == sorted(
-        {m.start() for m in re.finditer("<img", shown)}
+        {m.start() for m in re.finditer("<p>", shown)}
     )
 
 
@@ -440,6 +474,7 @@ def test_save_and_to_dict(explainer, tmp_path):
     assert Image.open(tmp_path / "a.webp").format == "WEBP"
     assert 'alt="robin' in dataclasses.replace(explanation, label="robin")._repr_html_()
     assert "<b>" not in dataclasses.replace(explanation, label="<b>")._repr_html_()
+    assert f"<p>{html.escape(explanation.summary)}</p>" in explanation._repr_html_()
     with pytest.raises(ValueError, match=r"\.png, \.webp or \.json"):
         explanation.save(tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError, match=r"no/folder: no such folder$"):

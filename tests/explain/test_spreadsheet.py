@@ -22,7 +22,13 @@ def line(number, **values):
 
 LINES = [
     line(0),
-    line(1, label='Grünspecht, "männlich"\nzweite Zeile', rival=None, truth="wren"),
+    line(
+        1,
+        summary='Very likely, "wren". Why; not.',
+        label='Grünspecht, "männlich"\nzweite Zeile',
+        rival=None,
+        truth="wren",
+    ),
     line(2, source="=1+1.jpg", label="@home", truth="-robin"),
     line(3, source="photos/\udc80.jpg"),
     line(4, source="photos/x;=1+1.jpg"),
@@ -51,6 +57,7 @@ def test_a_row_for_each_image(folder):
         assert float(row["part 1 beak: adds"]) == expected["parts"][1]["contribution"]
         assert float(row["part 1 beak: area"]) == -0.125  # a number may begin with a minus
     assert rows[0]["rival"] == "robin"
+    assert [row["summary"] for row in rows[:2]] == ["", LINES[1]["summary"]]  # an earlier version wrote none
     assert (rows[1]["rival"], rows[1]["rival_probability"], rows[0]["truth"]) == ("", "", "")
     assert rows[1]["label"] == LINES[1]["label"]
 

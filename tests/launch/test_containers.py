@@ -1,4 +1,4 @@
-"""launch/Dockerfile and launch/kubernetes.yaml: as their tools and their own scripts read them, without a cluster."""
+"""The Dockerfile and the manifests of Kubernetes: as their tools and our scripts read them, without a cluster."""
 
 import copy
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from kubeflow_trainer_api import models
 
 from tests.support.cluster import ROOT
 
@@ -40,15 +41,29 @@ def test_the_image_gets_what_it_copies_and_installs():
 
 
 @pytest.fixture
-def job():
-    return yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())
+def pytorch_job():
+    return yaml.safe_load((LAUNCH / "pytorchjob.yaml").read_text())
 
 
-def test_the_pods_are_valid_for_kubernetes(job):
-    replicas = job["spec"]["pytorchReplicaSpecs"]
-    for kind in ("Master", "Worker"):
-        template = replicas[kind]["template"]
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": template["spec"]}
+@pytest.fixture
+def runtime_and_job():
+    return list(yaml.safe_load_all((LAUNCH / "trainjob.yaml").read_text()))
+
+
+def worker(pytorch_job):
+    return pytorch_job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+
+
+def node_of(runtime):
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    return job["template"]["spec"]["template"]["spec"]
+
+
+def test_the_pods_are_valid_for_kubernetes(pytorch_job, runtime_and_job):
+    replicas = pytorch_job["spec"]["pytorchReplicaSpecs"]
+    specs = [replicas[kind]["template"]["spec"] for kind in ("Master", "Worker")] + [node_of(runtime_and_job[0])]
+    for spec in specs:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
         kubernetes_validate.validate(pod, "1.31", strict=True)
         broken = copy.deepcopy(pod)
         broken["spec"]["containers"][0]["resource"] = {}
@@ -56,36 +71,72 @@ def test_the_pods_are_valid_for_kubernetes(job):
             kubernetes_validate.validate(broken, "1.31", strict=True)
 
 
-def test_the_job_is_one_of_the_operator(job):
-    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
-    assert set(job["spec"]) == {"runPolicy", "pytorchReplicaSpecs"}
-    replicas = job["spec"]["pytorchReplicaSpecs"]
+def test_the_job_is_one_of_the_first_generation(pytorch_job):
+    assert (pytorch_job["apiVersion"], pytorch_job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    assert set(pytorch_job["spec"]) == {"runPolicy", "pytorchReplicaSpecs"}
+    replicas = pytorch_job["spec"]["pytorchReplicaSpecs"]
     assert set(replicas) == {"Master", "Worker"}
     for of_kind in replicas.values():
         assert set(of_kind) == {"replicas", "restartPolicy", "template"}
         assert [container["name"] for container in of_kind["template"]["spec"]["containers"]] == ["pytorch"]
-    nodes = {variable["name"]: variable["value"] for variable in container(job)["env"]}["NODES"]
+    nodes = {variable["name"]: variable["value"] for variable in worker(pytorch_job)["env"]}["NODES"]
     assert replicas["Master"]["replicas"] == 1
     assert int(nodes) == sum(of_kind["replicas"] for of_kind in replicas.values())
 
 
-def container(job):
-    return job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+def test_the_job_is_one_of_the_second_generation(runtime_and_job):
+    """The models of Kubeflow Trainer hold all that the manifest says: they drop what they do not know."""
+    kinds = models.TrainerV1alpha1TrainingRuntime, models.TrainerV1alpha1TrainJob
+    for kind, document in zip(kinds, runtime_and_job, strict=True):
+        assert kind.from_dict(document).to_dict() == document
+    runtime, job = runtime_and_job
+    reference = job["spec"]["runtimeRef"]
+    assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert replicated["template"]["metadata"]["labels"]["trainer.kubeflow.org/trainjob-ancestor-step"] == "trainer"
+    assert [container["name"] for container in node_of(runtime)["containers"]] == ["node"]
+    gpus = job["spec"]["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
+    assert int(gpus) == job["spec"]["trainer"]["numProcPerNode"]
+
+
+def test_both_generations_see_the_same_machine(pytorch_job, runtime_and_job):
+    """What a pod mounts, and what it may do, does not depend on who starts it."""
+    first = pytorch_job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    second = node_of(runtime_and_job[0])
+    assert first["volumes"] == second["volumes"]
+    assert first["terminationGracePeriodSeconds"] == second["terminationGracePeriodSeconds"]
+    for key in ("image", "securityContext", "volumeMounts"):
+        assert first["containers"][0][key] == second["containers"][0][key]
+    trainer = runtime_and_job[1]["spec"]["trainer"]
+    assert worker(pytorch_job)["args"] == trainer["args"]
+    assert worker(pytorch_job)["resources"] == trainer["resourcesPerNode"]
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_each_pod_starts_its_own_share(job, rank):
+@pytest.mark.parametrize("generation", [1, 2])
+def test_each_pod_starts_its_own_share(pytorch_job, runtime_and_job, generation, rank):
     """With the variables that the operator adds, the command of the container is one of torchrun on this machine."""
-    worker = container(job)
-    bash, option, line, name = worker["command"]
+    port = "23456"
+    if generation == 1:
+        started, address = worker(pytorch_job), "region-grouping-master-0"
+        variables = {variable["name"]: variable["value"] for variable in started["env"]}
+        variables |= {"RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": address, "MASTER_PORT": port}
+    else:
+        started, address = runtime_and_job[1]["spec"]["trainer"], "region-grouping-node-0-0.region-grouping"
+        variables = {
+            "PET_NNODES": str(started["numNodes"]),
+            "PET_NPROC_PER_NODE": str(started["numProcPerNode"]),
+            "PET_NODE_RANK": str(rank),
+            "PET_MASTER_ADDR": address,
+            "PET_MASTER_PORT": port,
+        }
+    bash, option, line, name = started["command"]
     assert (bash, option) == ("bash", "-c")
     line = line.replace("launch/torchrun.sh", f"{LAUNCH}/torchrun.sh --dry-run")
-    variables = {variable["name"]: variable["value"] for variable in worker["env"]}
-    port = "23456"
-    variables |= {"RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "region-grouping-master-0", "MASTER_PORT": port}
-    command = [bash, option, line, name, *worker["args"]]
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [bash, option, line, name, *started["args"]], env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [
         "torchrun",
@@ -96,13 +147,13 @@ def test_each_pod_starts_its_own_share(job, rank):
         "--node-rank",
         str(rank),
         "--master-addr",
-        "region-grouping-master-0",
+        address,
         "--master-port",
         port,
         "--module",
         "rg",
         "train",
-        *worker["args"],
+        *started["args"],
     ]
 
 

@@ -10,6 +10,7 @@ from rg.explain.contributions import NOTABLE
 from rg.pages import charts
 from rg.pages.charts import QUANTILE_HEIGHT, QUANTILE_WIDTH, QUANTILES, quantile_path
 from rg.pages.concepts import class_means, concepts, prior_path
+from rg.pages.predictions import Predictions
 from rg.runs.part_names import Part
 
 CLASSES = ("wren", "robin", "jay", "rook", "owl", "never seen")
@@ -25,14 +26,10 @@ def points(path: str) -> np.ndarray:
 @pytest.fixture
 def predictions():
     rng = np.random.default_rng(0)
-    return [
-        {
-            "explained": int(rng.integers(len(CLASSES) - 1)),
-            "contributions": [float(rng.normal()), float(0.001 * rng.random()), float(2 + rng.random())],
-            "occurrence": rng.random(K).tolist(),
-        }
-        for _ in range(40)
-    ]
+    labels = rng.integers(len(CLASSES) - 1, size=40)
+    contributions = np.stack([rng.normal(size=40), 0.001 * rng.random(40), 2 + rng.random(40)], axis=1)
+    area = np.full((40, K), 0.3)
+    return Predictions(["key"] * 40, labels, labels, np.ones(40), labels, rng.random((40, K)), area, contributions)
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def test_means_are_those_of_the_images_of_a_class(predictions):
     assert means.shape == (len(CLASSES), K)
     assert np.isnan(means[-1]).all()
     for c in range(len(CLASSES) - 1):
-        of_class = [one["contributions"] for one in predictions if one["explained"] == c]
+        of_class = predictions.contributions[predictions.explained == c]
         assert means[c] == pytest.approx(np.mean(of_class, axis=0))
 
 
@@ -76,7 +73,7 @@ def test_a_part_with_a_name_and_a_fault(all_concepts):
 
 def test_curves_are_the_sorted_occurrence(predictions, all_concepts):
     for k, concept in enumerate(all_concepts):
-        occurrence = sorted(one["occurrence"][k] for one in predictions)
+        occurrence = sorted(predictions.occurrence[:, k])
         places = (np.arange(40) + 0.5) / 40
         assert points(concept.curve) == pytest.approx(np.stack([places, occurrence], axis=1), abs=1e-3)
 

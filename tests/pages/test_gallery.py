@@ -36,6 +36,7 @@ def line(number, rng, count):
     probability = (number + 0.5) / count
     part = {"background": False, "center": [1, 2], "area": 0.2, "attention": 1 / K}
     return {
+        "summary": f"Very likely {label} (97.0 %). The rest is {number}.",
         "source": f"photos/{truth}/{number}-\udc80'{SCRIPT}.jpg",
         "width": 64,
         "height": 48,
@@ -121,6 +122,7 @@ def test_the_page_holds_what_was_explained_and_nothing_acts(tmp_path):
         assert (row[0], labels[row[2]]) == (record["source"].replace("\udc80", "\ufffd"), record["label"])
         assert (labels[row[5]] if row[5] >= 0 else None) == record["truth"]
         assert row[3] == pytest.approx(record["probability"], abs=1e-5)
+        assert row[18] == record["summary"]
         assert sum(row[9]) + row[8] == pytest.approx(record["logit"] + record["constant"], abs=1e-6)
     assert [part["name"] for part in content["about"]["parts"]] == ["part 0", SCRIPT, "crown", "part 3", "part 4"]
 
@@ -211,6 +213,7 @@ def test_a_browser_shows_ten_thousand(tmp_path):
     assert visit["title"] == f"{last['label']} {percent(last['probability'])}"
     assert visit["source"] == last["source"].replace("\udc80", "\ufffd")
     assert visit["second"] == second["source"].replace("\udc80", "\ufffd")
+    assert visit["told"] == last["summary"].replace(" %", "\N{NO-BREAK SPACE}%")
     assert visit["picture"] == 64
     parts = sorted(last["parts"], key=lambda part: -part["contribution"])
     names = {1: SCRIPT, 2: "crown"}

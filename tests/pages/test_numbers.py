@@ -26,6 +26,7 @@ RESULTS = """JSON.stringify({
   mostly: MOSTLY,
   signed: LOGITS.map(signed),
   percent: SHARES.map((share) => percent(share)),
+  unbroken: SHARES.map((share) => unbroken(`As > < 1 % of it (${percent(share).replaceAll("\\u00a0", " ")}).`)),
   digits: [0, 1, 2, 3].map((digits) => SHARES.map((share) => percent(share, digits))),
 })"""
 
@@ -87,6 +88,9 @@ def test_a_browser_writes_what_python_writes(execute, tmp_path):
     assert (results["notable"], results["mostly"]) == (NOTABLE, MOSTLY)
     assert list(zip(LOGITS, results["signed"], strict=True)) == [(value, signed(value)) for value in LOGITS]
     assert list(zip(SHARES, results["percent"], strict=True)) == [(share, percent(share)) for share in SHARES]
+    assert results["unbroken"] == [
+        f"As > <\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}% of it ({percent(share)})." for share in SHARES
+    ]
     for digits, texts in enumerate(results["digits"]):
         assert list(zip(SHARES, texts, strict=True)) == [(share, percent(share, digits)) for share in SHARES]
 

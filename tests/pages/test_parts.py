@@ -13,7 +13,7 @@ from rg.cli.main import main
 from rg.evaluation.evaluate import evaluate
 from rg.explain.choices import Choices
 from rg.pages.numbers import percent
-from rg.pages.parts import part_row, points
+from rg.pages.parts import part_row, points, surest
 from tests.support import forked, miniature_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -70,6 +70,12 @@ def test_a_row_names_the_classes_that_lose_most():
     assert row.resting == [("wren", 0.5)]
     assert row.gain == pytest.approx(-0.2)
     assert [points(value) for value in (0.1234, -0.02, 0.0004)] == ["+12.3", "\N{MINUS SIGN}2.0", "±0.0"]
+
+
+def test_a_sheet_takes_turns_among_the_classes_where_a_part_is_seen():
+    labels, occurrence = np.array([0, 0, 1, 1, 0]), np.array([0.9, 0.8, 0.7, 0.95, 0.8])
+    areas = np.array([0.2, 0.1, 0.3, 0.0, 0.1])
+    assert surest(["a", "c", "d", "e", "b"], labels, occurrence, areas) == [0, 2, 4, 1]
 
 
 def test_the_report_says_what_people_have_changed(report):

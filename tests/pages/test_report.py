@@ -27,6 +27,7 @@ from rg.evaluation.calibration import Reliability, reliability
 from rg.model.region_grouping import RegionGroupingModel
 from rg.pages import charts, showcase
 from rg.pages.numbers import percent, signed
+from rg.pages.predictions import Predictions
 from rg.pages.report import CARD_SIDE, STRIP_SIDE, report
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.environment import environment
@@ -501,6 +502,14 @@ def test_it_refuses_what_it_cannot_report(copy, tmp_path):
     (copy / "predictions.jsonl").write_text(written.replace('"explained"', '"described"'))
     with pytest.raises(ValueError, match=r"was evaluated by an earlier version; run `python -m rg evaluate` again$"):
         report(copy)
+    (copy / "predictions.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"predictions.jsonl: expected a line for every image, got none$"):
+        report(copy)
+    first, second, *_ = map(json.loads, written.splitlines())
+    uneven = [first, second | {"occurrence": [0.5]}]
+    (copy / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in uneven))
+    with pytest.raises(ValueError, match=rf"expected {K} numbers as occurrence, got 1 in line 2$"):
+        report(copy)
     (copy / "predictions.jsonl").write_text(written)
     history = (copy / "metrics.jsonl").read_text()
     (copy / "metrics.jsonl").write_text('{"part": 1}\n')
@@ -634,10 +643,10 @@ def test_parts_come_with_the_classes_that_they_matter_for(copy):
 
 def test_cards_say_why_not_another_class(run, page):
     reader = Reader(page)
-    wrong = [one for one in lines(run / "predictions.jsonl") if one["label"] != one["predicted"]]
+    predictions = Predictions.read(run / "predictions.jsonl")
     assert reader.count("details", "versus") == reader.count("article", "card")
     mistakes = " ".join(reader.section("Mistakes").split())
-    for label in {one["label"] for one in showcase.worst(wrong)[:12]}:
+    for label in {int(predictions.labels[image]) for image in showcase.worst(predictions)[:12]}:
         name = " ".join(NAMES[label].split())
         assert f"In truth: {name}" in mistakes
         assert f"Why not {name}" in mistakes
@@ -683,9 +692,7 @@ def test_what_becomes_of_the_answers_is_in_the_page(page, copy):
 
 
 def test_groups_take_turns():
-    items = [{"label": label, "n": n} for n, label in enumerate("aabacb")]
-    turns = showcase.take_turns(items, lambda item: item["label"])
-    assert [item["n"] for item in turns] == [0, 2, 4, 1, 5, 3]
+    assert showcase.take_turns(range(6), lambda image: "aabacb"[image]) == [0, 2, 4, 1, 5, 3]
 
 
 @pytest.mark.parametrize(

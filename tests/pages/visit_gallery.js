@@ -36,6 +36,7 @@ const visit = async () => {
   document.activeElement.click(); await wait();
   found.title = id("title").textContent;
   found.source = id("source").textContent;
+  found.told = id("told").textContent;
   found.picture = id("picture").naturalWidth;
   found.rows = [...id("bars").rows].map((row) => row.cells[0].textContent + row.cells[2].textContent);
   found.versus = id("versus").textContent;

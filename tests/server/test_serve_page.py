@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -86,13 +87,15 @@ def lit(page):
     return card.locator("canvas").evaluate(pixels), card.locator(".marks span").all_inner_texts()
 
 
-def test_the_labels_are_read(page):
+def test_the_labels_and_why_are_read(page, server):
     cards = page.locator(".card")
     assert cards.locator("h2").all_inner_texts() == [name for name, _ in PHOTOS]
     for n in range(2):
         assert cards.nth(n).locator(".label").inner_text() in NAMES
         assert cards.nth(n).locator(".best li").count() == 3
         assert cards.nth(n).locator(".notice").is_hidden()
+        answer = page.request.post(f"{server}/explain", data=PHOTOS[n][1]).json()
+        assert cards.nth(n).locator(".told").inner_text().replace("\N{NO-BREAK SPACE}", " ") == answer["summary"]
     expect(cards.nth(2)).to_contain_text("This photo could not be explained. Not an image")
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
@@ -145,6 +148,7 @@ def test_why_not_another(page):
         name = button.get_attribute("aria-label").removeprefix("Why not ").removesuffix("?")
         button.click()
         expect(card.locator("caption")).to_have_text(f"What tells {label} from {name}")
+        expect(card.locator(".told")).to_contain_text(re.compile(rf"\b{name}\b"))
         values = card.locator("tbody td:nth-child(3), tfoot td:nth-child(3)").all_inner_texts()
         *parts, total = (float(value.replace("\N{MINUS SIGN}", "-")) for value in values)
         assert sum(parts) == pytest.approx(total, abs=0.005 * len(values) + 0.001)  # every number is rounded
@@ -251,8 +255,10 @@ def test_a_part_is_switched_off_and_the_server_agrees(page):
         assert float(score) == pytest.approx(asked["logit"], abs=0.005 + 1e-4)  # two decimals are shown
         expect(card.locator(f"tr[data-part='{off[-1]}']")).to_contain_text("off")
     expect(card.locator(".without")).to_contain_text("Without crown and part 3: ")
+    expect(card.locator(".told")).to_have_text("")  # it would be of all parts
     assert set(card.locator(".marks span").all_inner_texts()) <= {"0"}  # part 2 is background
     for part in off:
         card.locator(f".toggle[data-part='{part}']").click()
     expect(card.locator(".without")).to_have_text("")
     expect(card.locator(".label")).to_have_text(label)
+    expect(card.locator(".told")).not_to_have_text("")
