@@ -127,8 +127,8 @@ def faithful(
     source = Chosen(data, split, keys, scenes)
     models = [
         {"run": str(folder), "recipe": read_record(folder).get("recipe")}
-        | {"weights": sha256(folder / WEIGHTS), "kind": config.model.kind}
-        for folder, (_, config) in zip(folders, loaded, strict=True)
+        | {"weights": sha256(folder / WEIGHTS), "edits": model.edits.to_dict(), "kind": config.model.kind}
+        for folder, (model, config) in zip(folders, loaded, strict=True)
     ]
     result = {
         "data": resolve(data),
@@ -143,7 +143,14 @@ def faithful(
     configs = [flatten(asdict(config)) for _, config in loaded]
     weights = [model["weights"] for model in models]
     decisive = {name: value for name, value in result.items() if name != "data"}
-    decisive |= {"weights": weights, "configs": configs, "batch_size": batch_size, "device": device_type}
+    edits = [model["edits"] for model in models]
+    decisive |= {
+        "weights": weights,
+        "edits": edits,
+        "configs": configs,
+        "batch_size": batch_size,
+        "device": device_type,
+    }
     text = json.dumps({**decisive, **software()}, sort_keys=True)
     digest = {"settings_sha256": hashlib.sha256(text.encode()).hexdigest()}
     files = (run / FAITHFUL, run / FAITHFUL_IMAGES)

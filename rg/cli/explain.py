@@ -125,6 +125,24 @@ def report(arguments: Arguments) -> None:
         print(write_report(args.run, args.data, out))
 
 
+def parts(arguments: Arguments) -> None:
+    """Show what each part does and what becomes of the answers without it; writes RUN/parts.html and parts.json."""
+    parser = make_parser("parts", parts)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
+    parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    args = parser.parse_args(arguments)
+    from rg.pages.parts import write_parts
+    from rg.runs.folder import PARTS_PAGE
+
+    with joined(args.device) as peers, by_first(peers, locked(args.run, PARTS_PAGE)):
+        page = write_parts(args.run, args.data, args.split, args.batch_size, args.device, peers=peers)
+        if peers.ranks.rank == 0:
+            print(page)
+
+
 def serve(arguments: Arguments) -> None:
     """Serve a page on which people ask a run about their photos, and a JSON API."""
     from rg.server import app

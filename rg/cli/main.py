@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rg import __version__
 from rg.cli.data import prepare, verify
-from rg.cli.explain import compare, explain, faithful, report, serve
+from rg.cli.explain import compare, explain, faithful, parts, report, serve
 from rg.cli.leakage import leakage
 from rg.cli.parser import Arguments, choose, listing
 from rg.cli.runs import evaluate, export, export_authors, import_authors, list_recipes, tables, train
@@ -107,7 +107,7 @@ def _reader_is_gone() -> bool:
 
 
 # Train shares with other ranks.
-COMPUTING = ("evaluate", "explain", "faithful", "leakage", "compare", "report", "export", "serve")
+COMPUTING = ("evaluate", "explain", "faithful", "leakage", "compare", "report", "parts", "export", "serve")
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "prepare": prepare,
@@ -119,6 +119,7 @@ VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "leakage": leakage,
     "compare": compare,
     "report": report,
+    "parts": parts,
     "export": export,
     "serve": serve,
     "tables": tables,

@@ -10,6 +10,7 @@ import numpy as np
 
 from rg.evaluation import calibration
 from rg.evaluation.rows import Rows
+from rg.model.edits import Edits
 from rg.runs.confidence import (
     FEWEST_FOR_TEMPERATURE,
     Confidence,
@@ -30,6 +31,7 @@ def fit_confidence(
     dataset: str,
     weights: str,
     shards: str | None = None,
+    edits: Edits | None = None,
 ) -> Confidence:
     """Temperature, limit and threshold of validation images, in this order; none of those that ask for more images.
 
@@ -44,6 +46,7 @@ def fit_confidence(
         dataset: Name.
         weights: sha256.
         shards: Digest of the images.
+        edits: Of the model; none if None.
 
     Raises:
         ValueError: logits or labels are not as above, or there are none.
@@ -82,6 +85,7 @@ def fit_confidence(
         dataset=dataset,
         weights=weights,
         shards=shards,
+        edits=(edits or Edits()).to_dict(),
     )
     if fitted.too_few:
         logger.warning("confidence: %s", basis(images, fitted.too_few))

@@ -77,6 +77,7 @@ def evaluate(
     weights, shards = sha256(run / WEIGHTS), {name: plan.manifest.split(name).sha256 for name in plan.splits}
     measured = {
         "weights": weights,
+        "edits": model.edits.to_dict(),
         "shards": shards,
         "split": plan.split,
         "evaluation": flatten(asdict(plan.evaluation)),
@@ -129,6 +130,7 @@ def _write(
             dataset=manifest.dataset,
             weights=weights,
             shards=shards["val"],
+            edits=model.edits,
         )
     measured |= _calibration(answers, None if plan.split == "val" else confidence)
     fitted = {"images": confidence.images, "too_few": confidence.too_few} if confidence else None
@@ -145,7 +147,12 @@ def _write(
         wins, occurrences = (torch.cat(batches).numpy() for batches in (looked.answers.wins, looked.answers.occurrence))
         pictures = part_pictures(explainer, data, plan.split, answers.keys, wins, occurrences)
         write_part_pictures(run, list(pictures))
-    sums = {"shards": shards, "weights": weights, "predictions": sha256(run / of_view(PREDICTIONS, view))}
+    sums = {
+        "shards": shards,
+        "weights": weights,
+        "edits": model.edits.to_dict(),
+        "predictions": sha256(run / of_view(PREDICTIONS, view)),
+    }
     result = source | measured | {"evaluation": flatten(asdict(evaluation))} | sums
     write_json(run / of_view(METRICS, view), result)  # last: it names the others
     return result

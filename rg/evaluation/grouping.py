@@ -68,7 +68,7 @@ def measure(plan: Plan, looked: Looked, parts: Sequence[Part]) -> tuple[dict[str
     if looked.fitted:
         errors, landmark_errors = landmark_metrics(looked.fitted, looked.tested, evaluation, plan.manifest.classes)
         result |= errors
-    background = np.array([part.background for part in parts])
+    background = np.array([part.background or part.merged_into is not None for part in parts])
     scale = evaluation.landmark_scale
     result["field"], of_field = field_metrics(looked.fitted, looked.tested, answers, background, scale)
     ends = intervals(answers.per_image()) | intervals(looked.tested.landmarks_per_image(landmark_errors))
@@ -164,8 +164,13 @@ def _figures(seen: Tally, config: RunConfig, parts: Sequence[Part]) -> dict[str,
         occurrence[:, : seen.num_parts], loss.prior_alpha, loss.prior_beta
     ).item()
     result["decomposition_error"] = max((errors.max().item() for errors in seen.decomposition_errors), default=0.0)
-    if parts[-1].slot:
-        states[-1] = "background slot"
+    for part in parts:
+        if part.slot:
+            states[part.index] = "background slot"
+        elif part.merged_into is not None:
+            states[part.index] = f"merged into part {part.merged_into}"
+        elif part.off:
+            states[part.index] = "switched off"
     result["parts_in_use"] = sum(state == "in use" for state in states)
     result["parts"] = [
         {

@@ -30,7 +30,8 @@ def problems(parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         names = [part["name"] for part in parts if part["state"].startswith(kind)]
         if names:
             wrong.append((f"{kind.capitalize()}: {', '.join(names)}.", ADVICE[kind]))
-    return wrong + mostly_background([part["background"] for part in parts if part["state"] != "background slot"])
+    standing = [part for part in parts if not part["state"].startswith(("background slot", "merged"))]
+    return wrong + mostly_background([part["background"] for part in standing])
 
 
 def mostly_background(background: Sequence[bool]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rg.explain.colors import Color, palette
-from rg.explain.facts import Facts, PlaceExplanation
+from rg.explain.facts import Facts, PartExplanation, PlaceExplanation
 
 NOTABLE = 0.05  # of a logit: a part that adds or takes less does not stand out
 
@@ -19,7 +19,7 @@ class Bar:
         value: What it adds to the logit, or to the difference of two.
         attention: Weight of the part; None for the constant and for the place.
         color: Of the part; None for the rest.
-        background: Whether it is a background part: surroundings, or one that hardly counts.
+        background: Whether it is a background part: surroundings, or one that hardly counts; or one that is off.
         name: What people call the part; empty if they do not.
     """
 
@@ -29,6 +29,11 @@ class Bar:
     color: Color | None = None
     background: bool = False
     name: str = ""
+
+
+def _name(part: PartExplanation) -> str:
+    name = "" if part.name == f"part {part.index}" else part.name
+    return f"{name} (off)".lstrip() if part.off else name
 
 
 def signed(value: float) -> str:
@@ -57,7 +62,8 @@ def bars(explanation: Facts, limit: int, versus_rival: bool = False) -> list[Bar
     colors = palette(len(explanation.parts))
     rival = explanation.rival if versus_rival else None
     values = [part.contribution - (part.rival_contribution if rival else 0) for part in explanation.parts]
-    by_weight = sorted(explanation.parts, key=lambda part: -abs(values[part.index]))
+    parts = [part for part in explanation.parts if part.merged_into is None]
+    by_weight = sorted(parts, key=lambda part: -abs(values[part.index]))
     place = [_of_place(explanation.place, rival is not None)] if explanation.place else []
     room = limit - 1 - len(place)
     singles = len(by_weight) if len(by_weight) <= room else room - 1
@@ -68,8 +74,8 @@ def bars(explanation: Facts, limit: int, versus_rival: bool = False) -> list[Bar
             values[part.index],
             part.attention,
             colors[part.index],
-            part.background,
-            "" if part.name == f"part {part.index}" else part.name,
+            part.background or part.off,
+            _name(part),
         )
         for part in sorted(strongest, key=lambda part: -values[part.index])
     ]

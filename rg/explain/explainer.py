@@ -21,6 +21,7 @@ from pipelines.exif import exif_place
 from pipelines.images import open_rgb
 from pipelines.places import UNKNOWN, Place
 from rg.config import RunConfig, View
+from rg.explain.choices import choices_of_images
 from rg.explain.explanation import Explanation, Explanations
 from rg.explain.facts import Box, PartExplanation, PlaceExplanation, Rival, at_image_size, covering
 from rg.explain.lookahead import in_order
@@ -378,6 +379,9 @@ class Explainer:
         logits = output.logits.float().cpu().numpy()
         temperature = confidence.temperature if confidence else None
         probable = probabilities(logits, temperature, self.classes.multi_label)
+        choices = None
+        if not self.classes.multi_label:
+            choices = choices_of_images(self.model, output, self.classes.names, temperature)
         top = best.cpu()
         told, without = None, logits.argmax(1)
         if output.place is not None:
@@ -410,6 +414,7 @@ class Explainer:
                 answer=confidence.answer(probable[n, label], presence[n]) if confidence else "label",
                 zoom=None if zoom is None else zoom[n],
                 place=None if told is None else _place(image.place, told[n].tolist(), names[without[n]]),
+                choices=choices[n] if choices else None,
             )
 
     def _without_label(self, waiting: Sequence[_Waiting], output: ModelOutput) -> Iterator[Explanation]:
@@ -460,6 +465,8 @@ class Explainer:
                 contribution=float(contributions[0, k]),
                 rival_contribution=float(contributions[1, k]) if len(contributions) > 1 else 0.0,
                 background=part.background,
+                off=part.off,
+                merged_into=part.merged_into,
             )
             for k, part in enumerate(self.parts)
         ]

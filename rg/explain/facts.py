@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rg.explain.choices import Choices
 from rg.runs.confidence import Answer
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
@@ -37,11 +38,13 @@ class PartExplanation:
         center: x, y of the soft centre in pixels of the image.
         occurrence: t_k in (0, 1), how surely the part occurs.
         frequency: Share of the images that the run was evaluated on in which the part occurs; None if nobody knows.
-        attention: a_k, the weight of the part; all parts sum to 1.
+        attention: a_k, the weight of the part; all parts sum to 1, or to less if some are off.
         contribution: What the part adds to the logit of the label; with the constant, all parts sum to the logit.
         rival_contribution: The same for the logit of the rival; 0 without one.
         background: Whether the part shows surroundings or hardly counts, as seen over the training images or as said in
             part_names.json.
+        off: Whether people have switched the part off, so that it counts for nothing.
+        merged_into: Number of the part that has all that this one had, as people have merged it; None if it is one.
     """
 
     index: int
@@ -54,6 +57,8 @@ class PartExplanation:
     rival_contribution: float
     background: bool
     frequency: float | None = None
+    off: bool = False
+    merged_into: int | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -129,6 +134,7 @@ class Facts:
         photo_size: Width and height of the photo in its own pixels, of which the image may be a smaller copy; None if
             they are those of the image.
         place: What where and when the photo was taken adds; None if the model was told neither.
+        choices: What the answer becomes if parts are switched off; None of attributes, and where no class is named.
     """
 
     label: str
@@ -149,6 +155,7 @@ class Facts:
     photo_size: Size | None = None
     zoom: np.ndarray | None = None
     place: PlaceExplanation | None = None
+    choices: Choices | None = None
 
     @property
     def seen(self) -> float:
@@ -208,6 +215,8 @@ class Facts:
                     "part": part.index,
                     "name": part.name,
                     "background": part.background,
+                    "off": part.off,
+                    "merged_into": part.merged_into,
                     "center": [round(part.center[0] * x_scale, 2), round(part.center[1] * y_scale, 2)],
                     "area": float(pixels[part.index] / area),
                     "occurrence": part.occurrence,

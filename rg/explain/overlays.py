@@ -27,13 +27,13 @@ def parts_overlay(explanation: Facts, background: bool = False, size: Size | Non
 
     Args:
         explanation: Of one image.
-        background: Tint background parts, too.
+        background: Tint background parts, and those that are off, too.
         size: Width and height of the picture in pixels; that of the image if None.
     """
     base = photo(explanation, size)
     winners = _winners(explanation, base.size)
     pixels = np.array(base, dtype=np.float32)
-    visible = [part for part in explanation.parts if background or not part.background]
+    visible = [part for part in explanation.parts if background or not (part.background or part.off)]
     colors = palette(len(explanation.parts))
     tinted = np.zeros(len(colors) + 1, dtype=bool)  # the last is that of pixels without a part, -1
     tinted[[part.index for part in visible]] = True
@@ -80,7 +80,7 @@ def attribution_overlay(explanation: Facts, size: Size | None = None) -> Image.I
         size: Width and height of the picture in pixels; that of the image if None.
     """
     base = photo(explanation, size)
-    heard = sum(part.attention > 0 for part in explanation.parts)  # all but a background slot
+    heard = sum(part.attention > 0 for part in explanation.parts)  # not a background slot, nor what is off or merged
     even_shares = np.asarray(_resize(explanation.attribution, base.size)) * heard
     heat = np.clip((even_shares - 1) / (max(float(even_shares.max()), 2.0) - 1), 0, 1)
     return heat_map(base, heat)

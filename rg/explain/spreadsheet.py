@@ -40,6 +40,7 @@ def write_table(folder: Path, kind: str) -> None:
     Columns are the file, the answer, how sure it is, the rival, the class that its folder names, a summary, and for
     each part what it adds to the logit (``adds``), its occurrence and its share of what the model saw (``area``). Where
     the model was told where and when photos were taken, also what that adds, and the answer by the image alone.
+    A part that is merged into another has no columns.
 
     Args:
         folder: With settings.json and explanations.jsonl.
@@ -70,6 +71,8 @@ def _columns(parts: list[dict[str, Any]]) -> dict[str, type]:
     columns: dict[str, type] = {"file": str, "answer": str, "label": str, "probability": float}
     columns |= {"rival": str, "rival_probability": float, "truth": str, "seen": float, "summary": str}
     for number, part in enumerate(parts):
+        if part.get("merged_into") is not None:
+            continue
         name = part["name"] if part["name"] == f"part {number}" else f"part {number} {part['name']}"
         columns |= {f"{name}: {value}": float for value in ("adds", "occurrence", "area")}
     return columns
@@ -80,7 +83,8 @@ def _row(line: Line, told: bool) -> list[Cell]:
     cells: list[Cell] = [line["source"], line["answer"], line["label"], line["probability"]]
     cells += [rival.get("label"), rival.get("probability"), line["truth"], line["seen"], line.get("summary")]
     for part in line["parts"]:
-        cells += [part["contribution"], part["occurrence"], part["area"]]
+        if part.get("merged_into") is None:
+            cells += [part["contribution"], part["occurrence"], part["area"]]
     if told:
         place = line["place"] or {}
         cells += [place.get("contribution"), place.get("label_without")]

@@ -171,7 +171,7 @@ def _tied_with(facts: Facts) -> Rival | None:
 
 def _is_missing(part: PartExplanation) -> bool:
     """Whether a part does not occur here, but does in nearly all images that the run was evaluated on."""
-    return not part.background and (part.frequency or 0.0) >= EXPECTED and part.occurrence < OCCURS
+    return not (part.background or part.off) and (part.frequency or 0.0) >= EXPECTED and part.occurrence < OCCURS
 
 
 class _Names:

@@ -43,6 +43,7 @@ from rg.model.region_grouping import RegionGroupingModel
 from rg.model.weights import load_weights
 from rg.runs.environment import environment
 from rg.runs.folder import (
+    PART_NAMES,
     RECORD,
     Classes,
     check_labelled,
@@ -170,6 +171,8 @@ def export_checkpoint(run: Path, path: Path) -> None:
     check_labelled(run, config)
     _check_architecture(config.model)
     model, _, _ = load_region_grouping(run)
+    if model.edits:
+        raise ValueError(f"{run / PART_NAMES}: the authors' code has no such thing as {model.edits}; take it out first")
     state = {
         PREFIX + name: value.clone(memory_format=torch.contiguous_format)
         for name, value in authors_state(model).items()

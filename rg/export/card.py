@@ -17,9 +17,10 @@ from rg.config import BOOKKEEPING, BackboneConfig, LossConfig, RunConfig, flatte
 from rg.evaluation.measured import MEASURED
 from rg.explain.numbers import percent
 from rg.model.backbones import PACKAGED_WEIGHTS, RESNETS, timm_name
+from rg.model.edits import Edits
 from rg.pages.templates import template
 from rg.runs.confidence import basis
-from rg.runs.folder import METRICS, Classes, has_weights, load_config, read_json, read_record
+from rg.runs.folder import METRICS, Classes, has_weights, is_as_measured, load_config, read_json, read_record
 
 PAGE = "card.md"
 NOT_MEASURED = "not measured"
@@ -174,6 +175,8 @@ def _limits(
             )
         if not config.model.head.attention:
             limits.append("It was trained without attention: every part counts the same.")
+        if metadata["edits"]:
+            limits.append(f"People changed it after training: {Edits.from_dict(metadata['edits'])}.")
     if metadata["confidence"] is None:
         limits.append("Its confidence is not calibrated: a probability of 0.9 need not be right 9 times out of 10.")
     else:
@@ -260,9 +263,13 @@ def _measured(run: Path) -> tuple[dict[str, Any], str]:
     found = read_json(run / METRICS, "weights", "samples", "split", "dataset", "options")
     if not has_weights(run, found["weights"]):
         return {}, "The run was trained on since it was evaluated."
+    if not is_as_measured(run, found):
+        return {}, "Other parts were switched off or merged when the run was evaluated."
     sentence = f"On {found['samples']} images of the split {found['split']} of {found['dataset']}"
     digest = found.get("shards", {}).get(found["split"])
     sentence += f" (sha256 {digest})." if digest else " (of an earlier version, so which ones is unknown)."
+    if found.get("edits"):
+        sentence += f" Measured with {Edits.from_dict(found['edits'])}."
     if found["options"]:
         options = ", ".join(f"{name} = {value}" for name, value in found["options"].items())
         sentence += f" The data is not as published: {options}."

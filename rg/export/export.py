@@ -196,6 +196,7 @@ def describe(run: Path, model: Model, config: RunConfig, classes: Classes, sizes
         metadata["outputs"] = [*OUTPUTS, PART_MAP] if model.second_stage else list(OUTPUTS)
         parts = read_parts(run, model.background.tolist(), config.model.grouping.background)
         metadata["parts"] = [{"name": part.name, "background": part.background} for part in parts]
+        metadata["edits"] = model.edits.to_dict()
     if model.place is not None:
         metadata["places"] = ["latitude", "longitude", "day"]
         metadata["outputs"].append("place")
@@ -274,7 +275,9 @@ class _Outputs(nn.Module):
         if sampled:
             assign = model.carry_back(assign, sampled, images)
         attention = model.attend(regions)
-        return {"logits": model.classify(regions, attention), "assign": assign, "attention": attention}
+        logits = model.classify(regions, attention)
+        assign, attention = model.edits.together(assign, 1), model.edits.together(attention, -1)
+        return {"logits": logits, "assign": assign, "attention": attention}
 
 
 class _SameConvolution(nn.Module):

@@ -86,12 +86,15 @@ class PartDictionary(nn.Module):
             regions = self.pool(x, assign)
         else:
             assign, regions = self.group(x)
-        occurrence = kernels.part_occurrence(
-            assign, config.smoothing_radius, config.smoothing_std, config.smoothing_padding
-        )
+        occurrence = self.occurrence(assign)
         if self.training:
             self._track_border(assign.detach())
         return assign, regions, occurrence
+
+    def occurrence(self, assign: Tensor) -> Tensor:
+        """How surely parts occur whose maps are [N, K, H, W]: t [N, K]."""
+        config = self.config
+        return kernels.part_occurrence(assign, config.smoothing_radius, config.smoothing_std, config.smoothing_padding)
 
     def group(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, C, H, W] -> assign [N, K, H, W], regions [N, K, C]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rg.config import ModelConfig
 from rg.model.backbones import batch_statistics, build_backbone
+from rg.model.edits import Edits
 from rg.model.layers import (
     MAX_SHAPLEY_PARTS,
     RUNNING_MOMENTUM,
@@ -33,14 +34,15 @@ from rg.model.second_stage import SecondStage
 class ModelOutput(NamedTuple):
     """What the model says of a batch.
 
-    With a background slot, the last of the K parts is the background: its attention is 0.
+    With a background slot, the last of the K parts is the background: its attention is 0. So is that of a part that is
+    switched off; the attention of the others then sums to less than 1. A part that is merged into another has zeros.
 
     Attributes:
         logits: [N, classes].
         assign: Part assignment Q [N, K, H, W], sums to 1 over K.
         attention: a [N, K], sums to 1 over K; [N, L, K] for L attributes.
         occurrence: t [N, K] in (0, 1).
-        regions: Z [N, K, C], unit length.
+        regions: Z [N, K, C], unit length; of the parts as they were before any were merged.
         place: What the places add to the logits [N, classes], 0 where none is known; None if none were told.
     """
 
@@ -115,6 +117,7 @@ class RegionGroupingModel(SampledModel):
             if config.sampler.kind == "trilinear":
                 self.detail_classifier = Classifier(config.head.region_channels, num_classes)
         self.num_parts = config.grouping.num_parts
+        self.edits = Edits()
         even = torch.full((self.num_parts,), 1 / self.num_parts)
         self.register_buffer("attention_share", self._with_background(even))
         self.attention_share: Tensor
@@ -220,16 +223,22 @@ class RegionGroupingModel(SampledModel):
             share = attention.detach().flatten(0, -2).mean(0)
             self.attention_share.lerp_(share.to(self.attention_share.dtype), RUNNING_MOMENTUM)
         logits = self.classify(regions, attention)
+        if self.edits.merged:
+            assign, attention = self.edits.together(assign, 1), self.edits.together(attention, -1)
+            occurrence = self.dictionary.occurrence(assign)
         return ModelOutput(logits, assign, attention, occurrence, regions)
 
     def attend(self, regions: Tensor) -> Tensor:
-        """Importance of the regions [N, K] ([N, L, K] for attributes), 1/K each without attention, 0 of background."""
+        """Importance of the regions [N, K] ([N, L, K] for attributes), 1/K each without attention.
+
+        It is 0 of background and of parts that are off, and that of parts before any are merged.
+        """
         regions = self._heard(regions)
         if self.attention is not None:
-            return self._with_background(self.attention(regions))
+            return self.edits.switched(self._with_background(self.attention(regions)))
         N, K, _ = regions.shape
         shape = (N, self.num_classes, K) if self.multi_label else (N, K)
-        return self._with_background(regions.new_full(shape, 1 / K))
+        return self.edits.switched(self._with_background(regions.new_full(shape, 1 / K)))
 
     def classify(self, regions: Tensor, attention: Tensor) -> Tensor:
         """Logits of regions [N, K, C] and their importance, as ``attend`` gives it."""
@@ -254,10 +263,31 @@ class RegionGroupingModel(SampledModel):
             contributions: [N, J, K].
             constant: [N, J]; the sum of both over K is the logit, less what the place adds (``ModelOutput.place``).
         """
+        contributions, constant = self.classifier.contributions(*self._weighed(output), classes)
+        return self.edits.together(self._with_background(contributions), -1), constant
+
+    def logits_without_each(self, output: ModelOutput) -> Tensor:
+        """The logits if one part after the other is switched off [N, K, classes]; in evaluation mode.
+
+        Row k is what the model says with part k off, and with it all that is merged into it, as ``Edits`` has it. The
+        backbone is not asked again.
+
+        Args:
+            output: Of this model.
+        """
+        features, attention = self._weighed(output)
+        rows = []
+        for k in range(output.assign.shape[1]):
+            off = [part for part in range(self.num_parts) if self.edits.merged.get(part, part) == k]
+            rows.append(self.classifier(features, Edits(tuple(off)).switched(attention)))
+        logits = torch.stack(rows, dim=1)
+        return logits if output.place is None else logits + output.place.unsqueeze(1)
+
+    def _weighed(self, output: ModelOutput) -> tuple[Tensor, Tensor]:
+        """What the classifier hears: f_z(Z) [N, K, D] and the attention, of the parts before any are merged."""
         features = self.region_transform(self._heard(output.regions))
-        attention = output.attention[..., : self.num_parts]
-        contributions, constant = self.classifier.contributions(features, attention, classes)
-        return self._with_background(contributions), constant
+        attention = self.attend(output.regions) if self.edits.merged else output.attention
+        return features, attention[..., : self.num_parts]
 
     @torch.no_grad()
     def initialize_dictionary(self, images: Tensor, seed: int, of_batches: bool = False) -> None:

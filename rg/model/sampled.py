@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rg.config import PlaceConfig, SamplerConfig
 from rg.model.backbones import Backbone
+from rg.model.edits import Edits
 from rg.model.grids import carry_back
 from rg.model.place import PlaceTerm
 from rg.model.samplers import Sampled, build_sampler
@@ -29,6 +30,7 @@ class SampledModel(nn.Module):
         sampler: That, or None.
         backbone: Feature extractor.
         place: What places add to the logits, or None.
+        edits: Which parts are switched off or merged; none in training.
 
     Raises:
         ValueError: the sampler cannot be built, or is trilinear with attributes.
@@ -48,6 +50,7 @@ class SampledModel(nn.Module):
         self.sampler = build_sampler(sampler_config, num_classes, multi_label, pretrained)
         self.num_classes = num_classes
         self.multi_label = multi_label
+        self.edits = Edits()
         # Its random numbers are drawn aside, so that the other layers begin as they do without it.
         with torch.random.fork_rng(devices=[]):
             self.place = PlaceTerm(place_config, num_classes) if place_config.on else None

@@ -103,7 +103,7 @@ class Side:
         names = asdict(self.classes)
         place = self.model.backbone.pixel_mean.device.type
         decisive = {"confidence": confidence, "config": flatten(asdict(self.config)), "classes": names, "device": place}
-        return {"weights": sha256(self.run / WEIGHTS), **decisive}
+        return {"weights": sha256(self.run / WEIGHTS), "edits": self.model.edits.to_dict(), **decisive}
 
 
 @dataclass(frozen=True)

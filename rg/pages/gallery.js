@@ -60,7 +60,7 @@ function offer() {
   for (const image of images) counts.set(image.label, (counts.get(image.label) || 0) + 1);
   const sorted = [...counts].sort(([a], [b]) => about.labels[a].localeCompare(about.labels[b]));
   by("label").append(...sorted.map(([label, count]) => new Option(`${about.labels[label]} (${count})`, label)));
-  by("part").append(...about.parts.map((part, index) => new Option(partName(index) + (part.background ? " (background)" : ""), index)));
+  by("part").append(...about.parts.flatMap((part, index) => (part.merged ? [] : [new Option(partName(index) + (part.off ? " (off)" : part.background ? " (background)" : ""), index)])));
   const known = images.filter((image) => image.truth >= 0);
   by("correct").parentElement.hidden = !known.length;
   by("answer").parentElement.hidden = images.every((image) => image.answer === 0);
@@ -176,7 +176,7 @@ function bars(image) {
   const adds = against ? image.adds.map((value, part) => value - image.rivalAdds[part]) : image.adds;
   const constant = image.constant - (against ? image.rivalConstant : 0);
   const place = image.place ? image.place[1] - (against ? image.place[2] : 0) : 0;
-  const order = adds.map((_, part) => part).sort((a, b) => adds[b] - adds[a]);
+  const order = adds.map((_, part) => part).filter((part) => !parts[part].merged).sort((a, b) => adds[b] - adds[a]);
   const low = Math.min(0, constant, place, ...adds), high = Math.max(0, constant, place, ...adds);
   const scale = 100 / Math.max(high - low, NOTABLE);
   const bar = (name, value, color, ...rest) => {
@@ -189,11 +189,11 @@ function bars(image) {
   };
   by("bars").replaceChildren(
     ...order.map((part) => {
-      const badge = element("span", parts[part].background ? "badge hollow" : "badge", String(part)), thumb = element("span", "thumb");
+      const badge = element("span", parts[part].background || parts[part].off ? "badge hollow" : "badge", String(part)), thumb = element("span", "thumb");
       badge.style.setProperty("--c", parts[part].color);
       badge.style.setProperty("--i", parts[part].ink);
       thumb.style.setProperty("--k", part);
-      const name = parts[part].named ? parts[part].name : "";
+      const name = (parts[part].named ? parts[part].name : "") + (parts[part].off ? " (off)" : "");
       return bar([badge, thumb, name], adds[part], parts[part].color, element("td", "", percent(image.attention[part], 0)), element("td", "occurs", percent(image.occurrence[part], 0)));
     }),
     ...(image.place ? [bar([image.place[0]], place, "", element("td"), element("td", "occurs"))] : []),

@@ -62,6 +62,8 @@ def write(folder: Path) -> Path:
                 "name": part["name"],
                 "named": part["named"],
                 "background": part["background"],
+                "off": part.get("off", False),
+                "merged": part.get("merged_into") is not None,
                 "color": css(color),
                 "ink": css(ink_on(color)),
             }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from rg.pages import charts, showcase
 from rg.pages.concepts import concepts, prior_path
 from rg.pages.numbers import percent, signed
 from rg.pages.predictions import Prediction, Predictions
+from rg.pages.scripts import script
 from rg.pages.templates import template
 from rg.runs.confidence import basis
 from rg.runs.folder import (
@@ -39,8 +42,8 @@ from rg.runs.folder import (
     REPORT,
     Classes,
     check_labelled,
+    check_measured,
     check_shards,
-    check_weights,
     load_config,
     read_json,
     read_record,
@@ -49,6 +52,7 @@ from rg.runs.part_names import Part
 from rg.runs.part_pictures import read_part_pictures
 from rg.runs.progress import progress_bar
 
+SCRIPT = "report.js"
 GALLERY, MISTAKES, STRIP, BARS = 12, 12, 6, 10
 FIRST = 4  # cards of either kind that are not folded away
 CARD_SIDE, STRIP_SIDE, STRIP_SIDE_OF_MANY, MANY_PARTS = 320, 224, 144, 16
@@ -73,6 +77,7 @@ class Card:
         zoom: Where the model zoomed in, None without a sampler.
         bars: Its contributions.
         versus: Its contributions to the label less those to the class to compare with; empty without one.
+        choices: What the page needs to tell the answer without some parts, JSON; None of attributes.
     """
 
     key: str
@@ -85,6 +90,7 @@ class Card:
     zoom: str | None
     bars: list[contributions.Bar]
     versus: list[contributions.Bar]
+    choices: str | None
 
 
 def report(run: Path, data: Location | None = None, out: Path | None = None) -> Path:
@@ -110,7 +116,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     if not (run / METRICS).is_file():
         raise ValueError(f"{run}: has no {METRICS}; run `python -m rg evaluate` first")
     metrics, record = read_json(run / METRICS, "weights"), read_record(run)
-    check_weights(run, metrics["weights"], "evaluate")
+    check_measured(run, metrics, "evaluate")
     predictions = Predictions.read(run / PREDICTIONS)
     if "selective" not in metrics:
         raise ValueError(f"{run}: was evaluated by an earlier version; run `python -m rg evaluate` again")
@@ -128,7 +134,11 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
     colors = palette(len(explainer.parts))
     row = read_part_pictures(run, len(explainer.parts))
     page_template = template("rg.pages", REPORT, percent=percent, signed=signed)
+    source = script("rg.pages", SCRIPT, "choices.js")
     page = page_template.render(
+        script=Markup(source),
+        script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
+        edits=str(explainer.model.edits),
         run=run.resolve().name,
         record=record,
         metrics=metrics,
@@ -142,7 +152,7 @@ def report(run: Path, data: Location | None = None, out: Path | None = None) -> 
         part_pictures=row and bytes_uri(row, "webp"),
         wrong=int((predictions.errors > 0).sum()),
         concepts=concepts(explainer.parts, metrics["parts"], predictions, classes.names),
-        problems=mostly_background([part.background for part in explainer.parts if not part.slot]),
+        problems=mostly_background([part.background for part in _standing(explainer.parts)]),
         spots=spots,
         prior=prior_path(len(predictions), config.loss.prior_alpha, config.loss.prior_beta),
         prior_name=f"Beta({config.loss.prior_alpha:g}, {config.loss.prior_beta:g})",
@@ -266,6 +276,7 @@ def _card(prediction: Prediction, explanation: Explanation, manifest: Manifest) 
         zoom=None if explanation.zoom is None else data_uri(overlays.zoom_overlay(explanation, size)),
         bars=contributions.bars(explanation, BARS),
         versus=versus,
+        choices=json.dumps(explanation.choices.to_dict()) if explanation.choices else None,
     )
 
 
@@ -302,7 +313,7 @@ def _label(prediction: Prediction, manifest: Manifest) -> str:
 def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers that matter most, of those that were measured."""
     chance = metrics["chance"]
-    parts = [part for part in parts if not part.slot]
+    parts = _standing(parts)
     objects = sum(not part.background for part in parts)
     sample = "of all attributes of all images"
     if chance is not None:
@@ -325,6 +336,11 @@ def _tiles(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[str,
             f"{objects} of the object, {len(parts) - objects} of the surroundings or hardly counting",
         ),
     ]
+
+
+def _standing(parts: Sequence[Part]) -> list[Part]:
+    """Parts that are neither the background slot nor merged into others."""
+    return [part for part in parts if not part.slot and part.merged_into is None]
 
 
 def _metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

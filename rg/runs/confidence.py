@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy.special import expit, softmax
 
 from pipelines.files import write_json
 from rg.config import RunConfig
-from rg.runs.folder import CONFIDENCE, has_weights, of_view, read_json
+from rg.runs.folder import CONFIDENCE, is_as_measured, of_view, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Confidence:
         dataset: Name of their data set.
         weights: sha256 of the weights of the model.
         shards: Digest of the validation split (``Split.sha256``); None in a file of an earlier version.
+        edits: Which parts of the model were off or merged (see ``Edits.to_dict``).
     """
 
     temperature: float | None
@@ -54,6 +55,7 @@ class Confidence:
     dataset: str
     weights: str
     shards: str | None = None
+    edits: Mapping[str, Any] = field(default_factory=dict)
 
     def answer(self, probability: float, presence: float) -> Answer:
         """What to say of an image: its label, that the model is unsure, or that it shows nothing known."""
@@ -135,7 +137,7 @@ def read_confidence_of_input(run: Path, config: RunConfig) -> Confidence | None:
 
 
 def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
-    """The confidence of a run; None if it was not fitted, or with other weights.
+    """The confidence of a run; None if it was not fitted, or with other weights, or other parts off or merged.
 
     Args:
         run: Run folder.
@@ -155,8 +157,8 @@ def read_confidence(run: Path, view: str | None = None) -> Confidence | None:
     for name in ("temperature", "threshold", "presence_limit", "target_precision", "false_alarms", "images"):
         if not isinstance(content[name], int | float | None):
             raise ValueError(f"{path}: {name}: expected a number, got {content[name]!r}")
-    if not has_weights(run, confidence.weights):
-        logger.warning("%s: was fitted with other weights, so probabilities are not calibrated; evaluate again", path)
+    if not is_as_measured(run, content):
+        logger.warning("%s: was fitted with other weights or parts, so nothing is calibrated; evaluate again", path)
         return None
     if confidence.too_few:
         logger.warning("%s: %s", path, basis(confidence.images, confidence.too_few))

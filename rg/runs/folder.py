@@ -24,9 +24,11 @@ from pipelines.files import atomic_write, check_content, sha256, write_json
 from pipelines.shards.manifest import Manifest, Schema
 from rg.config import RunConfig
 from rg.model.build import Model, build_model
+from rg.model.edits import Edits
 from rg.model.plain import PlainModel
 from rg.model.region_grouping import RegionGroupingModel
 from rg.model.scops import ScopsModel
+from rg.runs.part_entries import edits
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ CHECKPOINTS, HISTORY, TENSORBOARD, LOG = "checkpoints", "metrics.jsonl", "tensor
 METRICS, PREDICTIONS, CONFIDENCE = "metrics.json", "predictions.jsonl", "confidence.json"
 FAITHFUL, FAITHFUL_IMAGES, LEAKAGE, REPORT = "faithful.json", "faithful_images.npz", "leakage.json", "report.html"
 PART_NAMES, PART_PICTURES = "part_names.json", "part_pictures.webp"
+PARTS, PARTS_PAGE = "parts.json", "parts.html"
 
 
 @dataclass(frozen=True)
@@ -165,19 +168,59 @@ def has_weights(run: Path, digest: str) -> bool:
     return sha256(run / WEIGHTS) == digest
 
 
-def check_weights(run: Path, digest: str, verb: str) -> None:
-    """Refuse what was measured of weights that the run has no more.
+def read_edits(run: Path, config: RunConfig | None = None) -> Edits:
+    """Which parts people have switched off or merged in part_names.json; none without the file.
 
     Args:
         run: Run folder.
-        digest: sha256 of the weights that were measured.
-        verb: Of the command line, which measured them.
+        config: Of the run; read if None.
 
     Raises:
-        ValueError: the weights are others.
+        ValueError: the file is none, or the model names no class, or has no parts, so that there is nothing to switch.
     """
-    if not has_weights(run, digest):
+    path = run / PART_NAMES
+    if not path.is_file():
+        return Edits()
+    model = (config or load_config(run)[0]).model
+    grouping = model.grouping
+    if model.kind == "plain":
+        return Edits()
+    found = edits(path, read_json(path), grouping.slots, grouping.num_parts if grouping.background else None)
+    if found and model.kind == "scops":
+        raise ValueError(f"{path}: expected names and background only, as the run learned without labels, got {found}")
+    return found
+
+
+def is_as_measured(run: Path, measured: Mapping[str, Any]) -> bool:
+    """Whether a run has the weights and the edits that something was measured with.
+
+    Args:
+        run: Run folder.
+        measured: What a file of the run says of it: ``weights``, their sha256, and ``edits``; no edits in a file of an
+            earlier version.
+    """
+    same = read_edits(run).to_dict() == (measured.get("edits") or {})
+    return same and has_weights(run, measured.get("weights", ""))
+
+
+def check_measured(run: Path, measured: Mapping[str, Any], verb: str) -> None:
+    """Refuse what was measured of weights that the run has no more, or with other parts off or merged.
+
+    Args:
+        run: Run folder.
+        measured: See ``is_as_measured``.
+        verb: Of the command line, which measured it.
+
+    Raises:
+        ValueError: the weights or the edits are others.
+    """
+    if not has_weights(run, measured["weights"]):
         raise ValueError(f"{run}: was trained on since it was measured; run `python -m rg {verb}` again")
+    if not is_as_measured(run, measured):
+        raise ValueError(
+            f"{run}: {PART_NAMES} switches off or merges other parts than when it was measured; "
+            f"run `python -m rg {verb}` again"
+        )
 
 
 def check_shards(run: Path, measured: Mapping[str, Any], manifest: Manifest, verb: str) -> None:
@@ -202,10 +245,11 @@ def check_shards(run: Path, measured: Mapping[str, Any], manifest: Manifest, ver
 
 
 def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
-    """The trained model of a run, on the CPU and in evaluation mode.
+    """The trained model of a run, on the CPU and in evaluation mode, with parts off and merged as people said.
 
     Raises:
-        ValueError: the folder holds no run, no weights yet, or weights that do not fit its configuration.
+        ValueError: the folder holds no run, no weights yet, weights that do not fit its configuration, or a
+            part_names.json that cannot be.
     """
     config, classes = load_config(run)
     model = build_model(config.model, len(classes.names), classes.multi_label, pretrained=False)
@@ -220,6 +264,7 @@ def load_model(run: Path) -> tuple[Model, RunConfig, Classes]:
     if misfit:
         raise ValueError(f"{run / WEIGHTS}: does not fit {CONFIG} ({misfit})")
     model.load_state_dict(weights)
+    model.edits = read_edits(run, config)
     return model.eval(), config, classes
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rg.runs.folder import METRICS, has_weights, read_json
+from rg.runs.folder import METRICS, is_as_measured, read_json
 
 
 def read_frequencies(run: Path) -> tuple[float, ...] | None:
     """Shares of the images of the evaluated split in which the parts occur (an occurrence above 0.5).
 
     Returns:
-        One for each part; None if the run was not evaluated, or with other weights.
+        One for each part; None if the run was not evaluated, or with other weights, or other parts off or merged.
 
     Raises:
         ValueError: metrics.json is no JSON object.
@@ -19,6 +19,6 @@ def read_frequencies(run: Path) -> tuple[float, ...] | None:
     if not (run / METRICS).is_file():
         return None
     metrics = read_json(run / METRICS)
-    if not has_weights(run, metrics.get("weights", "")):  # or a file of another program
+    if not is_as_measured(run, metrics):  # or a file of another program
         return None
     return tuple(part["on"] for part in metrics["parts"])

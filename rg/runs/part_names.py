@@ -6,18 +6,20 @@ They are named by people in part_names.json, written by hand:
 
 Part 3 is shown as "crown" everywhere. Which parts are background is seen over the training images; "background" says it
 better. Parts of the object that nobody has named are called after the true parts that they show, where the run was
-evaluated on data that knows these (metrics.json).
+evaluated on data that knows these (metrics.json). What else the file may say is in ``part_entries``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rg.model.edits import Edits
 from rg.runs.folder import METRICS, PART_NAMES, has_weights, read_json
+from rg.runs.part_entries import edits, entries
 
 LONGEST = 40  # characters
 
@@ -32,6 +34,8 @@ class Part:
         background: Whether it shows surroundings or hardly counts.
         named: Whether it has a name of its own.
         slot: Whether it is the background slot of the model, which no class rests on.
+        off: Whether it is switched off, so that it counts for nothing.
+        merged_into: Number of the part that it is merged into, which has all that it had; None if it stands alone.
     """
 
     index: int
@@ -39,6 +43,8 @@ class Part:
     background: bool
     named: bool = False
     slot: bool = False
+    off: bool = False
+    merged_into: int | None = None
 
 
 def unnamed(background: Sequence[bool], slot: bool = False) -> tuple[Part, ...]:
@@ -70,11 +76,16 @@ def named_by_people(run: Path, background: Sequence[bool], slot: bool = False) -
     if not path.is_file():
         return tuple(parts)
     content = read_json(path)
-    for key, value in content.items():
-        if not (key.isdecimal() and int(key) < len(parts)):
-            raise ValueError(f"{path}: expected numbers of parts, 0 to {len(parts) - 1}, got {key!r}")
-        parts[int(key)] = _part(path, parts[int(key)], value)
-    return tuple(parts)
+    for k, entry in entries(path, content, len(parts)).items():
+        parts[k] = _part(path, parts[k], entry)
+    return edited(parts, edits(path, content, len(parts), len(parts) - 1 if slot else None))
+
+
+def edited(parts: Sequence[Part], changes: Edits) -> tuple[Part, ...]:
+    """The same parts, switched off and merged as said."""
+    return tuple(
+        replace(part, off=part.index in changes.off, merged_into=changes.merged.get(part.index)) for part in parts
+    )
 
 
 def _after_true_parts(run: Path, parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -95,10 +106,7 @@ def _after_true_parts(run: Path, parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(named)
 
 
-def _part(path: Path, part: Part, value: Any) -> Part:
-    entry = {"name": value} if isinstance(value, str) else value
-    if not isinstance(entry, dict) or not set(entry) <= {"name", "background"}:
-        raise ValueError(f"{path}: part {part.index}: expected a name, or name and background, got {value!r}")
+def _part(path: Path, part: Part, entry: Mapping[str, Any]) -> Part:
     name, background = entry.get("name", part.name), entry.get("background", part.background)
     if not isinstance(name, str) or not 0 < len(name.strip()) <= LONGEST:
         raise ValueError(f"{path}: part {part.index}: expected a name of 1 to {LONGEST} characters, got {name!r}")

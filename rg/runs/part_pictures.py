@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.files import atomic_write
-from rg.runs.folder import METRICS, PART_PICTURES, has_weights, read_json
+from rg.runs.folder import METRICS, PART_PICTURES, is_as_measured, read_json
 
 SIDE = 64  # pixels of a square
 
@@ -23,7 +23,7 @@ def write_part_pictures(run: Path, squares: Sequence[Image.Image]) -> None:
 
 
 def read_part_pictures(run: Path, count: int) -> bytes | None:
-    """The file, if it is there and shows the parts of the present weights.
+    """The file, if it is there and shows the parts as they are now.
 
     Args:
         run: Run folder.
@@ -35,7 +35,7 @@ def read_part_pictures(run: Path, count: int) -> bytes | None:
     path = run / PART_PICTURES
     if not path.is_file() or not (run / METRICS).is_file():
         return None
-    if not has_weights(run, read_json(run / METRICS).get("weights", "")):
+    if not is_as_measured(run, read_json(run / METRICS)):
         return None
     try:
         with Image.open(path) as row:

@@ -113,8 +113,10 @@ def serve(run: Path, host: str, port: int, device: str, allow_host: Sequence[str
 
 
 def _asset(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    is_script = media_type == "text/javascript"
-    content = script("rg.server", name) if is_script else (Path(__file__).parent / name).read_text(encoding="utf-8")
+    if media_type == "text/javascript":
+        content = script("rg.server", name, "choices.js")
+    else:
+        content = (Path(__file__).parent / name).read_text(encoding="utf-8")
 
     async def asset(_: Request) -> Response:
         return Response(content, media_type=media_type)

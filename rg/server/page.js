@@ -2,6 +2,7 @@
 
 const AT_ONCE = 2; // requests
 const ROWS = 8; // parts that are shown one by one at first
+const OPEN = 16; // parts up to which the buttons that switch them off are unfolded
 const NEAR = 6; // pixels of the part map from an edge at which a number stands well
 const FORMATS = { WEBP: "WebP" }; // written otherwise than in capitals
 const LAYERS = { parts: "Parts", photo: "Photo", attribution: "Attention", zoom: "Zoom" };
@@ -27,7 +28,7 @@ const where = () => Object.fromEntries([...$("where").querySelectorAll("input")]
 
 function badge(part) {
   const { color, ink } = model.parts[part];
-  const made = make("span", model.parts[part].background ? "badge hollow" : "badge", String(part));
+  const made = make("span", model.parts[part].background || model.parts[part].off ? "badge hollow" : "badge", String(part));
   made.style.setProperty("--c", color);
   made.style.setProperty("--i", ink);
   return made;
@@ -90,6 +91,7 @@ class Card {
     this.layer = "parts";
     this.side = "label";
     this.lit = this.pinned = null;
+    this.off = new Set(); // parts that are switched off here
     this.all = false;
     this.root = $("card").content.firstElementChild.cloneNode(true);
     this.find = (selector) => this.root.querySelector(selector);
@@ -105,7 +107,8 @@ class Card {
 
   async run() {
     try {
-      this.answer = await (await ask(this, { pictures: true })).json();
+      const { pictures, choices, ...whole } = await (await ask(this, { pictures: true })).json();
+      Object.assign(this, { pictures, choices, whole, answer: whole });
       this.show();
     } catch (error) {
       this.fail(error.message);
@@ -126,7 +129,7 @@ class Card {
   }
 
   show() {
-    const { answer } = this, map = answer.pictures.part_map;
+    const { answer } = this, map = this.pictures.part_map;
     URL.revokeObjectURL(this.find("img").src);
     this.map = new Int8Array(map.width * map.height);
     for (let i = 0, at = 0; i < map.runs.length; i += 2) this.map.fill(map.runs[i], at, (at += map.runs[i + 1]));
@@ -134,13 +137,60 @@ class Card {
     this.find(".progress").hidden = true;
     this.root.setAttribute("aria-label", `${this.find("h2").textContent}: ${answer.label}`);
     this.verdict();
-    radios(this.find(".layers"), `layer${this.number}`, Object.entries(LAYERS).filter(([value]) => value !== "zoom" || answer.pictures.zoom).map(([value, text]) => [value, text, value === this.layer]), (layer) => {
+    radios(this.find(".layers"), `layer${this.number}`, Object.entries(LAYERS).filter(([value]) => value !== "zoom" || this.pictures.zoom).map(([value, text]) => [value, text, value === this.layer]), (layer) => {
       this.layer = layer;
       this.draw();
     });
     this.listen();
+    this.offer();
     this.why();
     this.draw();
+  }
+
+  // A button for every part that counts, to switch it off and on.
+  offer() {
+    const counting = this.choices ? model.parts.filter(({ part }) => this.choices.contributions.some((adds) => adds[part])) : [];
+    this.find(".what-if").hidden = !counting.length;
+    this.find(".what-if").open = counting.length <= OPEN;
+    this.find(".toggles").replaceChildren(...counting.map((part) => {
+      const button = make("button", "toggle");
+      button.type = "button";
+      button.dataset.part = part.part;
+      button.append(badge(part.part), ...thumb(part.part));
+      if (part.named) button.append(make("span", "", part.name));
+      button.setAttribute("aria-label", capital(called(part)));
+      button.setAttribute("aria-pressed", "true");
+      button.addEventListener("click", () => this.toggle(part.part));
+      return button;
+    }));
+  }
+
+  toggle(part) {
+    if (!this.off.delete(part)) this.off.add(part);
+    this.answer = this.off.size ? this.edited(this.side === "rival" ? this.answer.rival?.label : undefined) : this.whole;
+    for (const button of this.root.querySelectorAll(".toggle")) button.setAttribute("aria-pressed", String(!this.off.has(Number(button.dataset.part))));
+    const { whole } = this, names = [...this.off].sort((a, b) => a - b).map((one) => called(model.parts[one]));
+    this.find(".without").textContent = names.length ? `${offInWords(names, this.choices)}: ${this.answer.label}, ${percent(this.answer.probability)}. With all parts: ${whole.label}, ${percent(whole.probability)}.` : "";
+    this.verdict();
+    this.why();
+    this.draw();
+  }
+
+  // The answer with parts off, compared with a class, or with the runner-up. Whether to withhold it was fitted with all parts.
+  edited(versus) {
+    const { choices, off, whole } = this, [best, ...others] = answersWithout(choices, off);
+    const rival = others.find(({ label }) => label === versus) ?? others[0];
+    const adds = ({ number }, part) => (off.has(part) ? 0 : choices.contributions[number][part]);
+    const parts = whole.parts.map((one) => ({
+      ...one,
+      attention: off.has(one.part) ? 0 : one.attention,
+      contribution: adds(best, one.part),
+      rival_contribution: rival ? adds(rival, one.part) : 0,
+    }));
+    const constant = ({ number }) => choices.constants[number], placed = ({ number }) => choices.places[number];
+    const [alone] = choices.places ? [best, ...others].sort((a, b) => b.logit - placed(b) - a.logit + placed(a)) : [];
+    const place = alone ? { ...whole.place, contribution: placed(best), rival_contribution: rival ? placed(rival) : 0, label_without: alone.label } : null;
+    return { ...whole, ...best, answer: "label", summary: "", place, constant: constant(best), rival: rival ? { ...rival, constant: constant(rival) } : null, parts, top_k: [best, ...others].slice(0, whole.top_k.length) };
   }
 
   verdict() {
@@ -175,11 +225,12 @@ class Card {
   }
 
   async compare(label) {
-    if (this.answer.rival?.label !== label) {
+    if (this.off.size) this.answer = this.edited(label);
+    else if (this.answer.rival?.label !== label) {
       this.find(".summary").textContent = `Comparing with ${label} …`;
       try {
-        const other = await (await ask(this, { versus: label })).json();
-        this.answer = { ...other, pictures: this.answer.pictures };
+        this.whole = await (await ask(this, { versus: label })).json();
+        this.answer = this.off.size ? this.edited(label) : this.whole;
       } catch (error) {
         this.find(".summary").textContent = error.message;
         return;
@@ -204,7 +255,7 @@ class Card {
       this.why();
       this.find(".sides input:checked").focus();
     });
-    const byWeight = [...answer.parts].sort((a, b) => Math.abs(this.value(b)) - Math.abs(this.value(a)));
+    const byWeight = answer.parts.filter((part) => part.merged_into === null).sort((a, b) => Math.abs(this.value(b)) - Math.abs(this.value(a)));
     const few = byWeight.length <= ROWS + 1;
     const shown = few || this.all ? byWeight : byWeight.slice(0, ROWS), rest = byWeight.slice(shown.length);
     const { place } = answer;
@@ -255,8 +306,10 @@ class Card {
       const about = model.parts[part.part], button = make("button", "pick");
       button.type = "button";
       button.append(badge(part.part), ...thumb(part.part));
+      const off = about.off || this.off.has(part.part);
       if (about.named) button.append(make("span", "called", about.name));
-      else if (about.background) button.append(make("small", "", "background"));
+      if (off) button.append(make("small", "", "off"));
+      else if (about.background && !about.named) button.append(make("small", "", "background"));
       button.setAttribute("aria-label", `${capital(called(about))}${about.background ? ", background" : ""}: show in the photo`);
       button.addEventListener("click", () => this.pin(part.part));
       button.addEventListener("focus", () => this.light(part.part));
@@ -273,7 +326,7 @@ class Card {
   }
 
   listen() {
-    const canvas = this.find("canvas"), { width, height } = this.answer.pictures.part_map;
+    const canvas = this.find("canvas"), { width, height } = this.pictures.part_map;
     const under = (event) => {
       const box = canvas.getBoundingClientRect();
       const x = Math.floor(((event.clientX - box.left) / box.width) * width), y = Math.floor(((event.clientY - box.top) / box.height) * height);
@@ -285,14 +338,13 @@ class Card {
     canvas.addEventListener("click", (event) => this.pin(under(event)));
     const stem = (this.file.name || "photo").replace(/\.[^.]*$/, "");
     this.find(".json").addEventListener("click", () => {
-      const { pictures, ...rest } = this.answer;
-      download(new Blob([JSON.stringify(rest, null, 1) + "\n"], { type: "application/json" }), `${stem}.json`);
+      download(new Blob([JSON.stringify(this.whole, null, 1) + "\n"], { type: "application/json" }), `${stem}.json`);
     });
     this.find(".png").addEventListener("click", async (event) => {
       const button = event.currentTarget;
       button.disabled = true;
       try {
-        const query = { format: "png", ...(this.answer.rival && { versus: this.answer.rival.label }) };
+        const query = { format: "png", ...(this.whole.rival && { versus: this.whole.rival.label }) };
         download(await (await ask(this, query)).blob(), `${stem}.png`);
       } catch (error) {
         $("status").textContent = error.message;
@@ -333,7 +385,7 @@ class Card {
   }
 
   draw() {
-    const { photo, attribution, zoom, part_map: { width, height } } = this.answer.pictures;
+    const { photo, attribution, zoom, part_map: { width, height } } = this.pictures;
     const image = this.find("img"), canvas = this.find("canvas"), source = { attribution, zoom }[this.layer] ?? photo;
     if (image.getAttribute("src") !== source) image.src = source;
     image.alt = `${this.find("h2").textContent}${{ attribution: ", under a heat map of the attention", zoom: ", under lines that the network saw evenly spaced" }[this.layer] ?? ""}`;
@@ -349,17 +401,22 @@ class Card {
           if (part === lit) put(at, colors[part], edge ? 255 : 0);
           else put(at, [12, 15, 18], 178);
         } else if (part < 0) put(at, [12, 15, 18], 178);
-        else if (this.layer === "parts" && !model.parts[part].background) put(at, colors[part], edge ? 255 : 84);
+        else if (this.layer === "parts" && !this.plain(part)) put(at, colors[part], edge ? 255 : 84);
       }
     }
     context.putImageData(pixels, 0, 0);
-    const marked = lit !== null ? [lit] : this.layer === "parts" ? model.parts.filter((part) => !part.background).map(({ part }) => part) : [];
+    const marked = lit !== null ? [lit] : this.layer === "parts" ? model.parts.map(({ part }) => part).filter((part) => !this.plain(part)) : [];
     this.find(".marks").replaceChildren(...marked.flatMap((part) => this.numberAt(part)));
+  }
+
+  // Whether a part is shown like background: it is, or it is off.
+  plain(part) {
+    return model.parts[part].background || model.parts[part].off || this.off.has(part);
   }
 
   // Its number near the centre of a part, where the part is; none if it is too small.
   numberAt(part) {
-    const { width, height, pictures: { part_map: size } } = this.answer, { map } = this;
+    const { width, height } = this.answer, { map, pictures: { part_map: size } } = this;
     const center = this.answer.parts[part].center, cx = (center[0] / width) * size.width, cy = (center[1] / height) * size.height;
     let best = Infinity, place = null;
     for (let y = NEAR; y < size.height - NEAR; y += 2) {
@@ -437,6 +494,7 @@ function listen() {
   $("classes").querySelector("summary").textContent = `What it knows: ${model.classes.length} ${model.multi_label ? "attributes" : "classes"}`;
   $("classes").querySelector("ul").replaceChildren(...model.classes.map((name) => make("li", "", name)));
   $("where").hidden = !model.places;
+  $("switching").hidden = model.multi_label;
   $("files").disabled = false;
   $("files").addEventListener("change", (event) => {
     take([...event.target.files]);

@@ -125,6 +125,7 @@ class Service:
         answer = explanation.to_dict()
         if question.pictures:
             answer["pictures"] = drawn(explanation)
+            answer["choices"] = explanation.choices and explanation.choices.to_dict()
         return JSONResponse(answer)
 
     async def model(self, _: Request) -> Response:
@@ -143,6 +144,8 @@ class Service:
                         "name": part.name,
                         "named": part.named,
                         "background": part.background,
+                        "off": part.off,
+                        "merged_into": part.merged_into,
                         "color": css(color),
                         "ink": css(ink_on(color)),
                     }

@@ -8,6 +8,7 @@ from typing import Any
 from rg.evaluation.measured import FIELD, MEASURED, not_measured
 from rg.evaluation.parts import problems
 from rg.explain.numbers import percent
+from rg.model.edits import Edits
 from rg.runs.confidence import basis
 
 
@@ -41,6 +42,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['dataset']}, {result['split']}: {result['samples']} images"]
     if result["damaged"]:
         lines[0] += f", {result['damaged']} more are damaged and left out"
+    if result.get("edits"):
+        lines.append(f"  {Edits.from_dict(result['edits'])} (part_names.json)")
     part_lines = []
     if "parts" in result:
         part_lines = _part_lines(result)
@@ -49,7 +52,7 @@ def table(result: dict[str, Any]) -> str:
             rows.append(("Learned without labels", f"saliency: {result['saliency']}"))
         else:
             rows.append(("Contributions less their logit", f"{result['decomposition_error']:.1e} at most"))
-        parts = sum(part["state"] != "background slot" for part in result["parts"])
+        parts = sum(not part["state"].startswith(("background slot", "merged")) for part in result["parts"])
         rows.append(("Parts in use", f"{result['parts_in_use']} of {parts}"))
     else:
         rows += _baseline_rows(result)

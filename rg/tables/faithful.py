@@ -14,7 +14,8 @@ from rg.attribution.methods import BASELINES, KINDS, NAMES
 from rg.attribution.randomization import SURVIVES, survivors
 from rg.attribution.values import Values, load_values
 from rg.explain.numbers import percent
-from rg.runs.folder import FAITHFUL, FAITHFUL_IMAGES, check_weights, read_json
+from rg.model.edits import Edits
+from rg.runs.folder import FAITHFUL, FAITHFUL_IMAGES, check_measured, read_json
 from rg.tables.grid import render_markdown, render_text
 
 FORMS = ("text", "markdown")
@@ -126,7 +127,7 @@ def read(runs: Sequence[Path]) -> list[Measured]:
         if not (run / FAITHFUL).is_file():
             raise ValueError(f"{run}: has no {FAITHFUL}; run `python -m rg faithful {run} --data DIR` first")
         result = read_json(run / FAITHFUL, "models", *(name for name in SAME if name not in OF_LATE))
-        check_weights(run, result["models"][0]["weights"], "faithful")
+        check_measured(run, result["models"][0], "faithful")
         for name in SAME:
             expected = next((other.result[name] for other in measured if other.result.get(name)), None)
             if expected and result.get(name, expected) != expected:
@@ -159,19 +160,20 @@ def render(runs: Sequence[Measured], form: str) -> str:
     if form not in FORMS:
         raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
     first = runs[0].result
-    groups: dict[tuple[str, str], dict[str, tuple[Mapping[str, Any], Values | None]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, tuple[Mapping[str, Any], Values | None]]] = {}
     for run in runs:
         models = run.result["models"]
         images: Sequence[Values | None] = run.images or [None] * len(models)
         for model, values in zip(models, images, strict=True):
-            group = groups.setdefault((model["kind"], str(model["recipe"])), {})
+            group = groups.setdefault((model["kind"], str(model["recipe"]), _edits(model)), {})
             group[model["weights"]] = (model, values)  # a network counts once
     blocks = [f"{first['dataset']}, {first['split']}: {first['samples']} images, seed {first['protocol']['seed']}"]
-    for (kind, recipe), group in groups.items():
+    for (kind, recipe, edits), group in groups.items():
         models = [model for model, _ in group.values()]
         known = [values for _, values in group.values() if values is not None]
         stars = _stars(known) if len(known) == len(models) else {}
-        title, remarks = _title(kind, recipe, models), _remarks(models)
+        named = f"{recipe}, {edits}" if edits else recipe
+        title, remarks = _title(kind, named, models), _remarks(models)
         if form == "markdown":
             blocks.append("\n".join([f"**{title}**", "", *(f"- {remark}" for remark in remarks)]))
         else:
@@ -181,6 +183,11 @@ def render(runs: Sequence[Measured], form: str) -> str:
     on_parts = REMOVAL if first["removal"] == "measured" else f"{PARTS}: not measured, {first['removal']}"
     notes = [*NOTES, on_parts, FLOOR, *(STAR if all(run.images for run in runs) else NO_IMAGES), ARROWS]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
+
+
+def _edits(model: Mapping[str, Any]) -> str:
+    """Which parts of a model people have switched off or merged, in words."""
+    return str(Edits.from_dict(model.get("edits") or {}))
 
 
 def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:

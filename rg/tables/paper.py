@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 from pipelines.files import read_json_lines
 from rg import recipes
 from rg.config import RunConfig, View, differences
-from rg.runs.folder import HISTORY, METRICS, WEIGHTS, check_weights, load_config, of_view, read_json, read_record
+from rg.model.edits import Edits
+from rg.runs.folder import HISTORY, METRICS, WEIGHTS, check_measured, load_config, of_view, read_json, read_record
 from rg.tables.grid import escape, render_markdown, render_text
 
 SPLIT = "test"  # of every data set; of iNaturalist 2017 that is what was published as val
@@ -300,7 +301,10 @@ def _read(folder: Path, measured: Path) -> tuple[Run, dict[str, Any]]:
     if not {"dataset", "split", "evaluation", "weights"} <= metrics.keys():
         raise ValueError(f"{folder}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     if (folder / WEIGHTS).is_file():
-        check_weights(folder, metrics["weights"], "evaluate")
+        check_measured(folder, metrics, "evaluate")
+    if metrics.get("edits"):
+        changes = Edits.from_dict(metrics["edits"])
+        raise ValueError(f"{folder}: expected a run as it was trained, got one measured with {changes}")
     dataset, imported = DATASETS[recipe], "imported" in record  # which data imported weights have seen is not known
     trained_on = dataset if imported else record.get("data", {}).get("dataset", "unknown data")
     if (trained_on, metrics["dataset"], metrics["split"]) != (dataset, dataset, SPLIT):

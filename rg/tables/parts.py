@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rg.config import RunConfig, flatten
-from rg.runs.folder import METRICS, WEIGHTS, check_weights, load_config, read_json, read_record
+from rg.model.edits import Edits
+from rg.runs.folder import METRICS, WEIGHTS, check_measured, load_config, read_json, read_record
 from rg.tables.grid import escape, render_markdown, render_text
 from rg.tables.paper import FORMS, NO_EFFECT
 
@@ -150,7 +151,10 @@ def _read(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     if not {"field", "weights", "evaluation", "shards"} <= metrics.keys():
         raise ValueError(f"{folder}: was evaluated by an earlier version; run `python -m rg evaluate` again")
     if (folder / WEIGHTS).is_file():
-        check_weights(folder, metrics["weights"], "evaluate")
+        check_measured(folder, metrics, "evaluate")
+    if metrics.get("edits"):
+        changes = Edits.from_dict(metrics["edits"])
+        raise ValueError(f"{folder}: expected a run as it was trained, got one measured with {changes}")
     return RunConfig.from_dict(asdict(config) | {"evaluation": metrics["evaluation"]}), metrics
 
 

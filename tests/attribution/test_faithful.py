@@ -238,6 +238,19 @@ def test_runs_that_were_measured_in_different_ways_share_no_table(measured, runs
     assert np.isfinite(measured["models"][0]["accuracy"])
 
 
+def test_figures_with_parts_off_are_told_from_those_without(measured, runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    write_json(run / "part_names.json", {"1": {"off": True}})
+    with pytest.raises(ValueError, match=r"switches off or merges other parts than when it was measured"):
+        read([run])
+    first, *others = measured["models"]
+    edited = first | {"edits": {"off": [1], "merged": {}}}
+    write_json(run / "faithful.json", measured | {"models": [edited, *others]})
+    titles = [line for line in render(read([runs[0], run]), "text").splitlines() if "accuracy on these images" in line]
+    assert sum("part 1 switched off)" in title for title in titles) == 1
+    assert len(titles) == len(measured["models"]) + 1
+
+
 @pytest.mark.parametrize("kind", ["region_grouping", "plain"])
 def test_the_pointing_game_is_that_of_evaluate(kind, data, tmp_path):
     """On all images, decoded by Pillow in both, so that no pixel differs."""

@@ -18,10 +18,10 @@ SURE, RARE = {"occurrence": 0.98, "frequency": 0.97}, {"occurrence": 0.12, "freq
 SIDE = 20  # pixels
 
 
-def part(index, name="", adds=0.0, rival=0.0, background=False, occurrence=0.9, frequency=None):
+def part(index, name="", adds=0.0, rival=0.0, background=False, occurrence=0.9, frequency=None, off=False):
     strongest = np.zeros((SIDE, SIDE), np.int8)
     name = name or f"part {index}"
-    return PartExplanation(index, name, strongest, (0, 0), occurrence, 0.1, adds, rival, background, frequency)
+    return PartExplanation(index, name, strongest, (0, 0), occurrence, 0.1, adds, rival, background, frequency, off)
 
 
 def facts(parts, constant=0.0, p=0.97, rival=("robin", 0.021, 0.0), top=None, saw=1.0, **values):
@@ -186,6 +186,10 @@ CASES = {
         facts([HEAD, {"name": "sky", "adds": 2.0, "background": True}]),
         "Very likely wren (97.0 %). "
         "What tells it from robin, the next most likely (2.1 %), is mostly the head and the sky (surroundings).",
+    ),
+    "a part that is off is not missed": (
+        facts([HEAD, WING, {"name": "tail", "off": True, **RARE}]),
+        f"Very likely wren (97.0 %). {TOLD}.",
     ),
     "a part is missing": (
         facts([HEAD | SURE, WING | SURE, {"name": "tail"} | RARE, {"name": "feet"} | RARE | {"frequency": 0.89}]),

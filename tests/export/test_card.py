@@ -35,6 +35,7 @@ METADATA = {
     "versions": {"torch": "2.14.1", "opset": 18},
     "outputs": ["logits", "assign", "attention"],
     "parts": [{"name": "crown", "background": False}, {"name": "part 1", "background": True}],
+    "edits": {},
 }
 METRICS = {
     "dataset": "birds",
@@ -220,3 +221,15 @@ def test_every_example_is_python(file, view, multi_label):
         compile(code, file, "exec")
         assert len(code.splitlines()) <= 15
         assert repr(file) in code
+
+
+def test_what_people_have_changed_of_the_parts_is_told(tmp_path):
+    run, edits = make_run(tmp_path), {"off": [1], "merged": {}}
+    assert "People changed it after training: part 1 switched off." in card(run, edits=edits)
+    assert "part 1 switched off" not in card(run)
+
+
+def test_metrics_with_other_parts_off_are_not_told(tmp_path):
+    page = card(make_run(tmp_path, metrics=METRICS | {"edits": {"off": [1], "merged": {}}}))
+    assert "Other parts were switched off or merged when the run was evaluated." in page
+    assert "99.17" not in page

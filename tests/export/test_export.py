@@ -453,3 +453,35 @@ def test_bad_arguments(tmp_path, monkeypatch, capsys):
     assert main(["export", str(run)]) == 2
     assert "needs onnxruntime; pip install 'region-grouping[export]'" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("multi_label", [False, True], ids=["classes", "attributes"])
+def test_parts_that_are_off_or_merged_are_so_in_the_file(tmp_path, multi_label):
+    """Beside the model as it was trained, in float64, edited by hand."""
+    run = make_run(tmp_path / "run", multi_label=multi_label)
+    model, images = load_model(run)[0].double(), noise(3, 3, 97, 80)
+    with torch.no_grad():
+        whole = model(images.double())
+        heard = torch.tensor([1.0, 0, 1, 1], dtype=torch.float64)
+        logits = model.classify(whole.regions, whole.attention * heard)
+    merged = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]], dtype=torch.float64)
+    expected = {
+        "logits": logits,
+        "assign": torch.einsum("nkhw,kj->njhw", whole.assign, merged),
+        "attention": (whole.attention * heard) @ merged,
+    }
+    write_json(run / "part_names.json", {"1": {"off": True}, "3": {"merge": 2}})
+    for form in ("onnx", "torch-export"):
+        assert main(["export", str(run), "--format", form]) == 0
+    session = session_of(run / "model.onnx")
+    by_onnx = zip(
+        [one.name for one in session.get_outputs()], session.run(None, {"images": images.numpy()}), strict=True
+    )
+    by_torch = torch.export.load(run / "model.pt2").module()(images)
+    for found in (dict(by_onnx), {name: value.detach().numpy() for name, value in by_torch.items()}):
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=TOLERANCE)
+    assert (whole.logits - logits).abs().max() > 10 * TOLERANCE
+    words = "part 1 switched off, part 3 merged into part 2"
+    assert words in (run / "model.onnx.md").read_text()
+    assert json.loads(session.get_modelmeta().custom_metadata_map["edits"]) == {"off": [1], "merged": {"3": 2}}

@@ -135,8 +135,8 @@ def test_nothing_but_all_is_all():
 
 
 def test_all_scripts_have_them():
-    for package, name in (("rg.pages", "gallery.js"), ("rg.server", "page.js")):
-        text = script(package, name)
+    for package, name, *before in (("rg.pages", "gallery.js"), ("rg.server", "page.js", "choices.js")):
+        text = script(package, name, *before)
         assert text.startswith('"use strict";')
         for function in ("signed", "percent"):
             assert len(re.findall(rf"function {function}\(|\b{function} =", text)) == 1

@@ -15,7 +15,7 @@ from rg.runs.confidence import Confidence, read_confidence
 from rg.runs.folder import (
     WEIGHTS,
     Classes,
-    check_weights,
+    check_measured,
     has_weights,
     load_config,
     load_model,
@@ -55,11 +55,11 @@ def test_measurements_are_of_the_weights_of_the_run_or_are_refused(tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"first")
     digest = hashlib.sha256(b"first").hexdigest()
     assert has_weights(tmp_path, digest)
-    check_weights(tmp_path, digest, "evaluate")
+    check_measured(tmp_path, {"weights": digest}, "evaluate")
     (tmp_path / WEIGHTS).write_bytes(b"second")
     assert not has_weights(tmp_path, digest)
     with pytest.raises(ValueError, match=r"trained on since it was measured; run `python -m rg faithful` again$"):
-        check_weights(tmp_path, digest, "faithful")
+        check_measured(tmp_path, {"weights": digest}, "faithful")
 
 
 @pytest.mark.parametrize("name", ["config.json", "classes.json", "model.safetensors"])

@@ -114,7 +114,8 @@ def test_the_answer_is_that_of_the_explainer(client, explainer):
     expected = explainer.explain(image, top_k=3, versus="jay")
     files = {"file": ("photos/of mine/wren.jpg", JPEG)}
     payload = client.post("/explain", files=files, params={"top_k": 3, "versus": "jay", "pictures": "true"}).json()
-    drawn = payload.pop("pictures")
+    drawn, choices = payload.pop("pictures"), payload.pop("choices")
+    assert choices == json.loads(json.dumps(expected.choices.to_dict()))
     assert payload == json.loads(json.dumps(expected.to_dict())) | {"source": "wren.jpg"}
     for name in ("photo", "attribution"):
         kind, content = drawn[name].split(",")

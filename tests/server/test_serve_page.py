@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.tools.hostile import JPEG, encoded, noise
+from rg.model.edits import Edits
 from rg.server.samples import Sample
 from tests.server.test_serve import LIMITS, NAMES, PARTS, make, served
 
@@ -232,3 +233,32 @@ def test_what_the_model_does_not_know_it_says_first(chromium, server):
         order = page.locator(".said > *:visible").evaluate_all("all => all.map((one) => one.className)")
         assert order[:2] == ["notice", "verdict"]
         page.close()
+
+
+def test_a_part_is_switched_off_and_the_server_agrees(page):
+    """The page answers from what it has; a server of a model that has those parts off answers the same."""
+    card, explainer = page.locator(".card").first, make()
+    label = card.locator(".label").inner_text()
+    for off in ((1,), (1, 3)):
+        card.locator(f".toggle[data-part='{off[-1]}']").click()
+        explainer.model.edits = Edits(off)
+        with served(explainer) as address:
+            photo = {"file": {"name": "a", "mimeType": "image/jpeg", "buffer": JPEG}}
+            asked = page.request.post(f"{address}/explain?pictures=true", multipart=photo).json()
+        expect(card.locator(".label")).to_have_text(asked["label"])
+        names, meters = card.locator(".best .name"), card.locator(".best .meter span")
+        widths = meters.evaluate_all("all => all.map((one) => parseFloat(one.style.width))")
+        firsts = names.evaluate_all("all => all.map((one) => one.firstChild.data)")
+        shares = {name: width / 100 for name, width in zip(firsts, widths, strict=True)}
+        assert shares == pytest.approx({best["label"]: best["probability"] for best in asked["top_k"]}, abs=1e-4)
+        score = card.locator("tfoot td:nth-child(3)").inner_text().replace("\N{MINUS SIGN}", "-")
+        assert float(score) == pytest.approx(asked["logit"], abs=0.005 + 1e-4)  # two decimals are shown
+        expect(card.locator(f"tr[data-part='{off[-1]}']")).to_contain_text("off")
+    expect(card.locator(".without")).to_contain_text("Without crown and part 3: ")
+    expect(card.locator(".told")).to_have_text("")  # it would be of all parts
+    assert set(card.locator(".marks span").all_inner_texts()) <= {"0"}  # part 2 is background
+    for part in off:
+        card.locator(f".toggle[data-part='{part}']").click()
+    expect(card.locator(".without")).to_have_text("")
+    expect(card.locator(".label")).to_have_text(label)
+    expect(card.locator(".told")).not_to_have_text("")

@@ -75,6 +75,7 @@ def test_seeds_share_a_row_and_other_settings_have_one_of_their_own(tmp_path):
         ({"weights": "same"}, "a run counts once"),
         ({"shards": "others"}, "expected to be measured on the images of"),
         ({"recipe": "mini_inat_plain"}, "got a plain network"),
+        ({"edits": {"off": [2], "merged": {}}}, "as it was trained, got one measured with part 2 switched off"),
     ],
 )
 def test_runs_that_cannot_stand_in_the_table_are_refused(tmp_path, metrics, expected):

@@ -441,6 +441,13 @@ def test_a_run_that_was_trained_on_since_is_refused(tmp_path):
         tables([run])
 
 
+def test_a_run_whose_parts_people_have_changed_is_refused(tmp_path):
+    run = make_run(tmp_path / "run", "cub200_resnet101", metrics={"edits": {"off": [], "merged": {"5": 2}}})
+    told = f"{run}: expected a run as it was trained, got one measured with part 5 merged into part 2"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        tables([run])
+
+
 def test_runs_of_one_row_were_measured_on_the_same_images(tmp_path):
     a, b, older = (make_run(tmp_path / name, "cub200_resnet101") for name in ("a", "b", "older"))
     for run in (a, b):
