@@ -29,7 +29,7 @@ class Choices:
         temperature: Probabilities are softmax(logits / temperature).
         complete: Whether these are all classes; else they are those with the largest logits, and the probabilities are
             shares among them.
-        places: float32 [J], what where and when the photo was taken adds; None if the model was told neither.
+        places: float32 [J], what where and when the photo was taken adds; None of a model that knows nothing of places.
     """
 
     labels: tuple[str, ...]

@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import json
+import shutil
+import subprocess
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from rg.cli.main import main
 from rg.config import PlaceConfig
 from rg.explain.contributions import bars
 from rg.explain.explainer import Explainer
+from rg.model.edits import Edits
 from rg.model.region_grouping import RegionGroupingModel
 from rg.runs.folder import Classes, save_config, save_weights
 from tests.support.miniature_run import CONFIG
@@ -66,6 +70,25 @@ def photos(tmp_path, image):
             exif.get_ifd(0x8769)[0x9003] = "2017:06:21 12:00:00"
         image.save(folder / f"{name}.jpg", exif=exif)
     return folder
+
+
+def test_answers_without_parts_hold_what_the_place_adds(explainer, image):
+    """As of a model whose parts are off; in Python, and in a browser if node is here."""
+    explanation = explainer.explain(image, place=BERLIN, top_k=3)
+    edited = make()
+    edited.model.edits = Edits((1,))
+    for off, expected in (((), explanation), ((1,), edited.explain(image, place=BERLIN, top_k=3))):
+        answers = [explanation.choices.without(off)]
+        if node := shutil.which("node"):
+            script = (resources.files("rg.pages") / "choices.js").read_text()
+            told = f"answersWithout({json.dumps(explanation.choices.to_dict())}, new Set({list(off)}))"
+            program = f"{script}; console.log(JSON.stringify({told}))"
+            printed = subprocess.run([node, "-"], input=program, capture_output=True, text=True, check=True).stdout
+            answers.append([(one["label"], one["probability"], one["logit"]) for one in json.loads(printed)])
+        for found in answers:
+            assert found[0][2] == pytest.approx(expected.logit, abs=1e-4)
+            assert {name: share for name, share, _ in found} == pytest.approx(dict(expected.top_k), abs=1e-4)
+    assert not explainer.explain(image).choices.places.any()
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
