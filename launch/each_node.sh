@@ -2,7 +2,7 @@
 # Train, or do another verb, on several machines without ssh: this line on each, with its own NODE_RANK.
 #
 #     launch/each_node.sh HOSTFILE NODE_RANK RECIPE --data DIR --out RUN [settings of python -m rg train]
-#     launch/each_node.sh HOSTFILE NODE_RANK evaluate|explain|faithful|leakage|compare|verify [what python -m rg takes behind that word]
+#     launch/each_node.sh HOSTFILE NODE_RANK evaluate|explain|faithful|leakage|parts|compare|verify [what python -m rg takes behind that word]
 #
 # HOSTFILE has a line "HOST slots=N" for each machine, N the processes it takes (its GPUs); NODE_RANK is the place of this
 # machine in it, from 0. MASTER_ADDR (default: the first host) and MASTER_PORT (29500) are where the processes meet: each

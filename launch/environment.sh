@@ -18,7 +18,7 @@ fail() {
 # to be trained.
 read_words() {
     case $1 in
-        train | evaluate | explain | faithful | leakage | compare | verify) words=("$@") ;;
+        train | evaluate | explain | faithful | leakage | parts | compare | verify) words=("$@") ;;
         *) words=(train "$@") ;;
     esac
     verb=${words[0]}

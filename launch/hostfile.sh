@@ -2,7 +2,7 @@
 # Train, or do another verb, on several machines that this one reaches by ssh without a password, started by pdsh:
 #
 #     launch/hostfile.sh HOSTFILE RECIPE --data DIR --out RUN [settings of python -m rg train]
-#     launch/hostfile.sh HOSTFILE evaluate|explain|faithful|leakage|compare|verify [what python -m rg takes behind that word]
+#     launch/hostfile.sh HOSTFILE evaluate|explain|faithful|leakage|parts|compare|verify [what python -m rg takes behind that word]
 #
 # HOSTFILE has a line "HOST slots=N" for each machine, N the processes it takes (its GPUs). Code, environment, data and
 # run folder must be found at the same places everywhere. --dry-run as the first argument prints the command.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train, or do another verb (evaluate, explain, faithful, leakage, compare, verify), on several machines by torchrun: this line on each.
+# Train, or do another verb (evaluate, explain, faithful, leakage, parts, compare, verify), on several machines by torchrun: this line on each.
 #
 #     NODES=4 NODE_RANK=0 MASTER_ADDR=HOST launch/torchrun.sh RECIPE --data DIR --out RUN [settings of rg train]
 #     NODES=4 NODE_RANK=0 MASTER_ADDR=HOST launch/torchrun.sh evaluate RUN --data DIR
