@@ -164,7 +164,7 @@ def test_the_installed_program_serves_its_page(environment, home):
                 pytest.fail("".join(lines))
             for name, files in {
                 "": ("server/page.html",),
-                "page.js": ("pages/numbers.js", "server/page.js"),
+                "page.js": ("pages/numbers.js", "pages/choices.js", "server/page.js"),
                 "page.css": ("server/page.css",),
             }.items():
                 with urllib.request.urlopen(f"{address[0]}/{name}", timeout=30) as answer:
