@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,14 +23,12 @@ import torch
 from benchmarks.tools import ledger, local_ranks, process
 from benchmarks.tools.long_tail import SIDE, build
 from benchmarks.tools.options import at_least, folder
-from pipelines.shards.manifest import Manifest
-from rg import recipes
-from rg.config import InputConfig, RunConfig
 from rg.model.build import build_model
-from rg.runs.folder import CONFIG, Classes, save_config, save_weights
+from rg.runs.folder import CONFIG, HISTORY, RECORD, load_config, save_config, save_weights
 
 RESULTS = ledger.RESULTS / "full_size.csv"
-SECONDS = 60.0  # that training is watched for
+SECONDS = 120.0  # that training is watched for
+SIZES, CROP = ("short_side", "crop", "test_short_side", "test_crop"), 32
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, data = root / "run", root / "shards"
     for verb in verbs(root, options.share):
         if verb.name == "evaluate" and not (run / CONFIG).is_file():
-            random_run(run, data)
+            random_run(run, root / "trained")
         if verb.result.exists():
             print(f"{verb.name}: there already")
             continue
@@ -90,19 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def config() -> RunConfig:
-    """That of the drawn creatures, for pictures as small as these."""
-    recipe = recipes.get("mini_inat")
-    return replace(recipe, input=InputConfig(short_side=SIDE, crop=32, test_short_side=SIDE, test_crop=32))
-
-
-def random_run(run: Path, data: Path) -> None:
-    """A run of the data with random weights, and parts from k-means of random pixels."""
-    settings, classes = config(), Classes.of(Manifest.load(data))
+def random_run(run: Path, trained: Path) -> None:
+    """The run whose training was begun, with random weights in place of those that it would have got."""
+    settings, classes = load_config(trained)
     torch.manual_seed(0)
-    model = build_model(settings.model, len(classes.names))
     run.mkdir(exist_ok=True)
-    save_weights(run, model)
+    for name in (RECORD, HISTORY):
+        shutil.copyfile(trained / name, run / name)
+    save_weights(run, build_model(settings.model, len(classes.names)))
     save_config(run, settings, classes)
 
 
@@ -123,9 +116,10 @@ def verbs(root: Path, share: float) -> list[Verb]:
         0.02,
         *partial,
     ]
-    sizes = [f"--input.{name}={value}" for name, value in (("short_side", SIDE), ("crop", 32))]
-    tests = [f"--input.{name}={value}" for name, value in (("test_short_side", SIDE), ("test_crop", 32))]
-    train = ["train", "mini_inat", "--data", data, "--out", root / "trained", *sizes, *tests]
+    changed = {"model.backbone.name": "tf_efficientnet_lite0", "train.precision": "fp32"}
+    changed |= {f"input.{name}": size for name, size in zip(SIZES, (SIDE, CROP, SIDE, CROP), strict=True)}
+    settings = [f"--{name}={value}" for name, value in changed.items()]
+    train = ["train", "inat2017_resnet101", "--data", data, "--out", root / "trained", *settings]
     some = sorted(photos.glob("Super0[01]"))  # 104,000 at full size
     explain = ["explain", run, *some, "--out", root / "explained", "--batch-size", 64]
     return [
