@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     images = build(root / "raw", options.share)
     print(f"{images} images in {root / 'raw'} ({time.perf_counter() - start:.0f} s)")
-    run, data = root / "run", root / "shards"
+    run = root / "run"
     for verb in verbs(root, options.share):
         if verb.name == "evaluate" and not (run / CONFIG).is_file():
             random_run(run, root / "trained")
