@@ -117,6 +117,7 @@ def verbs(root: Path, share: float) -> list[Verb]:
         *partial,
     ]
     changed = {"model.backbone.name": "tf_efficientnet_lite0", "train.precision": "fp32"}
+    changed |= {"model.grouping.smoothing_padding": "same"}
     changed |= {f"input.{name}": size for name, size in zip(SIZES, (SIDE, CROP, SIDE, CROP), strict=True)}
     settings = [f"--{name}={value}" for name, value in changed.items()]
     train = ["train", "inat2017_resnet101", "--data", data, "--out", root / "trained", *settings]
@@ -158,7 +159,7 @@ def watch(verb: Verb, ranks: int, logs: Path) -> tuple[float, int, int]:
                 program.send_signal(signal.SIGKILL)
         time.sleep(process.POLL)
     elapsed = time.perf_counter() - start
-    if not verb.seconds:
+    if any(program.returncode != -signal.SIGKILL for program in processes):
         local_ranks.finish(processes, own)
     if verb.result.parent == logs:
         verb.result.touch()
