@@ -116,7 +116,7 @@ def verbs(root: Path, share: float) -> list[Verb]:
         0.02,
         *partial,
     ]
-    changed = {"model.backbone.name": "tf_efficientnet_lite0", "train.precision": "fp32"}
+    changed: dict[str, object] = {"model.backbone.name": "tf_efficientnet_lite0", "train.precision": "fp32"}
     changed |= {"model.grouping.smoothing_padding": "same"}
     changed |= {f"input.{name}": size for name, size in zip(SIZES, (SIDE, CROP, SIDE, CROP), strict=True)}
     settings = [f"--{name}={value}" for name, value in changed.items()]

@@ -206,10 +206,11 @@ class Training:
         Raises:
             ValueError: there is no such recipe.
         """
-        config = recipes.get(name)
+        config, base = recipes.get(name), recipes.get(BASE)
         of_recipe, parameters = stages(config, inat2017.SPECIES)
-        (base,), _ = stages(recipes.get(BASE), inat2017.SPECIES)
-        return cls(config.train.global_batch, of_recipe, parameters, base.operations)
+        same = config.model == base.model and of_recipe[-1].crop == base.input.crop
+        of_base = of_recipe if same else stages(base, inat2017.SPECIES)[0]
+        return cls(config.train.global_batch, of_recipe, parameters, of_base[-1].operations)
 
     def on(self, gpus: int, nodes: int, throughput: float, host: float, network: float, loader: float) -> list[Cluster]:
         """The cluster as every stage finds it.

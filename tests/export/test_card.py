@@ -188,7 +188,7 @@ def test_attributes(tmp_path):
 
 def test_a_plain_network_has_no_parts(tmp_path):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, kind="plain"))
-    metadata = {name: value for name, value in METADATA.items() if name != "parts"}
+    metadata = {name: value for name, value in METADATA.items() if name != "parts"} | {"outputs": ["logits"]}
     page = model_card(make_run(tmp_path, config), "birds.onnx", metadata, {"logits": 0.0})
     assert "A plain network" in page
     assert "(logits,) = session.run" in page

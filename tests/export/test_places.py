@@ -59,10 +59,10 @@ def test_places_are_an_input_and_what_they_add_an_output(tmp_path, kind, format)
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
-@pytest.mark.parametrize("parts", [{}, {"parts": []}])
-def test_the_example_hands_places_in(file, parts):
+@pytest.mark.parametrize("outputs", [["logits", "place"], ["logits", "assign", "attention", "place"]])
+def test_the_example_hands_places_in(file, outputs):
     metadata = {"multi_label": False, "input": {"view": "crop", "crop": 64, "short_side": 64}, "places": ["latitude"]}
-    code = example(file, metadata | parts)
+    code = example(file, metadata | {"outputs": outputs})
     compile(code, file, "exec")
     assert "places = " in code
     assert "place = " in code.replace("places = ", "")

@@ -57,7 +57,9 @@ def test_parameter_count_is_that_of_the_authors(recipe, classes, parameters):
 
 def test_output_is_consistent():
     output = build()(images())
-    assert [list(tensor.shape) for tensor in output] == [[3, 5], [3, 4, 6, 6], [3, 4], [3, 4], [3, 4, 256]]
+    *tensors, place = output
+    assert [list(tensor.shape) for tensor in tensors] == [[3, 5], [3, 4, 6, 6], [3, 4], [3, 4], [3, 4, 256]]
+    assert place is None
     torch.testing.assert_close(output.assign.sum(1), torch.ones(3, 6, 6))
     torch.testing.assert_close(output.attention.sum(1), torch.ones(3))
     torch.testing.assert_close(output.regions.norm(dim=2), torch.ones(3, 4))
