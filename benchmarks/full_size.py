@@ -4,7 +4,8 @@ python -m benchmarks.full_size --folder DIR [--share 0.1] [--processes 2] [--rec
 
 Draws 675,170 tiny pictures of 5,089 species (``benchmarks.tools.long_tail``), once, and runs prepare, verify, train,
 evaluate, tables, report, explain and export on them. A verb that has left its result in the folder is not run again, so
-an interrupted benchmark goes on. What is trained is some steps: the model that is evaluated has random weights.
+an interrupted benchmark goes on. What is trained is some steps: the model that is evaluated has random weights. No
+pictures are drawn of what is explained: ``bench_explain`` measures those.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def verbs(root: Path, share: float) -> list[Verb]:
     settings = [f"--{name}={value}" for name, value in changed.items()]
     train = ["train", "inat2017_resnet101", "--data", data, "--out", root / "trained", *settings]
     some = sorted(photos.glob("Super0[01]"))  # 104,000 at full size
-    explain = ["explain", run, *some, "--out", root / "explained", "--batch-size", 64]
+    explain = ["explain", run, *some, "--out", root / "explained", "--batch-size", 64, "--pictures", "none"]
     return [
         Verb("prepare", prepare, data / "manifest.json"),
         Verb("verify", ["verify", data], root / "logs" / "verify.done", shared=True),
