@@ -24,9 +24,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return told_creatures.write(tmp_path_factory.mktemp("told") / "shards", train=2, val=1)
 
 
-@pytest.mark.parametrize("kind", ["region_grouping", "plain"])
-def test_a_run_with_places_goes_on_bit_for_bit(told: Path, tmp_path: Path, kind: str) -> None:
-    whole, resumed = go_on_in_mid_epoch(told, tmp_path, SETTINGS | {"model.kind": kind})
+def test_a_run_with_places_goes_on_bit_for_bit(told: Path, tmp_path: Path) -> None:
+    whole, resumed = go_on_in_mid_epoch(told, tmp_path, SETTINGS)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     weights = load_file(whole / "model.safetensors")
     assert weights["place.last.weight"].abs().max() > 0  # where it began
