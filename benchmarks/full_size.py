@@ -131,7 +131,7 @@ def verbs(root: Path, share: float) -> list[Verb]:
         Verb("evaluate", ["evaluate", run, "--data", data], run / "metrics.json", shared=True),
         Verb("tables", ["tables", run], root / "logs" / "tables.done"),
         Verb("report", ["report", run], run / "report.html"),
-        Verb("explain", explain, root / "explained" / "gallery.html", shared=True),
+        Verb("explain", explain, root / "explained" / "explanations.csv", shared=True),
         Verb("export", ["export", run], run / "model.onnx"),
     ]
 
@@ -168,8 +168,8 @@ def watch(verb: Verb, ranks: int, logs: Path) -> tuple[float, int, int]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of what lies beside a manifest or a gallery."""
-    if path.name in ("manifest.json", "gallery.html"):
+    """Bytes of a file, or of what lies beside a manifest or a table of explanations."""
+    if path.name in ("manifest.json", "explanations.csv"):
         path = path.parent
     return (
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size

@@ -117,7 +117,6 @@ class RegionGroupingModel(SampledModel):
             if config.sampler.kind == "trilinear":
                 self.detail_classifier = Classifier(config.head.region_channels, num_classes)
         self.num_parts = config.grouping.num_parts
-        self.edits = Edits()
         even = torch.full((self.num_parts,), 1 / self.num_parts)
         self.register_buffer("attention_share", self._with_background(even))
         self.attention_share: Tensor
