@@ -55,6 +55,7 @@ class Batch:
         numbers: Of the samples in their split, N of them.
         places: float32 [N, 3], latitude and longitude in degrees and the day of the year; nan for what is not known.
             None of a data set without places.
+        answers: bool [N, classes], which are right; None if these are the labels alone.
     """
 
     images: Tensor
@@ -66,6 +67,7 @@ class Batch:
     part_maps: Tensor | None = None
     numbers: Sequence[int] = ()
     places: Tensor | None = None
+    answers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -381,7 +383,12 @@ class Loader:
         taken = None
         if self.manifest.locations:
             taken = torch.tensor([sample.place.numbers if sample.place else UNKNOWN for sample in samples])
-        batch = Batch(images.permute(0, 3, 1, 2), labels, keys, numbers=numbers, places=taken)
+        answers = None
+        if any(sample.answers for sample in samples):
+            answers = torch.zeros(len(samples), len(self.manifest.classes), dtype=torch.bool)
+            for row, sample in zip(answers, samples, strict=True):
+                row[list(sample.answers or [sample.label])] = True
+        batch = Batch(images.permute(0, 3, 1, 2), labels, keys, numbers=numbers, places=taken, answers=answers)
         return self._annotated(batch, samples, windows) if self._annotations else batch
 
     def _annotated(self, batch: Batch, samples: Sequence[Sample], windows: Sequence[Window]) -> Batch:

@@ -23,7 +23,7 @@ from pipelines.drawn.bird_shapes import JOINTS, Puppet, puppet
 from pipelines.drawn.scenes import OVERSAMPLING
 from pipelines.drawn.shapes import rotation
 from pipelines.drawn.species import LANDMARKS, MAX_SPECIES, PARTS, Species, draw_names, draw_species
-from pipelines.drawn.split import Drawing, DrawnSplit, bend, check_config, render, skip, visible
+from pipelines.drawn.split import Drawing, DrawnSplit, bend, check_config, lacking, render, skip, visible
 
 OPTIONAL = ("crest", "wing", "tail", "legs")
 _SPECIES_STREAM = 1_000_003  # keeps the generator of the species apart from those of the images
@@ -45,6 +45,8 @@ class BirdsConfig:
         clutter: Density of everything that distracts from the bird, 0 to 4.
         own_scenery: Probability that a training or validation image shows the scenery of its class, else one of the
             others. Test images never show it. 0: any scenery, whatever the class.
+        missing: Probability that a training image lacks any number of parts, but not all, drawn at random. Its right
+            answers are all classes that look alike in what is left.
     """
 
     species: int = 48
@@ -54,6 +56,7 @@ class BirdsConfig:
     occlusion: float = 0.15
     clutter: float = 1.0
     own_scenery: float = 0.0
+    missing: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.species <= MAX_SPECIES:
@@ -65,14 +68,15 @@ class BirdsConfig:
             occlusion=self.occlusion,
             clutter=self.clutter,
             own_scenery=self.own_scenery,
+            missing=self.missing,
         )
 
 
 class Birds(DrawnSplit):
     """A split of the bird data set; the super-category of a species is its family.
 
-    The parts that tell a species from its near-duplicates are always drawn, or the label could not be decided; all
-    other parts of ``OPTIONAL`` are absent with the configured probability.
+    The parts that tell a species from its near-duplicates are always drawn, or the label could not be decided, unless
+    ``missing`` takes them away; all other parts of ``OPTIONAL`` are absent with the configured probability.
 
     Attributes:
         near_duplicates: Pairs of classes with the only part in which they differ.
@@ -96,14 +100,17 @@ class Birds(DrawnSplit):
         self.super_categories = [species.family for species in self.species]
         self.part_names = list(PARTS)
         self.class_parts = [dict(zip(PARTS, species.parts, strict=True)) for species in self.species]
+        self.own_parts = [PARTS] * len(self.species)
         self.landmark_names = list(LANDMARKS)
+        self.missing = config.missing if split == "train" else 0.0
         self.telling: list[set[str]] = [set() for _ in self.species]
         for a, b, part in self.near_duplicates:
             self.telling[a].add(part)
             self.telling[b].add(part)
         self._odds = scenes.odds_of_classes(config.species, config.own_scenery, config.seed, swapped=split == "test")
         rates = [absence(config, always) for always in self.telling]  # every class has equally many images
-        self.absence = [statistics.mean(rate.get(part, 0.0) for rate in rates) for part in PARTS]
+        average = [statistics.mean(rate.get(part, 0.0) for rate in rates) for part in PARTS]
+        self.absence = [lacking(absent, self.missing) for absent in average]
 
     def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:
         odds = self._odds[label] if self._odds else None

@@ -36,6 +36,7 @@ from pipelines.drawn.split import (
     DrawnSplit,
     bend,
     check_config,
+    lacking,
     render,
     skip,
     visible,
@@ -75,6 +76,8 @@ class CreaturesConfig:
             It changes no pixel.
         own_scenery: Probability that a training or validation image shows the scenery of its class, else one of the
             others. Test images never show it. 0: any scenery, whatever the class.
+        missing: Probability that a training image lacks any number of parts, but not all, drawn at random. Its right
+            answers are all classes that look alike in what is left.
     """
 
     species: int = 6
@@ -86,6 +89,7 @@ class CreaturesConfig:
     box_fraction: float = 0.75
     places: bool = False
     own_scenery: float = 0.0
+    missing: float = 0.0
 
     def __post_init__(self) -> None:
         if not 4 <= self.species <= MAX_SPECIES:
@@ -97,6 +101,7 @@ class CreaturesConfig:
             occlusion=self.occlusion,
             clutter=self.clutter,
             own_scenery=self.own_scenery,
+            missing=self.missing,
         )
         if not 0 <= self.box_fraction <= 1:
             raise ValueError(f"box_fraction: expected 0 to 1, got {self.box_fraction}")
@@ -133,14 +138,17 @@ class Creatures(DrawnSplit):
         self.super_categories = [species.super_category for species in self.species]
         self.part_names = list(PARTS)
         self.class_parts = [species.by_part() for species in self.species]
+        self.own_parts = [list(ANATOMIES[category].parts) for category in self.super_categories]
         self.landmark_names = list(PARTS)
+        self.missing = config.missing if split == "train" else 0.0
         self.ranges = draw_ranges(_genera(config.species) * len(ANATOMIES), config.seed) if config.places else []
         self.locations = config.places
         self.boxed = frozenset(list(ANATOMIES)[: round(config.box_fraction * len(ANATOMIES))])
         classes = len(self.species)
         self._odds = scenes.odds_of_classes(classes, config.own_scenery, config.seed, swapped=split == "test")
         rates = [_absence(anatomy, config) for anatomy in ANATOMIES.values()]  # all have equally many images
-        self.absence = [statistics.mean(rate[part] for rate in rates) for part in PARTS]
+        average = [statistics.mean(rate[part] for rate in rates) for part in PARTS]
+        self.absence = [lacking(absent, self.missing) for absent in average]
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)

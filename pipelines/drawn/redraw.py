@@ -21,7 +21,8 @@ DRAWN: dict[str, tuple[Any, type[DrawnSplit]]] = {
     "birds": (BirdsConfig, Birds),
     "creatures": (CreaturesConfig, Creatures),
 }
-LATER: dict[str, Any] = {"own_scenery": 0.0, "places": False}  # what earlier manifests do not say, and was so
+# What earlier manifests do not say, and was so.
+LATER: dict[str, Any] = {"own_scenery": 0.0, "places": False, "missing": 0.0}
 
 
 def redraw(manifest: Manifest, split: str) -> DrawnSplit:

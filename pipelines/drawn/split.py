@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 92
+_MISSING_STREAM = 1_000_033  # keeps the generator of what is missing apart from that of the image
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 
 
-def check_config(*, size: int, seed: int, absent: float, occlusion: float, clutter: float, own_scenery: float) -> None:
+def check_config(
+    *, size: int, seed: int, absent: float, occlusion: float, clutter: float, own_scenery: float, missing: float
+) -> None:
     """Checks the fields that the configs of all drawn data sets have.
 
     Raises:
@@ -41,7 +44,8 @@ def check_config(*, size: int, seed: int, absent: float, occlusion: float, clutt
         raise ValueError(f"size: expected 64 to 1024 pixels, got {size}")
     if seed < 0:
         raise ValueError(f"seed: expected a number >= 0, got {seed}")
-    for name, value in (("absent", absent), ("occlusion", occlusion), ("own_scenery", own_scenery)):
+    probabilities = {"absent": absent, "occlusion": occlusion, "own_scenery": own_scenery, "missing": missing}
+    for name, value in probabilities.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a probability, got {value}")
     if not 0 <= clutter <= 4:
@@ -69,7 +73,9 @@ class Drawing:
     things: tuple[str, ...]
 
     def box(self) -> np.ndarray:
-        """Tight box of all that is visible of the parts: float32 [1, 4], x0, y0, x1, y1."""
+        """Tight box of all that is visible of the parts: float32 [1, 4], x0, y0, x1, y1; [0, 4] if nothing is."""
+        if not self.part_map.any():
+            return np.empty((0, 4), np.float32)
         ys, xs = (np.flatnonzero(self.part_map.any(axis=axis)) for axis in (1, 0))
         return np.array([[xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]], dtype=np.float32)
 
@@ -83,9 +89,11 @@ class DrawnSplit(ABC):
         super_categories: One per class.
         part_names: Value p of a part map is ``part_names[p - 1]``.
         class_parts: Of each class the parts in which classes differ, and how they look.
+        own_parts: Of each class all parts that it can have.
         landmark_names: In the order of ``Sample.landmarks``.
         absence: Exact probability that an image of the split lacks a part, one per part.
         locations: Whether images have a place and a date.
+        missing: Probability that parts are taken away from an image of the split, though they may tell its class.
     """
 
     name: ClassVar[str]
@@ -93,9 +101,11 @@ class DrawnSplit(ABC):
     super_categories: list[str]
     part_names: list[str]
     class_parts: list[dict[str, Variant]]
+    own_parts: list[Sequence[str]]
     landmark_names: list[str]
     absence: list[float]
     locations: bool = False
+    missing: float = 0.0
 
     def __init__(self, size: int, seed: int, split: str, per_species: int) -> None:
         """Keeps what an image depends on; the subclass adds the other attributes.
@@ -133,6 +143,7 @@ class DrawnSplit(ABC):
             boxes=drawing.box(),
             part_map=drawing.part_map,
             absent=drawing.absent,
+            answers=self._answers(label, drawing.absent) if self.missing else None,
         )
 
     def source(self, index: int) -> str:
@@ -166,15 +177,33 @@ class DrawnSplit(ABC):
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        drawing = self._draw(index % len(self.class_names), rng, hidden)
+        drawing = self._draw(index % len(self.class_names), rng, {*hidden, *self._taken(index)})
         if unknown := sorted({*hidden} - {*self.part_names, SCENERY, *drawing.things}):
             names = f"{', '.join(self.part_names)}, {SCENERY} or {SCENERY} 1 to {len(drawing.things)}"
             raise ValueError(f"hidden: expected {names}, got {', '.join(unknown)}")
         return drawing
 
+    def _taken(self, index: int) -> list[str]:
+        """The parts that are taken away from an image: any number of them, but not all."""
+        if not self.missing:
+            return []
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index, _MISSING_STREAM])
+        own = self.own_parts[index % len(self.own_parts)]
+        return rng.permutation(own)[: rng.integers(1, len(own))].tolist() if rng.random() < self.missing else []
+
+    def _answers(self, label: int, absent: Collection[str]) -> tuple[int, ...]:
+        """The classes that look like one of them in all parts that are there."""
+        left = {part: variant for part, variant in self.class_parts[label].items() if part not in absent}
+        return tuple(n for n, parts in enumerate(self.class_parts) if parts.items() >= left.items())
+
     @abstractmethod
     def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:
         """One image of a class, in which the generator decides all that is random."""
+
+
+def lacking(absent: float, missing: float) -> float:
+    """Probability that an image lacks a part: absent, or among those that are taken away, of which half are."""
+    return absent + (1 - absent) * missing / 2
 
 
 def skip(rates: Mapping[str, float], rng: np.random.Generator) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ class Schema:
         elif self.super_categories and sample.super_category != self.super_categories[sample.label]:
             expected = self.super_categories[sample.label]
             violations.append(f"super-category {sample.super_category!r}, expected {expected!r}")
+        if sample.answers is not None and not all(0 <= answer < len(self.classes) for answer in sample.answers):
+            violations.append(f"answers {sample.answers}, expected 0 to {len(self.classes) - 1}")
         landmarks = 0 if sample.landmarks is None else len(sample.landmarks)
         if landmarks != len(self.landmarks):
             violations.append(f"{landmarks} landmarks, expected {len(self.landmarks)}")

@@ -7,7 +7,8 @@ files that share a key:
 ``<key>.jpg``         RGB or grey-scale JPEG, baseline or progressive, upright (no EXIF rotation left)
 ``<key>.cls``         ASCII: the class index, or for multi-label data the 0/1 attributes separated by spaces
 ``<key>.json``        ``width``, ``height``, ``source``, and where known ``super_category``, ``landmarks``,
-                      ``visibility``, ``boxes``, ``absent``, ``latitude``, ``longitude``, ``day`` (of the year)
+                      ``visibility``, ``boxes``, ``absent``, ``answers``, ``latitude``, ``longitude``, ``day`` (of
+                      the year)
 ``<key>.parts.png``   optional 8-bit part map of the size of the image: 0 is background, p is part p of the manifest
 ====================  =========================================================================================
 
@@ -21,6 +22,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,6 +33,8 @@ JPEG, LABEL, ANNOTATION, PART_MAP = "jpg", "cls", "json", "parts.png"
 FIELDS = (JPEG, LABEL, ANNOTATION, PART_MAP)
 PLACE = ("latitude", "longitude", "day")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Sample:
         part_map: uint8 [height, width], 0 is background, or None.
         absent: Names of the parts that the object lacks, so that they cannot be merely hidden; None if not known.
         place: Where and when the photo was taken; None if nothing of it is known.
+        answers: The classes that are right, of which the label is one; None if it is the only one.
     """
 
     key: str
@@ -66,6 +71,7 @@ class Sample:
     part_map: np.ndarray | None = None
     absent: tuple[str, ...] | None = None
     place: Place | None = None
+    answers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not KEY_PATTERN.fullmatch(self.key):
@@ -89,6 +95,8 @@ class Sample:
             )
         if self.absent is not None and len(set(self.absent)) < len(self.absent):
             raise ValueError(f"{self.key}: expected every absent part once, got {', '.join(self.absent)}")
+        if self.answers is not None and self.label not in self.answers:
+            raise ValueError(f"{self.key}: answers: expected the label {self.label} among them, got {self.answers}")
 
 
 def encode(sample: Sample) -> dict[str, bytes]:
@@ -104,6 +112,8 @@ def encode(sample: Sample) -> dict[str, bytes]:
         annotation["boxes"] = np.round(sample.boxes.astype(float), 2).tolist()
     if sample.absent is not None:
         annotation["absent"] = sample.absent
+    if sample.answers is not None:
+        annotation["answers"] = sample.answers
     annotation |= _told(sample.place)
     fields = {
         JPEG: sample.jpeg,
@@ -145,8 +155,9 @@ def decode(key: str, fields: dict[str, bytes]) -> Sample:
         visibility=_array(annotation, "visibility", bool),
         boxes=_array(annotation, "boxes", np.float32),
         part_map=part_map,
-        absent=_names(annotation, "absent", key),
+        absent=_tuple(annotation, "absent", str, key),
         place=_place(annotation, key),
+        answers=_tuple(annotation, "answers", int, key),
     )
 
 
@@ -194,10 +205,10 @@ def _place(annotation: dict, key: str) -> Place | None:
         raise ValueError(f"{key}: {error}") from None
 
 
-def _names(annotation: dict, name: str, key: str) -> tuple[str, ...] | None:
+def _tuple(annotation: dict, name: str, of: type[Entry], key: str) -> tuple[Entry, ...] | None:
     if name not in annotation:
         return None
     value = annotation[name]
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError(f"{key}: {name}: expected a list of names, got {value!r}")
+    if not isinstance(value, list) or not all(isinstance(entry, of) for entry in value):
+        raise ValueError(f"{key}: {name}: expected a list of {of.__name__}, got {value!r}")
     return tuple(value)

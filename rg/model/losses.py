@@ -15,20 +15,32 @@ TEMPERATURE = 10  # of distillation
 
 
 def classification_loss(
-    logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+    answers: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy for one class per image, mean binary cross entropy for attributes.
+
+    Of an image with several right answers it is minus the logarithm of the probability that one of them is given.
 
     Args:
         logits: [N, classes].
         labels: Class indices [N], or 0/1 attributes [N, classes].
         smoothing: Share of the target that is spread evenly: over the classes, or over 0 and 1.
         weights: Of the images [N], 1 each if None.
+        answers: bool [N, classes], which are right if that is not the label alone; of classes.
 
     Returns:
         Scalar mean of the weighted losses of the images.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if answers is not None:
+        logarithms = F.log_softmax(logits, 1)
+        right = torch.logsumexp(logarithms.masked_fill(~answers, -torch.inf), 1)
+        losses = -torch.lerp(right, logarithms.mean(1), smoothing)
+        return (losses if weights is None else weights * losses).mean()
     if labels.ndim == 1:
         if weights is not None:
             return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()

@@ -213,7 +213,8 @@ class Loop:
             images, shares = mix(images.to(self.ranks.device, non_blocking=True), seeds, self.config.input)
         output, streams, moved, inverse = self._forward(images, seeds, batch)
         labels = batch.labels.to(output.logits.device, non_blocking=True)
-        means = objective.of_images(output, labels, moved, inverse, shares, streams)
+        answers = None if batch.answers is None else batch.answers.to(labels.device, non_blocking=True)
+        means = objective.of_images(output, labels, moved, inverse, shares, streams, answers)
         rows = objective.rows(output)
         finite = torch.isfinite(torch.stack(list(means.values()))).all() & torch.isfinite(rows).all()
         flags = StepFlags.pack(finite, max(self.received, default=0), self.checkpoints.busy)
@@ -226,7 +227,7 @@ class Loop:
             by_name = means | of_batch
             loss = objective.total(by_name)
             terms = [by_name[name] for name in objective.names if name in by_name]
-            scores = [_correct(output.logits, labels)] if objective.labelled else []
+            scores = [_correct(output.logits, labels, answers)] if objective.labelled else []
             values = torch.stack([loss, *terms, *scores])
         return values.detach(), rows.detach(), arriving
 
@@ -392,8 +393,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of right answers, a scalar: the class, or the mean over attributes at probability 0.5."""
+def _correct(logits: Tensor, labels: Tensor, answers: Tensor | None = None) -> Tensor:
+    """Share of right answers, a scalar: the class, or the mean over attributes at probability 0.5.
+
+    Where several classes are right, ``answers`` [N, classes] says which.
+    """
+    if answers is not None:
+        return answers.gather(1, logits.argmax(1, keepdim=True)).float().mean()
     predicted = logits.argmax(1) if labels.ndim == 1 else (logits > 0).to(labels.dtype)
     return (predicted == labels).float().mean()
 

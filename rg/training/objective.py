@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -125,6 +125,7 @@ class Objective:
         inverse: Tensor | None,
         shares: Tensor | None = None,
         streams: Streams | None = None,
+        answers: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Means over the images of this rank, by name.
 
@@ -135,12 +136,14 @@ class Objective:
             inverse: What moves them back.
             shares: What mixed images kept of themselves, see ``rg.training.mixing``; None if they are not mixed.
             streams: What a trilinear sampler adds, None without one.
+            answers: As ``classification_loss`` takes them.
         """
-        means = {"classification": self._classification(output.logits, labels, shares)}
+        classification = partial(self._classification, labels=labels, shares=shares, answers=answers)
+        means = {"classification": classification(output.logits)}
         if streams is not None:
             compute = {
-                "detail": lambda: self._classification(streams.detail, labels, shares),
-                "glimpse": lambda: self._classification(streams.glimpse, labels, shares),
+                "detail": lambda: classification(streams.detail),
+                "glimpse": lambda: classification(streams.glimpse),
                 "distillation": lambda: distillation_loss(output.logits, streams.detail),
             }
             means |= {name: compute[name]() for name in OF_STREAMS if name in self.names}
@@ -160,13 +163,14 @@ class Objective:
             means["equivariance"] = self._moved_weight * loss
         return means
 
-    def _classification(self, logits: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
+    def _classification(self, logits: Tensor, labels: Tensor, shares: Tensor | None, answers: Tensor | None) -> Tensor:
         smoothing = self.config.label_smoothing
+        own = classification_loss(logits, labels, smoothing, shares, answers)
         if shares is None:
-            return classification_loss(logits, labels, smoothing)
-        others = labels[partners(len(labels))]
-        own = classification_loss(logits, labels, smoothing, shares)
-        return own + classification_loss(logits, others, smoothing, 1 - shares)
+            return own
+        others = partners(len(labels))
+        of_others = None if answers is None else answers[others]
+        return own + classification_loss(logits, labels[others], smoothing, 1 - shares, of_others)
 
     def of_batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Terms of the rows of all images, by name."""
@@ -182,4 +186,4 @@ class Objective:
     def total(self, values: Mapping[str, Tensor], scale: float = 1.0) -> Tensor:
         """Weighted sum of terms, a scalar; ``scale`` multiplies the weights."""
         weighted = [getattr(self.config, f"{name}_weight") * scale * value for name, value in values.items()]
-        return functools.reduce(torch.add, weighted)
+        return reduce(torch.add, weighted)

@@ -95,6 +95,7 @@ class ScopsObjective:
         sight: Sight,
         _shares: Tensor | None = None,
         _streams: None = None,
+        _answers: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Means over the images of this rank, by name.
 
@@ -105,6 +106,7 @@ class ScopsObjective:
             sight: See ``move``.
             _shares: None, as images are not mixed.
             _streams: None, as there is no sampler.
+            _answers: Are not looked at.
         """
         assign, parts = output.assign, output.assign[:, :-1]
         logits, basis = training

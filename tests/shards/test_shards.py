@@ -710,7 +710,7 @@ def test_foreign_shard(copy: Path) -> None:
         (b'"boxes":[[0.0,0.0,20.0,16.0]]', b'"boxes":[[0.0,0.0,20.0,17.0]]', "not inside the 20x16 image"),
         (b'"landmarks":[[0.0,2.5],[3.0,4.0]]', b'"landmarks":[0.00,2.50,3.0000000]', "cannot reshape"),
         (b'"super_category":"x"', b'"super_category":"y"', "super-category 'y', expected 'x'"),
-        (b'"absent":[]', b'"absent":""', "absent: expected a list of names, got ''"),
+        (b'"absent":[]', b'"absent":""', "absent: expected a list of str, got ''"),
         (b'"absent":[],"boxes":', b'"absend":[],"boxes":', "no list of absent parts"),
         (b'"width":20}', b'"width":20]', "field .json is no JSON"),
         (b"\xff\xda", b"\xff\x00", "not an image that can be decoded"),
