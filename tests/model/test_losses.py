@@ -108,3 +108,30 @@ def test_smoothed_labels_are_targets_between(smoothing):
     on, off = logits.sigmoid(), (-logits).sigmoid()
     expected = -(targets * on.log() + (1 - targets) * off.log()).mean()
     torch.testing.assert_close(classification_loss(logits, attributes, smoothing), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_any_of_several_right_answers_will_do(smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, dtype=torch.float64, generator=generator)
+    weights = torch.rand(6, dtype=torch.float64, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    answers = torch.nn.functional.one_hot(labels, 5).bool() | (torch.rand(6, 5, generator=generator) < 0.4)
+    probabilities = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    any_right = -np.log((probabilities * answers.numpy()).sum(1))
+    expected = (1 - smoothing) * any_right - smoothing * np.log(probabilities).mean(1)
+    loss = classification_loss(logits, labels, smoothing, answers=answers)
+    assert loss.item() == pytest.approx(expected.mean(), rel=1e-12)
+    weighted = classification_loss(logits, labels, smoothing, weights, answers)
+    assert weighted.item() == pytest.approx((weights.numpy() * expected).mean(), rel=1e-12)
+
+
+def test_one_right_answer_is_the_label():
+    logits = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    losses = [
+        classification_loss(logits, labels, 0.1, answers=answers)
+        for answers in (None, torch.nn.functional.one_hot(labels, 5).bool())
+    ]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in losses))

@@ -88,6 +88,19 @@ def test_labels_are_mixed_as_much(attributes):
     torch.testing.assert_close(means["classification"], loss(logits, smoothed))
 
 
+def test_a_mixed_image_keeps_the_right_answers_of_both():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    shares = torch.tensor([0.9, 0.6, 0.5, 0.2], dtype=torch.float64)
+    answers = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]], dtype=torch.bool)
+    losses = -torch.log((logits.softmax(1).unsqueeze(1) * answers.unsqueeze(0)).sum(2))  # of image n for answers m
+    expected = sum(shares[n] * losses[n, n] + (1 - shares[n]) * losses[n, (1, 0, 3, 2)[n]] for n in range(4)) / 4
+    objective = Objective(RunConfig(), [4], 0)
+    labels = torch.tensor([0, 1, 0, 2])
+    means = objective.of_images(PlainOutput(logits), labels, None, None, shares, answers=answers)
+    torch.testing.assert_close(means["classification"], expected)
+
+
 def test_every_rank_needs_pairs():
     config = RunConfig(input=BOTH, train=TrainConfig(global_batch=12))
     assert micro_batches(config, 2) == [6, 6]
