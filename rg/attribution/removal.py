@@ -24,6 +24,7 @@ from pipelines.batches.geometry import Window
 from pipelines.batches.pillow import show
 from pipelines.drawn.scenes import SCENERY
 from rg.attribution.funnybirds import (
+    NEEDED,
     WHOLE,
     ClassParts,
     Importance,
@@ -40,7 +41,9 @@ from rg.model.build import Model
 from rg.model.region_grouping import RegionGroupingModel
 
 AROUND = 2 / 256  # of the short side, that the outline of a part is widened by
-COVERING = ("covering/fall", "covering/others", "covering/most", "covering/chance")
+COVERING = tuple(
+    f"covering/{name}" for name in ("fall", "others", "most", "chance", "counts", "half", "most_where_both")
+)
 BARE: Removed = frozenset([SCENERY])
 
 
@@ -204,7 +207,7 @@ class Removal:
             row[: len(of)] = of
         model = {"background_independence": np.array(stays), "thing_independence": independent}
         if isinstance(self._model, RegionGroupingModel):
-            model |= self._cover(self._model, sights, answers)
+            model |= self._cover(self._model, sights, classes, answers)
         return Values(keys, methods, model)
 
     def _explain(self, sights: Sequence[Sight], labels: Tensor) -> dict[str, np.ndarray]:
@@ -238,21 +241,35 @@ class Removal:
 
     @torch.no_grad()
     def _cover(
-        self, model: RegionGroupingModel, sights: Sequence[Sight], answers: Mapping[tuple[int, Removed], Answer]
+        self,
+        model: RegionGroupingModel,
+        sights: Sequence[Sight],
+        classes: Tensor,
+        answers: Mapping[tuple[int, Removed], Answer],
     ) -> dict[str, np.ndarray]:
-        """For every true part the discovered part that covers it, and how the contributions fall without it: [N, P]."""
+        """For every true part the discovered part that covers it, and how the contributions fall without it: [N, P].
+
+        A true part counts if the logit falls by ``NEEDED`` of it. One that does not, or that no discovered part covers
+        by half, asks for what there is not.
+        """
         images = torch.stack([sight.image(WHOLE) for sight in sights]).to(model.dictionary.centers.device)
         assign = model(images).assign
         names = sights[0].scene.part_names
         found = {name: np.full((len(sights), len(names)), np.nan) for name in (*COVERING, COVERED_BY)}
-        for n, sight in enumerate(sights):
-            whole, shares = answers[n, WHOLE].contributions, self._up(assign[n], sights)
-            assert whole is not None
+        for n, (sight, named) in enumerate(zip(sights, classes.tolist(), strict=True)):
+            whole, maps = answers[n, WHOLE], self._up(assign[n], sights)
+            assert whole.contributions is not None
             for name in sight.parts:
-                change = whole - answers[n, frozenset([name])].contributions
-                k = int(shares[:, sight.parts[name]].mean(1).argmax())
+                without = answers[n, frozenset([name])]
+                change = whole.contributions - without.contributions
+                shares = maps[:, sight.parts[name]].mean(1)
+                k = int(shares.argmax())
                 others = np.abs(np.delete(change, k)).mean() if len(change) > 1 else np.nan
-                numbers = (change[k], others, float(np.abs(change).argmax() == k), 1 / len(change), k)
+                most = float(np.abs(change).argmax() == k)
+                counts = whole.logits[named] - without.logits[named] >= NEEDED * abs(whole.logits[named])
+                half = shares[k] > 0.5
+                asked = most if counts and half else np.nan
+                numbers = (change[k], others, most, 1 / len(change), float(counts), float(half), asked, k)
                 for key, number in zip(found, numbers, strict=True):
                     found[key][n, names.index(name)] = number
         return found
@@ -268,7 +285,11 @@ def covering_by_part(values: Values, names: Sequence[str]) -> tuple[dict[str, An
         covered_by = values.model[COVERED_BY][:, p]
         counts = Counter(covered_by[~np.isnan(covered_by)].astype(int).tolist())
         if counts:
-            own = Values(values.keys, {}, {key.split("/")[1]: values.model[key][:, p] for key in COVERING[:3]})
+            own = Values(
+                values.keys,
+                {},
+                {key.split("/")[1]: values.model[key][:, p] for key in COVERING if key != "covering/chance"},
+            )
             figures, ends[name] = own.figures(), own.intervals()
             by_part[name] = figures | {"pairs": counts.total(), "covering": counts.most_common(1)[0][0]}
     return by_part, ends

@@ -253,14 +253,20 @@ def _remarks_on_parts(models: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"background independence, thing by thing: {things} cost less than 5 % of the logit")
     covering = [model for model in models if model.get("covering")]
     if covering:
-        fall, others, most, chance = (
-            _figure(covering, f"covering/{name}", share=name in ("most", "chance"))
-            for name in ("fall", "others", "most", "chance")
+        fall, others = (_figure(covering, f"covering/{name}") for name in ("fall", "others"))
+        most, chance, counts, half, of_these = (
+            _figure(covering, f"covering/{name}", share=True)
+            for name in ("most", "chance", "counts", "half", "most_where_both")
         )
         lines.append(
             f"without a true part the contribution of the discovered part that covers it falls by {fall}, those of the "
             f"others change by {others}; it changes most of all in {most} of the cases (chance {chance})"
         )
+        if all("half" in model["covering"] for model in covering):
+            lines.append(
+                f"of the true parts {counts} count (5 % of the logit or more), and {half} have more than half of them "
+                f"covered by one discovered part; where both is so, it changes most of all in {of_these}"
+            )
     return lines
 
 

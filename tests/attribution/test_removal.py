@@ -140,14 +140,15 @@ def test_the_covering_part_and_its_fall_are_those_of_the_model():
     sights = [sight(index) for index in (0, 6)]
     images = torch.stack([one.image(frozenset()) for one in sights])
     model.initialize_dictionary(images, 0)
-    model.eval()
+    nn.init.zeros_(model.classifier.linear.bias)  # else no part is worth 5 % of a logit
+    model.double().eval()
     classes = torch.tensor([2, 7])  # whatever the model says
     removal = Removal(model, {"flat": shown(torch.ones(6, 6))}, 3)
     values = removal.values(["a", "b"], sights, classes, {"flat": torch.ones(2, 6, 6)})
     covering = values.figures()["covering"]
     by_part, ends = covering_by_part(values, BIRDS.part_names)
 
-    falls, others = [], []
+    falls, others, most, counts, half = [], [], [], [], []
     with torch.no_grad():
         output = model(images)
         for n, one in enumerate(sights):
@@ -156,7 +157,12 @@ def test_the_covering_part_and_its_fall_are_those_of_the_model():
             for name in one.parts:
                 without = model(one.image(frozenset([name]))[None])
                 change = whole - model.contributions(without, classes[n][None, None])[0][0, 0].numpy()
-                k = int((up * torch.from_numpy(one.parts[name])).sum((1, 2)).argmax())
+                inside = (up * torch.from_numpy(one.parts[name])).sum((1, 2)) / one.parts[name].sum()
+                k = int(inside.argmax())
+                most.append(np.abs(change).argmax() == k)
+                half.append(float(inside[k]) > 0.5)
+                logits = [float(of.logits[n * (of is output), classes[n]]) for of in (output, without)]
+                counts.append(logits[0] - logits[1] >= 0.05 * abs(logits[0]))
                 falls.append(change[k])
                 others.append(np.abs(np.delete(change, k)).mean())
     assert len(falls) == sum(of["pairs"] for of in by_part.values())
@@ -166,4 +172,8 @@ def test_the_covering_part_and_its_fall_are_those_of_the_model():
     assert covering["fall"] == pytest.approx(np.mean(falls), abs=1e-5)
     assert covering["others"] == pytest.approx(np.mean(others), abs=1e-5)
     assert covering["chance"] == 0.25
+    for name, expected in (("most", most), ("counts", counts), ("half", half)):
+        assert covering[name] == pytest.approx(np.mean(expected))
+    where = [a for a, b, c in zip(most, counts, half, strict=True) if b and c]
+    assert covering["most_where_both"] == (pytest.approx(np.mean(where)) if where else None)
     assert np.std(falls) > 1e-4  # the parts of an untrained model differ, too
