@@ -10,7 +10,8 @@ The data set as it is published, in the archive ``FunnyBirds.zip`` or unpacked i
     <split>_part_map/<class>/<image>.png    masks, in the colours of ``COLOURS``
     test_interventions/                     see ``pipelines.datasets.interventions``
 
-A species is a look for each part; it has no name. Training images lack parts at random, test images have all.
+A species is a look for each part; it has no name. Training images lack parts at random, test images have all. So
+several species can be right of a training image.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines import images
+from pipelines.alike import answers
 from pipelines.datasets.published import check_count, digest, find, held_out, on_disk, splits, unpack
 from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import Sample
@@ -80,11 +82,11 @@ class FunnyBirds:
         if split not in splits(val_fraction):
             raise ValueError(f"split: expected {', '.join(splits(val_fraction))}, got {split!r}")
         self._folder = unpacked(Path(raw))
-        self.part_names, classes = read_classes(self._folder)
-        self.class_names = tuple(f"species {number:02d}" for number in range(len(classes)))
+        self.part_names, self._classes = read_classes(self._folder)
+        self.class_names = tuple(f"species {number:02d}" for number in range(len(self._classes)))
         self._official = "test" if split == "test" else "train"
-        entries = read_images(self._folder, self._official, len(classes))
-        found = {"classes": len(classes), "parts": len(self.part_names), self._official: len(entries)}
+        entries = read_images(self._folder, self._official, len(self._classes))
+        found = {"classes": len(self._classes), "parts": len(self.part_names), self._official: len(entries)}
         for what, count in found.items():
             check_count(f"{self._folder}: {what}", count, COUNTS[what], allow_partial)
         of_class: dict[int, list[int]] = defaultdict(list)
@@ -127,6 +129,7 @@ class FunnyBirds:
                 part_map[part_mask(colours, name)] = p
             y, x = (np.flatnonzero(part_map.any(axis=axis)) for axis in (1, 0))
             box = np.array([[x[0], y[0], x[-1] + 1, y[-1] + 1]] if len(x) else np.empty((0, 4)), np.float32)
+        absent = _absent(self._entries[index], self.part_names)
         return Sample(
             key=f"funnybirds-{self._official}-{self._numbers[index]:06d}",
             jpeg=jpeg,
@@ -136,7 +139,8 @@ class FunnyBirds:
             source=source,
             boxes=box,
             part_map=part_map,
-            absent=_absent(self._entries[index], self.part_names),
+            absent=absent,
+            answers=answers(self._classes, label, absent),
         )
 
     def source(self, index: int) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from PIL import Image
 
+from pipelines.alike import answers
 from pipelines.drawn import scenes
 from pipelines.drawn.scenes import OVERSAMPLING, SCENERY, Canvas
 from pipelines.drawn.shapes import rotation
@@ -143,7 +144,7 @@ class DrawnSplit(ABC):
             boxes=drawing.box(),
             part_map=drawing.part_map,
             absent=drawing.absent,
-            answers=self._answers(label, drawing.absent) if self.missing else None,
+            answers=answers(self.class_parts, label, drawing.absent) if self.missing else None,
         )
 
     def source(self, index: int) -> str:
@@ -190,11 +191,6 @@ class DrawnSplit(ABC):
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index, _MISSING_STREAM])
         own = self.own_parts[index % len(self.own_parts)]
         return rng.permutation(own)[: rng.integers(1, len(own))].tolist() if rng.random() < self.missing else []
-
-    def _answers(self, label: int, absent: Collection[str]) -> tuple[int, ...]:
-        """The classes that look like one of them in all parts that are there."""
-        left = {part: variant for part, variant in self.class_parts[label].items() if part not in absent}
-        return tuple(n for n, parts in enumerate(self.class_parts) if parts.items() >= left.items())
 
     @abstractmethod
     def _draw(self, label: int, rng: np.random.Generator, hidden: Collection[str]) -> Drawing:

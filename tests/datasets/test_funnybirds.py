@@ -60,6 +60,20 @@ def test_samples_are_the_images_and_their_masks(published):
     assert len(seen) == 24
 
 
+def test_all_species_are_right_that_look_alike_in_what_is_left(published):
+    looks = [entry["parts"] for entry in json.loads((published / "FunnyBirds/classes.json").read_text())]
+    several = 0
+    for split in ("train", "test"):
+        source = load(published, split)
+        for sample in map(source.__getitem__, range(len(source))):
+            left = set(miniature.LOOKS) - {*sample.absent}
+            pictures = [miniature.draw(own, left, {})[0].tobytes() for own in looks]
+            alike = {label for label, picture in enumerate(pictures) if picture == pictures[sample.label]}
+            assert alike == set(sample.answers or [sample.label])
+            several += len(alike) > 1
+    assert several > 2
+
+
 def test_validation_images_are_held_out_of_training(published):
     train, val = (load(published, split, val_fraction=0.4) for split in ("train", "val"))
     keys = [{source[index].key for index in range(len(source))} for source in (train, val)]

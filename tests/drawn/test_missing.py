@@ -74,15 +74,14 @@ def test_of_a_family_those_birds_are_right_that_would_make_the_same_image():
         ]
         own = images[labels.index(sample.label)]
         alike = {label for label, image in zip(labels, images, strict=True) if image == own}
-        assert alike == {*sample.answers} & {*labels}
-        assert sample.label in sample.answers
+        assert alike == {*(sample.answers or [sample.label])} & {*labels}
         several += len(alike) > 1
     assert several > 5
 
 
 def test_answers_are_kept_in_shards_and_must_hold_the_label():
     split = Birds(BirdsConfig(species=16, size=64, missing=1.0), "train", 1)
-    sample = next(sample for sample in map(split.__getitem__, range(len(split))) if len(sample.answers) > 1)
+    sample = next(sample for sample in map(split.__getitem__, range(len(split))) if sample.answers)
     assert decode(sample.key, encode(sample)).answers == sample.answers
     other = next(label for label in range(16) if label not in sample.answers)
     with pytest.raises(ValueError, match=f"answers: expected the label {other} among them"):
