@@ -9,8 +9,6 @@ from scipy.stats import binomtest, chisquare
 from pipelines.drawn import birds
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.creatures import Creatures, CreaturesConfig
-from pipelines.drawn.redraw import redraw
-from pipelines.shards.manifest import Manifest
 from pipelines.shards.samples import decode, encode
 
 KINDS = [(Birds, BirdsConfig(species=16, size=64)), (Creatures, CreaturesConfig(species=4, size=64))]
@@ -90,17 +88,6 @@ def test_answers_are_kept_in_shards_and_must_hold_the_label():
     annotation["json"] = annotation["json"].replace(b'"answers":[', b'"answers":["a",')
     with pytest.raises(ValueError, match="answers: expected a list of int"):
         decode(sample.key, annotation)
-
-
-@pytest.mark.parametrize("kind,config", KINDS)
-def test_shards_are_drawn_again(kind, config):
-    split = kind(lacking_parts(config, 1.0), "train", 1)
-    options = dataclasses.asdict(split.config) | {"train": 1}
-    rest = {"seed": 0, "samples_per_shard": 9, "fields": (), "splits": {}}
-    manifest = Manifest(tuple(split.class_names), dataset=split.name, options=options, **rest)
-    assert redraw(manifest, "train")[3].jpeg == split[3].jpeg
-    del options["missing"]
-    assert redraw(manifest, "train")[3].jpeg == kind(config, "train", 1)[3].jpeg != split[3].jpeg
 
 
 def test_what_is_no_probability_is_refused():

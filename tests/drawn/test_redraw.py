@@ -127,6 +127,16 @@ def test_a_manifest_is_enough_to_draw_the_split_again(split):
     assert [again.index_of(split[index].key) for index in (0, 7)] == [0, 7]
 
 
+@pytest.mark.parametrize("option,value,split", [("own_scenery", 0.95, "test"), ("missing", 1.0, "train")])
+@pytest.mark.parametrize("kind,config", [(Birds, BirdsConfig(8, 64)), (Creatures, CreaturesConfig(4, 64))])
+def test_manifests_of_earlier_versions_did_not_know_every_option(kind, config, option, value, split):
+    drawn = kind(dataclasses.replace(config, **{option: value}), split, 1)
+    told = manifest(drawn, **{split: 1})
+    assert redraw(told, split)[3].jpeg == drawn[3].jpeg
+    del told.options[option]
+    assert redraw(told, split)[3].jpeg == kind(config, split, 1)[3].jpeg != drawn[3].jpeg
+
+
 def test_other_data_cannot_be_drawn_again():
     birds = SPLITS[0]
     with pytest.raises(ValueError, match="photos is not drawn"):

@@ -10,9 +10,7 @@ from scipy.stats import binomtest
 from pipelines.drawn import scenes
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.creatures import Creatures, CreaturesConfig
-from pipelines.drawn.redraw import redraw
 from pipelines.drawn.scenes import SCENES
-from pipelines.shards.manifest import Manifest
 
 KINDS = [(Birds, BirdsConfig(species=14, size=64)), (Creatures, CreaturesConfig(species=4, size=64))]
 
@@ -86,17 +84,6 @@ def test_without_the_option_the_generator_goes_on_as_it_did_before_there_was_one
         now, before = np.random.default_rng(seed), np.random.default_rng(seed)
         assert scenes.pick(now, None) is list(SCENES.values())[before.integers(len(SCENES))]
         assert now.bit_generator.state == before.bit_generator.state
-
-
-@pytest.mark.parametrize("kind,config", KINDS)
-def test_shards_are_drawn_again_with_their_scenery_also_those_of_earlier_versions(kind, config):
-    split = kind(swapped(config, 0.95), "test", 1)
-    options = dataclasses.asdict(split.config) | {"test": 1}
-    rest = {"seed": 0, "samples_per_shard": 9, "fields": (), "splits": {}}
-    manifest = Manifest(tuple(split.class_names), dataset=split.name, options=options, **rest)
-    assert redraw(manifest, "test")[3].jpeg == split[3].jpeg
-    del options["own_scenery"]
-    assert redraw(manifest, "test")[3].jpeg == kind(config, "test", 1)[3].jpeg != split[3].jpeg
 
 
 def test_what_is_no_probability_is_refused():
