@@ -56,32 +56,45 @@ class Values:
     def figures(self) -> dict[str, Any]:
         """What faithful.json holds of the model and its methods: None where nothing was measured."""
         weights = np.ones((1, len(self.keys)))
-        return self._places(lambda values: {name: _plain(found[0]) for name, found in figures(values, weights).items()})
 
-    def intervals(self) -> dict[str, Any]:
+        def of(values: ByName) -> dict[str, float | None]:
+            return {name: _plain(found[0]) for name, found in figures(values, weights).items()}
+
+        return _places(of(self.model), {method: of(by_name) for method, by_name in self.methods.items()})
+
+    def intervals(self, others: Sequence[Values] = ()) -> dict[str, Any]:
         """95 % intervals of the figures, as percentiles of the bootstrap: [lower, upper] where ``figures`` has one.
 
         Every replicate draws as many images as there are, with replacement. The draws are the same for all figures,
         methods and runs. A threshold is chosen anew in every replicate.
-        """
-        blocks = list(draws(len(self.keys), REPLICATES))
 
-        def of(values: ByName) -> dict[str, list[float]]:
-            found = [figures(values, weights) for weights in blocks]
-            replicates = {name: np.concatenate([block[name] for block in found]) for name in found[0]} if found else {}
+        Args:
+            others: Of further runs on the same images and methods; the intervals are those of the means over all runs.
+        """
+        runs, blocks = (self, *others), list(draws(len(self.keys), REPLICATES))
+
+        def of(by_run: Sequence[ByName]) -> dict[str, list[float]]:
+            found = [[figures(values, weights) for weights in blocks] for values in by_run]
+            names = [name for name in found[0][0] if all(name in run[0] for run in found)] if blocks else []
+            replicates = {
+                name: np.mean([np.concatenate([block[name] for block in run]) for run in found], axis=0)
+                for name in names
+            }
             return {name: ends(drawn) for name, drawn in replicates.items() if not np.isnan(drawn).all()}
 
-        return self._places(of)
+        by_method = {method: of([run.methods[method] for run in runs]) for method in self.methods}
+        return _places(of([run.model for run in runs]), by_method)
 
-    def _places(self, of: Any) -> dict[str, Any]:
-        places: dict[str, Any] = {}
-        for name, value in of(self.model).items():
-            *folders, last = name.split("/")
-            place = places
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[last] = value
-        return places | {"methods": {method: of(by_name) for method, by_name in self.methods.items()}}
+
+def _places(of_model: Mapping[str, Any], by_method: Mapping[str, Any]) -> dict[str, Any]:
+    places: dict[str, Any] = {}
+    for name, value in of_model.items():
+        *folders, last = name.split("/")
+        place = places
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    return places | {"methods": by_method}
 
 
 def figures(values: ByName, weights: np.ndarray) -> dict[str, np.ndarray]:

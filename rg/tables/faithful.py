@@ -95,7 +95,7 @@ REMOVAL = f"{PARTS}: from drawn objects, by the protocol of FunnyBirds (Hesse et
 FLOOR = "random, centre: look at no pixel. Objects are mostly in the middle, so centre is a floor, not a straw man"
 ARROWS = "↓ less is better, ↑ more is"
 STAR = (
-    "[from, to]: 95 % interval over images",
+    "[from, to]: 95 % interval over images, of the mean of several runs",
     "* better than every other method that looks at pixels, and ahead in every run: paired permutation tests over "
     "images, 5 % after Holm's correction",
 )
@@ -113,6 +113,33 @@ class Measured:
 
     result: Mapping[str, Any]
     images: Sequence[Values] | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Networks of one recipe, or a single one.
+
+    Attributes:
+        models: What faithful.json holds of each.
+        intervals: Of their mean figures, at the places of the figures; empty if they are not known.
+    """
+
+    models: Sequence[Mapping[str, Any]]
+    intervals: Mapping[str, Any]
+
+    def figure(self, place: str, share: bool = False) -> str:
+        """Of one model a figure, of several mean ± standard deviation, and the interval; a dash if there is none."""
+        known = [value for value in (_at(model, place) for model in self.models) if value is not None]
+        if not known:
+            return "-"
+        scale, decimals, unit = (100, 1, " %") if share else (1, 3, "")
+        if len(known) > 1:
+            mean, deviation = scale * statistics.fmean(known), scale * statistics.stdev(known)
+            text = f"{mean:.{decimals}f} ± {deviation:.{decimals}f}{unit}"
+        else:
+            text = percent(known[0]) if share else f"{known[0]:.3f}"
+        ends = _at(self.intervals, place) if len(known) == len(self.models) else None
+        return text if ends is None else f"{text} [{', '.join(f'{scale * end:.{decimals}f}' for end in ends)}]"
 
 
 def read(runs: Sequence[Path]) -> list[Measured]:
@@ -171,14 +198,16 @@ def render(runs: Sequence[Measured], form: str) -> str:
     for (kind, recipe, edits), group in groups.items():
         models = [model for model, _ in group.values()]
         known = [values for _, values in group.values() if values is not None]
-        stars = _stars(known) if len(known) == len(models) else {}
+        all_known = len(known) == len(models)
+        stars = _stars(known) if all_known else {}
+        of_recipe = Recipe(models, known[0].intervals(known[1:]) if all_known else {})
         named = f"{recipe}, {edits}" if edits else recipe
-        title, remarks = _title(kind, named, models), _remarks(models)
+        title, remarks = _title(kind, named, of_recipe), _remarks(of_recipe)
         if form == "markdown":
             blocks.append("\n".join([f"**{title}**", "", *(f"- {remark}" for remark in remarks)]))
         else:
             blocks.append("\n  ".join([title, *remarks]))
-        for name, grid in _grids(models, stars).items():
+        for name, grid in _grids(of_recipe, stars).items():
             blocks.append(render_markdown(f"*{name}*", grid, []) if form == "markdown" else render_text(name, grid, []))
     on_parts = REMOVAL if first["removal"] == "measured" else f"{PARTS}: not measured, {first['removal']}"
     notes = [*NOTES, on_parts, FLOOR, *(STAR if all(run.images for run in runs) else NO_IMAGES), ARROWS]
@@ -190,9 +219,9 @@ def _edits(model: Mapping[str, Any]) -> str:
     return str(Edits.from_dict(model.get("edits") or {}))
 
 
-def _title(kind: str, recipe: str, models: Sequence[Mapping[str, Any]]) -> str:
-    number = f", {len(models)} runs" if len(models) > 1 else ""
-    return f"{KINDS[kind]} ({recipe}{number}): accuracy on these images {_figure(models, 'accuracy', share=True)}"
+def _title(kind: str, name: str, recipe: Recipe) -> str:
+    number = f", {len(recipe.models)} runs" if len(recipe.models) > 1 else ""
+    return f"{KINDS[kind]} ({name}{number}): accuracy on these images {recipe.figure('accuracy', share=True)}"
 
 
 def _stars(images: Sequence[Values]) -> dict[str, str]:
@@ -202,34 +231,34 @@ def _stars(images: Sequence[Values]) -> dict[str, str]:
     return winners(images, methods, {column.key: column.low for column in columns})
 
 
-def _grids(models: Sequence[Mapping[str, Any]], stars: Mapping[str, str]) -> dict[str, list[list[str]]]:
+def _grids(recipe: Recipe, stars: Mapping[str, str]) -> dict[str, list[list[str]]]:
     """The tables of a recipe by their names, of what was measured of all its runs: earlier versions measured less."""
-    measured = [values for model in models for values in model["methods"].values()]
+    measured = [values for model in recipe.models for values in model["methods"].values()]
     found = {
         name: [column for column in columns if all(column.key in values for values in measured)]
         for name, columns in GROUPS.items()
     }
-    return {name: _grid(models, columns, stars) for name, columns in found.items() if columns}
+    return {name: _grid(recipe, columns, stars) for name, columns in found.items() if columns}
 
 
-def _grid(models: Sequence[Mapping[str, Any]], columns: Sequence[Column], stars: Mapping[str, str]) -> list[list[str]]:
+def _grid(recipe: Recipe, columns: Sequence[Column], stars: Mapping[str, str]) -> list[list[str]]:
     """Header and a row for each method, with a star where it is better than all others."""
     grid = [["method", *(f"{column.heading} {'↓' if column.low else '↑'}" for column in columns)]]
-    for key in (key for key in NAMES if key in models[0]["methods"]):
-        figures = [_figure(models, f"methods/{key}/{column.key}", column.percent) for column in columns]
+    for key in (key for key in NAMES if key in recipe.models[0]["methods"]):
+        figures = [recipe.figure(f"methods/{key}/{column.key}", column.percent) for column in columns]
         marks = [" *" if stars.get(column.key) == key else "" for column in columns]
         grid.append([NAMES[key], *map(str.__add__, figures, marks)])
     return grid
 
 
-def _remarks(models: Sequence[Mapping[str, Any]]) -> list[str]:
+def _remarks(recipe: Recipe) -> list[str]:
     """What else there is to say of a model, in lines."""
-    lines = [f"{NAMES[key]}: not defined, {why}" for key, why in models[0]["undefined"].items()]
+    lines = [f"{NAMES[key]}: not defined, {why}" for key, why in recipe.models[0]["undefined"].items()]
     ends = ("image", "grey", "blurred")
-    probabilities = [f"{end} {_figure(models, f'probability/{end}', share=True)}" for end in ends]
+    probabilities = [f"{end} {recipe.figure(f'probability/{end}', share=True)}" for end in ends]
     lines.append(f"probability of the class: {', '.join(probabilities)}")
-    lines += _survivors(models)
-    return lines + (_remarks_on_parts(models) if "background_independence" in models[0] else [])
+    lines += _survivors(recipe.models)
+    return lines + (_remarks_on_parts(recipe) if "background_independence" in recipe.models[0] else [])
 
 
 def _survivors(models: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -244,44 +273,29 @@ def _survivors(models: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"survive the randomisation of all parameters (all random at least {SURVIVES}): {named}"]
 
 
-def _remarks_on_parts(models: Sequence[Mapping[str, Any]]) -> list[str]:
+def _remarks_on_parts(recipe: Recipe) -> list[str]:
     """What else there is to say of a model whose parts were taken away, in lines."""
-    independent = _figure(models, "background_independence", share=True)
+    independent = recipe.figure("background_independence", share=True)
     lines = [f"without the scenery the class stays in {independent} of the images"]
-    if all("thing_independence" in model for model in models):
-        things = _figure(models, "thing_independence", share=True)
+    if all("thing_independence" in model for model in recipe.models):
+        things = recipe.figure("thing_independence", share=True)
         lines.append(f"background independence, thing by thing: {things} cost less than 5 % of the logit")
-    covering = [model for model in models if model.get("covering")]
-    if covering:
-        fall, others = (_figure(covering, f"covering/{name}") for name in ("fall", "others"))
+    if all(model.get("covering") for model in recipe.models):
+        fall, others = (recipe.figure(f"covering/{name}") for name in ("fall", "others"))
         most, chance, counts, half, of_these = (
-            _figure(covering, f"covering/{name}", share=True)
+            recipe.figure(f"covering/{name}", share=True)
             for name in ("most", "chance", "counts", "half", "most_where_both")
         )
         lines.append(
             f"without a true part the contribution of the discovered part that covers it falls by {fall}, those of the "
             f"others change by {others}; it changes most of all in {most} of the cases (chance {chance})"
         )
-        if all("half" in model["covering"] for model in covering):
+        if all("half" in model["covering"] for model in recipe.models):
             lines.append(
                 f"of the true parts {counts} count (5 % of the logit or more), and {half} have more than half of them "
                 f"covered by one discovered part; where both is so, it changes most of all in {of_these}"
             )
     return lines
-
-
-def _figure(models: Sequence[Mapping[str, Any]], place: str, share: bool = False) -> str:
-    """Of one model a figure and its interval, of several mean ± standard deviation; a dash if nothing was measured."""
-    known = [value for value in (_at(model, place) for model in models) if value is not None]
-    if not known:
-        return "-"
-    scale, decimals, unit = (100, 1, " %") if share else (1, 3, "")
-    if len(known) > 1:
-        mean, deviation = scale * statistics.fmean(known), scale * statistics.stdev(known)
-        return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}{unit}"
-    text = percent(known[0]) if share else f"{known[0]:.3f}"
-    ends = _at(models[0].get("intervals", {}), place) if len(models) == 1 else None
-    return text if ends is None else f"{text} [{', '.join(f'{scale * end:.{decimals}f}' for end in ends)}]"
 
 
 def _at(places: Mapping[str, Any], place: str) -> Any:

@@ -38,6 +38,17 @@ def test_the_interval_of_a_mean_is_that_of_scipy():
     assert values.intervals() == values.intervals()
 
 
+def test_the_interval_of_several_runs_is_that_of_their_mean():
+    one, other = some_values(), some_values(1)
+    mean = (one.methods["cam"]["deletion"] + other.methods["cam"]["deletion"]) / 2
+    expected = bootstrap((mean,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
+    width = expected.high - expected.low
+    found = one.intervals([other])
+    assert found["methods"]["cam"]["deletion"] == pytest.approx(list(expected), abs=0.1 * width)  # as above
+    assert set(found["methods"]["cam"]) == set(one.intervals()["methods"]["cam"])
+    assert one.intervals([one])["covering"]["fall"] == pytest.approx(one.intervals()["covering"]["fall"])
+
+
 def at_best(checks):
     """The checks at the threshold with the best completeness, said once more."""
     means = [[np.nanmean(checks[:, c, t]) for c in range(4)] for t in range(len(THRESHOLDS))]
