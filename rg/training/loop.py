@@ -302,7 +302,9 @@ class Loop:
                 self._at("validating")
                 output = said(model, batch.images.to(self.ranks.device), batch.places)
                 labels = batch.labels.to(self.ranks.device)
-                correct, loss = _correct(output.logits, labels), classification_loss(output.logits, labels)
+                answers = None if batch.answers is None else batch.answers.to(self.ranks.device)
+                correct = _correct(output.logits, labels, answers)
+                loss = classification_loss(output.logits, labels, answers=answers)
                 sums += len(labels) * torch.stack([correct, loss, torch.ones_like(loss)]).double()
         accuracy, loss, count = self.group.sum(sums).tolist()
         if not math.isfinite(loss):
