@@ -201,17 +201,13 @@ class SecondStageConfig:
             mean pixel, and the backbone looks again: once at all parts (together), or at every part alone (each), which
             takes as many passes as there are parts.
         shrink: The first look sees images averaged down by this factor.
-        pixel_gradient: Factor of the gradient that masks get by the pixels that they show. By the positions that they
-            weigh they get all of it. At the start 1 would be more than ten times all other gradients.
     """
 
     masks: Literal["none", "together", "each"] = "none"
     shrink: int = 1
-    pixel_gradient: float = 0.05
 
     def __post_init__(self) -> None:
         _require(self.shrink >= 1, "model.second_stage.shrink", "at least 1", self.shrink)
-        _require(self.pixel_gradient >= 0, "model.second_stage.pixel_gradient", "0 or more", self.pixel_gradient)
         one = self.masks != "none" or self.shrink == 1
         _require(one, "model.second_stage.shrink", "1 with model.second_stage.masks = none", self.shrink)
 
@@ -318,6 +314,7 @@ class LossConfig:
         presence_weight: Every part is seen in some image of the batch.
         presence_margin: Positions at the border of the map whose windows do not count for presence.
         background_weight: Every image has background, and rather at its border; needs model.grouping.background.
+        border_weight: What is at the border of the map is background; needs model.grouping.background.
         concentration_weight: Parts are compact.
         total_variation_weight: Parts have few and short outlines.
         equivariance_weight: Parts move with the image; takes a second forward pass of moved images.
@@ -338,6 +335,7 @@ class LossConfig:
     presence_weight: float = 0.0
     presence_margin: int = 0
     background_weight: float = 0.0
+    border_weight: float = 0.0
     concentration_weight: float = 0.0
     total_variation_weight: float = 0.0
     equivariance_weight: float = 0.0
@@ -680,12 +678,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, "seed", "0 to 2147483647", self.seed)
-        _require(
-            self.loss.background_weight == 0 or self.model.grouping.background,
-            "loss.background_weight",
-            "0 without model.grouping.background",
-            self.loss.background_weight,
-        )
+        for name in ("background", "border"):
+            weight = getattr(self.loss, f"{name}_weight")
+            slot = weight == 0 or self.model.grouping.background
+            _require(slot, f"loss.{name}_weight", "0 without model.grouping.background", weight)
         if self.model.kind == "scops":
             for name in ("mixup", "cutmix"):
                 value = getattr(self.input, name)

@@ -568,9 +568,10 @@ def _parts_on_photographs_by_lite0(config: RunConfig) -> RunConfig:
 
 
 def _masked(config: RunConfig) -> RunConfig:
-    """Parts as we find them on drawings, and a second look at them alone."""
+    """Parts as we find them on drawings, none of which is at the border, and a second look at them alone."""
     ours = _parts_on_drawings(config)
-    return replace(ours, model=replace(ours.model, second_stage=SecondStageConfig(masks="together")))
+    model = replace(ours.model, second_stage=SecondStageConfig(masks="together"))
+    return replace(ours, model=model, loss=replace(ours.loss, border_weight=1.0))
 
 
 def _scops(config: RunConfig, parts: int, epochs: int) -> RunConfig:

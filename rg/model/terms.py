@@ -66,6 +66,22 @@ def background_presence_loss(background: Tensor) -> Tensor:
     return -score.clamp(min=EPSILON).log().mean()
 
 
+def border_loss(background: Tensor) -> Tensor:
+    """Mean assignment to parts along the border of the map: what is found there is to be background wherever it is.
+
+    An object reaches the border here and there, its surroundings nearly everywhere (the boundary prior of saliency, Wei
+    et al., ECCV 2012). The term is linear, so a position that resists costs no more than 1.
+
+    Args:
+        background: Map of the background [N, H, W], at least 2 x 2 positions.
+
+    Returns:
+        Scalar mean over images and positions of the border, in [0, 1].
+    """
+    ends = background[:, [0, -1]].flatten(1), background[:, 1:-1, [0, -1]].flatten(1)
+    return 1 - torch.cat(ends, 1).mean()
+
+
 def concentration_loss(maps: Tensor) -> Tensor:
     """Mean of the maps times the squared distance from their own centroids, in lengths of the map (SCOPS, CVPR 2019).
 

@@ -22,6 +22,7 @@ from rg.training.mixing import partners
 OPTIONAL = (
     "presence",
     "background",
+    "border",
     "concentration",
     "total_variation",
     "equivariance",
@@ -152,6 +153,7 @@ class Objective:
         assign, parts = output.assign, output.assign[:, : self.parts]
         compute = {
             "background": lambda: terms.background_presence_loss(assign[:, -1]),
+            "border": lambda: terms.border_loss(assign[:, -1]),
             "concentration": lambda: terms.concentration_loss(parts),
             "total_variation": lambda: terms.total_variation_loss(assign),
             "orthogonality": lambda: terms.orthogonality_loss(output.regions),

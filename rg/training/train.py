@@ -366,6 +366,7 @@ def _check_terms(loss: LossConfig, name: str, side: int, shape: tuple[int, int])
     for term, weight, least in (
         ("presence", loss.presence_weight, presence),
         ("background", loss.background_weight, background),
+        ("border", loss.border_weight, 3),
     ):
         if weight and min(shape) < least:
             raise ValueError(

@@ -60,6 +60,17 @@ def test_background_in_the_corners_costs_nothing():
     assert terms.background_presence_loss(0 * background).item() == pytest.approx(-math.log(terms.EPSILON))
 
 
+def test_border(assign):
+    expected = [
+        1 - map_[row, column]
+        for map_ in assign[:, -1].numpy()
+        for row in range(H)
+        for column in range(W)
+        if row in (0, H - 1) or column in (0, W - 1)
+    ]
+    assert terms.border_loss(assign[:, -1]).item() == pytest.approx(np.mean(expected))
+
+
 def test_concentration(assign):
     expected = []
     for map_ in assign.flatten(0, 1).numpy():
@@ -115,6 +126,7 @@ def test_equivariance_leaves_out_what_the_moved_image_does_not_show(assign):
 TERMS = {
     "presence": lambda q: terms.presence_loss(terms.peaks(q)),
     "background": lambda q: terms.background_presence_loss(q[:, -1]),
+    "border": lambda q: terms.border_loss(q[:, -1]),
     "concentration": terms.concentration_loss,
     "total variation": terms.total_variation_loss,
     "equivariance": lambda q: terms.equivariance_loss(q, q.flip(3), TURN.expand(len(q), 2, 3)),
