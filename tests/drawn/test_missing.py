@@ -9,6 +9,7 @@ from scipy.stats import binomtest, chisquare
 from pipelines.drawn import birds
 from pipelines.drawn.birds import Birds, BirdsConfig
 from pipelines.drawn.creatures import Creatures, CreaturesConfig
+from pipelines.shards.manifest import Schema
 from pipelines.shards.samples import decode, encode
 
 KINDS = [(Birds, BirdsConfig(species=16, size=64)), (Creatures, CreaturesConfig(species=4, size=64))]
@@ -93,3 +94,13 @@ def test_answers_are_kept_in_shards_and_must_hold_the_label():
 def test_what_is_no_probability_is_refused():
     with pytest.raises(ValueError, match=r"missing: expected a probability, got -1"):
         BirdsConfig(missing=-1)
+
+
+def test_answers_beyond_the_classes_contradict_the_schema():
+    split = Birds(BirdsConfig(species=16, size=64, missing=1.0), "train", 1)
+    sample = next(sample for sample in map(split.__getitem__, range(len(split))) if sample.answers)
+    names = {"landmarks": tuple(split.landmark_names), "parts": tuple(split.part_names)}
+    sample = dataclasses.replace(sample, super_category=None)
+    assert not Schema(tuple(split.class_names), **names).violations(sample)
+    few = Schema(tuple(split.class_names[: max(sample.answers)]), **names)
+    assert f"answers {sample.answers}, expected 0 to {max(sample.answers) - 1}" in few.violations(sample)
