@@ -58,10 +58,11 @@ def dry_run(cases: list[Case]) -> None:
 def dispatch(cases: list[Case]) -> None:
     """Prints which kernels every case takes and how they are cut, after ``kernels.prefer("image")``."""
     print("kernels: tile POSITIONSxCHANNELSxPARTS, or image POSITIONSxCHANNELSxPARTS in SPANS programs an image")
-    columns = "".join(f"{f'sm_{major}{minor}':<24}" for major, minor in CAPABILITIES)
+    print("+ CHANNELS: so many in every program of a second pass")
+    columns = "".join(f"{f'sm_{major}{minor}':<30}" for major, minor in CAPABILITIES)
     print(f"{'case':<44}{'direction':<10}{columns}")
     for case, direction in itertools.product(cases, DIRECTIONS):
-        taken = "".join(f"{_kernels(case, direction, capability):<24}" for capability in CAPABILITIES)
+        taken = "".join(f"{_kernels(case, direction, capability):<30}" for capability in CAPABILITIES)
         print(f"{case.name:<44}{direction:<10}{taken}".rstrip())
 
 
@@ -69,7 +70,8 @@ def _kernels(case: Case, direction: str, capability: tuple[int, int]) -> str:
     dtype, positions, forward = DTYPES[case.dtype], case.H * case.W, direction == "forward"
     if fits_image(case.C, case.K, dtype, case.layout == "channels_last", capability, forward):
         image = choose_image_blocks(case.N, positions, case.C, case.K, forward)
-        return f"image {image.positions}x{image.channels}x{image.parts} in {image.spans}"
+        second = f" + {image.second}" if image.passes == 2 else ""
+        return f"image {image.positions}x{image.channels}x{image.parts} in {image.spans}{second}"
     tile = choose_blocks(case.N, positions, case.C, case.K, dtype, capability, flat=True)
     return f"tile {tile.positions}x{tile.channels}x{tile.parts}"
 

@@ -208,7 +208,7 @@ def failures(compilation: Compilation, resources: Resources, architecture: int) 
         missed.append(f"shared memory {resources.shared} > {SHARED_LIMIT[architecture]}")
     if resources.stack > STACK_LIMIT:
         missed.append(f"stack {resources.stack} > {STACK_LIMIT}")
-    if compilation.name in ("image_grouping_forward", "image_grouping_backward"):
+    if compilation.has("d_x"):
         if not resources.matrix:
             missed.append("no matrix instructions")
         if not resources.descriptor_loads:

@@ -65,12 +65,15 @@ def choose_blocks(
 
 @dataclass(frozen=True)
 class ImageBlocks:
-    """How a kernel is cut that takes an image at a time: positions per step, all channels, and slices of them."""
+    """How a kernel is cut that takes an image at a time: positions per step, and all channels.
+
+    ``second`` are the channels of a program in the second pass of backward: all of them where one pass does.
+    """
 
     positions: int
     channels: int
+    second: int
     parts: int
-    slices: int
     warps: int
     stages: int
     spans: int
@@ -80,6 +83,16 @@ class ImageBlocks:
     def steps(self) -> int:
         """Steps of a program."""
         return self.span // self.positions
+
+    @property
+    def passes(self) -> int:
+        """How often backward reads the features."""
+        return 1 if self.second == self.channels else 2
+
+
+def slices_of(channels: int) -> int:
+    """Slices of so many channels: one for every warp, of 16 channels at least."""
+    return min(8, channels // 16)
 
 
 @functools.lru_cache(maxsize=256)
@@ -93,11 +106,12 @@ def choose_image_blocks(images: int, positions: int, channels: int, parts: int, 
         positions: H * W.
         channels: C.
         parts: K.
-        forward: Forward, or backward, which needs twice the registers.
+        forward: Forward, or backward, which needs twice the registers for sums and gradients of as many channels.
     """
     block_c, block_k = triton.next_power_of_2(channels), max(8, triton.next_power_of_2(parts))
+    second = block_c if forward else min(block_c, 8192 // block_k)
     block_p = 32 if forward and block_c * block_k <= 8192 else 16
     spans = min(max(1, 132 // images), triton.cdiv(positions, block_p))
     span = triton.cdiv(triton.cdiv(positions, spans), block_p) * block_p
     spans = triton.cdiv(positions, span)
-    return ImageBlocks(block_p, block_c, block_k, min(8, block_c // 16), 8, 3, spans, span)
+    return ImageBlocks(block_p, block_c, second, block_k, 8, 3, spans, span)

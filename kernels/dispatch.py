@@ -52,9 +52,10 @@ def fits_image(
         channels_last: Whether they lie so, without gaps.
         capability: Compute capability of the device; (0, 0) is Triton's interpreter. Descriptors and 227 KB of shared
             memory are there on Hopper (9) and data-centre Blackwell (10).
-        forward: Forward, or backward, which keeps twice as much in registers.
+        forward: Forward, or backward, which takes two passes over the features where one does not fit.
     """
     block_c, block_k = 2 ** (channels - 1).bit_length(), max(8, 2 ** (parts - 1).bit_length())
+    one_pass = block_c * block_k <= 8192
     return (
         dtype == torch.bfloat16
         and channels_last
@@ -62,8 +63,8 @@ def fits_image(
         and torch.version.hip is None
         and channels % 8 == 0
         and channels >= 64
-        and 4 * block_k <= block_c  # with fewer channels for a part, registers spill
-        and block_c * block_k <= (16384 if forward else 8192)
+        and block_c * block_k <= 16384
+        and block_c >= block_k * (4 if forward or one_pass else 64)  # with fewer channels for a part, registers spill
     )
 
 

@@ -3,13 +3,16 @@
 Sizes: N images, C channels, P = H x W positions, K parts. Formulas are those of ``kernels.grouping``; what differs is
 how the work is cut. One program takes a whole image (or one of T spans of its positions, where images are fewer than
 multiprocessors), a few positions with all their channels a step. The step comes through a tensor descriptor into shared
-memory while the one before is worked on. Both products are taken from there, so memory sees x once: N C P elements read
+memory while the one before is worked on. All products are taken from there, so memory sees x once: N C P elements read
 forward, N C P read and N C P written backward.
 
 Channels are cut into S slices, one for every warp, and products are batched over them:
 
     forward     x . d (two halves of d), |x|^2 (the diagonal of x x^T), then x^T q (two halves of q)
     backward    x . w (two halves of w), then x^T h (two halves of h), then [q h] [w; d] (three products of halves)
+
+Where registers cannot hold all of that, backward takes two passes: the first makes h with all channels, the second does
+the rest with some of the channels a program. Then memory sees x twice, and w and h in between.
 
 Kept for backward are q and z, which are outputs anyway, and one row of numbers: of every position the largest logit and
 the sum of exponentials, both to base 2, of every part its mass and the length of its residual.
@@ -31,7 +34,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import grouping
-from kernels.blocks import ImageBlocks, choose_image_blocks
+from kernels.blocks import ImageBlocks, choose_image_blocks, slices_of
 from kernels.dispatch import is_eager, takes_image
 from kernels.launches import Launch
 from kernels.maps import capability, empty_map, is_flat, map_strides
@@ -152,6 +155,55 @@ def _forward_kernel(
         tl.store(p_masses + i_nt * K + o_k, b_mass, mask=m_k)
 
 
+@triton.jit
+def _both_halves(b_directions, b_centers, S: tl.constexpr, SLICE: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Halves of [w; d], [S, 2 K, C / S]: rows 0 to K - 1 are the directions, K to 2 K - 1 the centres."""
+    b_both = tl.join(tl.permute(b_directions, (0, 2, 1)), tl.permute(b_centers, (0, 2, 1)))
+    return halves(tl.reshape(tl.permute(b_both, (0, 3, 1, 2)), [S, 2 * BLOCK_K, SLICE]))
+
+
+@triton.jit
+def _add_sums(
+    b_flat,
+    b_pull,
+    b_sums,
+    S: tl.constexpr,
+    SLICE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """sum_p h x with what some positions add."""
+    b_pull_high, b_pull_low = halves(b_pull)
+    b_x_transposed = tl.permute(_sliced(b_flat, S, SLICE, BLOCK_P, 4), (0, 2, 1))
+    b_sums = add_product(b_x_transposed, tl.broadcast_to(b_pull_low[None], [S, BLOCK_P, BLOCK_K]), b_sums)
+    b_x_transposed = tl.permute(_sliced(b_flat, S, SLICE, BLOCK_P, 8), (0, 2, 1))
+    return add_product(b_x_transposed, tl.broadcast_to(b_pull_high[None], [S, BLOCK_P, BLOCK_K]), b_sums)
+
+
+@triton.jit
+def _gradient(
+    b_flat,
+    b_assign,
+    b_pull,
+    b_both_high,
+    b_both_low,
+    S: tl.constexpr,
+    SLICE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The gradient of some positions of x, [1, P, C]."""
+    b_left = tl.reshape(tl.permute(tl.join(b_assign, b_pull), (0, 2, 1)), [BLOCK_P, 2 * BLOCK_K])
+    b_left_high, b_left_low = halves(b_left)
+    b_left_high = tl.broadcast_to(b_left_high[None], [S, BLOCK_P, 2 * BLOCK_K])
+    b_left_low = tl.broadcast_to(b_left_low[None], [S, BLOCK_P, 2 * BLOCK_K])
+    b_grad_x = add_product(b_left_low, b_both_high, tl.zeros([S, BLOCK_P, SLICE], tl.float32))
+    b_grad_x = add_product(b_left_high, b_both_low, b_grad_x)
+    b_grad_x = add_product(b_left_high, b_both_high, b_grad_x)
+    b_grad_x -= tl.sum(b_pull, 1)[None, :, None] * _sliced(b_flat, S, SLICE, BLOCK_P, 16).to(tl.float32)
+    return tl.reshape(tl.permute(b_grad_x.to(tl.bfloat16), (1, 0, 2)), [1, BLOCK_P, S * SLICE])
+
+
 @triton.jit(do_not_specialize=["N", "P", "K", "T", "SPAN", "STEPS"])
 def _backward_kernel(
     d_x,  # descriptor of x [N, P, C]
@@ -163,6 +215,7 @@ def _backward_kernel(
     p_regions,  # [N, K, C]
     p_grad_assign,  # g^q [N, K, H, W] or None
     p_grad_regions,  # g^z [N, K, C] or None
+    p_between,  # w [N, K, C] (if there is g^z), then h [N, P, K], written for a second pass; None if there is none
     p_sums,  # sum_p h x - w max(m, 1e-5) [N T, K, C], then sum_p h and sum_p h s [N T, K], written
     N,
     C,
@@ -189,7 +242,10 @@ def _backward_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One image, or a span of its positions: their gradients, and sums for those of the parameters."""
+    """One image, or a span of its positions: their gradients, and sums for those of the parameters.
+
+    If a second pass follows, it writes what that needs instead of the gradients and of the sums over the features.
+    """
     SLICE: tl.constexpr = BLOCK_C // S
     i_nt = tl.program_id(0).to(tl.int64)
     i_n, i_t = i_nt // T, i_nt % T
@@ -197,8 +253,6 @@ def _backward_kernel(
     o_c = tl.arange(0, S)[:, None, None] * SLICE + tl.arange(0, SLICE)[None, :, None]  # [S, SLICE, 1]
     m_k = o_k < K
     m_kc = (o_c < C) & m_k[None, None, :]
-    b_centers = tl.load(p_centers + o_k[None, None, :] * centers_k + o_c * centers_c, mask=m_kc, other=0)
-    b_centers = b_centers.to(tl.float32)
     b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(tl.float32), 1)
     b_factor = 1 / (b_sigma * b_sigma)
     b_directions = tl.zeros([S, SLICE, BLOCK_K], tl.float32)
@@ -216,14 +270,18 @@ def _backward_kernel(
         b_floored = at_least(b_mass, MASS_FLOOR)
         b_divisor = b_norm * b_sigma * b_floored
         b_directions = (b_grad - b_regions * b_along[None, None, :]) * (1 / b_divisor)[None, None, :]
+    b_centers = tl.load(p_centers + o_k[None, None, :] * centers_k + o_c * centers_c, mask=m_kc, other=0)
+    b_centers = b_centers.to(tl.float32)
+    if p_grad_regions is not None:
         b_mean = b_regions * (b_norm * b_sigma)[None, None, :] + b_centers
         b_offsets = tl.where(b_mass > MASS_FLOOR, tl.sum(tl.sum(b_directions * b_mean, 1), 0), 0)
-        b_sums -= tl.where(i_t == 0, b_directions * b_floored[None, None, :], 0)
+        if p_between is None:
+            b_sums -= tl.where(i_t == 0, b_directions * b_floored[None, None, :], 0)
+        else:
+            tl.store(p_between + (i_n * K + o_k)[None, None, :] * C + o_c, b_directions, mask=m_kc & (i_t == 0))
     b_high, b_low = halves(b_directions)
-    # Rows 0 to K - 1 are the directions, K to 2 K - 1 the centres.
-    b_both = tl.join(tl.permute(b_directions, (0, 2, 1)), tl.permute(b_centers, (0, 2, 1)))
-    b_both = tl.reshape(tl.permute(b_both, (0, 3, 1, 2)), [S, 2 * BLOCK_K, SLICE])
-    b_both_high, b_both_low = halves(b_both)
+    if p_between is None:
+        b_both_high, b_both_low = _both_halves(b_directions, b_centers, S, SLICE, BLOCK_K)
     p_assign += i_n * assign_n
     p_lse = p_kept + i_n * P * 2
     b_weight_sums = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
@@ -255,27 +313,83 @@ def _backward_kernel(
         b_weight_sums += b_pull
         b_power = tl.where(b_assign > 0, b_assign * b_total[:, None], 1)
         b_logit_sums += b_pull * (tl.log2(b_power) + b_largest[:, None]) * _LN_2
-        b_pull_total = tl.sum(b_pull, 1)
-        b_pull_high, b_pull_low = halves(b_pull)
-        b_x_transposed = tl.permute(_sliced(b_flat, S, SLICE, BLOCK_P, 4), (0, 2, 1))
-        b_sums = add_product(b_x_transposed, tl.broadcast_to(b_pull_low[None], [S, BLOCK_P, BLOCK_K]), b_sums)
-        b_x_transposed = tl.permute(_sliced(b_flat, S, SLICE, BLOCK_P, 8), (0, 2, 1))
-        b_sums = add_product(b_x_transposed, tl.broadcast_to(b_pull_high[None], [S, BLOCK_P, BLOCK_K]), b_sums)
-        if d_grad_x is not None:
-            b_left = tl.reshape(tl.permute(tl.join(b_assign, b_pull), (0, 2, 1)), [BLOCK_P, 2 * BLOCK_K])
-            b_left_high, b_left_low = halves(b_left)
-            b_left_high = tl.broadcast_to(b_left_high[None], [S, BLOCK_P, 2 * BLOCK_K])
-            b_left_low = tl.broadcast_to(b_left_low[None], [S, BLOCK_P, 2 * BLOCK_K])
-            b_grad_x = add_product(b_left_low, b_both_high, tl.zeros([S, BLOCK_P, SLICE], tl.float32))
-            b_grad_x = add_product(b_left_high, b_both_low, b_grad_x)
-            b_grad_x = add_product(b_left_high, b_both_high, b_grad_x)
-            b_grad_x -= b_pull_total[None, :, None] * _sliced(b_flat, S, SLICE, BLOCK_P, 16).to(tl.float32)
-            b_rows = tl.reshape(tl.permute(b_grad_x.to(tl.bfloat16), (1, 0, 2)), [1, BLOCK_P, BLOCK_C])
-            d_grad_x.store([i_n.to(tl.int32), first, 0], b_rows)
-    tl.store(p_sums + (i_nt * K + o_k)[None, None, :] * C + o_c, b_sums, mask=m_kc)
+        if p_between is None:
+            b_sums = _add_sums(b_flat, b_pull, b_sums, S, SLICE, BLOCK_P, BLOCK_K)
+            if d_grad_x is not None:
+                b_rows = _gradient(b_flat, b_assign, b_pull, b_both_high, b_both_low, S, SLICE, BLOCK_P, BLOCK_K)
+                d_grad_x.store([i_n.to(tl.int32), first, 0], b_rows)
+        else:
+            p_pull = p_between + N.to(tl.int64) * K * C + i_n * P * K
+            tl.store(p_pull + o_here[:, None] * K + o_k[None, :], b_pull, mask=m_pk)
+    if p_between is None:
+        tl.store(p_sums + (i_nt * K + o_k)[None, None, :] * C + o_c, b_sums, mask=m_kc)
     p_weight_sums = p_sums + N.to(tl.int64) * T * K * C
     tl.store(p_weight_sums + i_nt * K + o_k, tl.sum(b_weight_sums, 0), mask=m_k)
     tl.store(p_weight_sums + (N.to(tl.int64) * T + i_nt) * K + o_k, tl.sum(b_logit_sums, 0), mask=m_k)
+
+
+@triton.jit(do_not_specialize=["N", "P", "K", "T", "SPAN", "STEPS"])
+def _channels_kernel(
+    d_x,  # descriptor of x [N, P, C]
+    d_grad_x,  # descriptor of the gradient of x [N, P, C], written; None if nobody asks
+    p_centers,  # [K, C]
+    p_assign,  # [N, K, H, W]
+    p_kept,  # as in forward
+    p_between,  # as the first pass wrote it
+    p_sums,  # sum_p h x - w max(m, 1e-5) [N T, K, C], written
+    N,
+    C,
+    P,
+    K,
+    T,
+    SPAN,
+    STEPS,
+    centers_k,
+    centers_c,
+    assign_n,
+    assign_k,
+    assign_w,
+    POOL: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The second pass over some channels of an image, or of a span of its positions: their gradients and their sums."""
+    SLICE: tl.constexpr = BLOCK_C // S
+    i_nt = tl.program_id(0).to(tl.int64)
+    i_n, i_t = i_nt // T, i_nt % T
+    o_p, o_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K)
+    first_channel = tl.program_id(1) * BLOCK_C
+    o_c = first_channel + tl.arange(0, S)[:, None, None] * SLICE + tl.arange(0, SLICE)[None, :, None]  # [S, SLICE, 1]
+    m_k = o_k < K
+    m_kc = (o_c < C) & m_k[None, None, :]
+    b_directions = tl.zeros([S, SLICE, BLOCK_K], tl.float32)
+    b_sums = tl.zeros([S, SLICE, BLOCK_K], tl.float32)
+    if POOL:
+        b_directions = tl.load(p_between + (i_n * K + o_k)[None, None, :] * C + o_c, mask=m_kc, other=0)
+        b_mass = tl.load(p_kept + N.to(tl.int64) * P * 2 + i_n * K + o_k, mask=m_k, other=1)
+        b_sums -= tl.where(i_t == 0, b_directions * at_least(b_mass, MASS_FLOOR)[None, None, :], 0)
+    if d_grad_x is not None:
+        b_centers = tl.load(p_centers + o_k[None, None, :] * centers_k + o_c * centers_c, mask=m_kc, other=0)
+        b_both_high, b_both_low = _both_halves(b_directions, b_centers.to(tl.float32), S, SLICE, BLOCK_K)
+    p_assign += i_n * assign_n
+    p_pull = p_between + N.to(tl.int64) * K * C + i_n * P * K
+    start = (i_t * SPAN).to(tl.int32)
+    stop = tl.minimum(start + SPAN, P)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        first = start + step * BLOCK_P
+        o_here = first + o_p
+        m_pk = (o_here < stop)[:, None] & m_k[None, :]
+        b_pull = tl.load(p_pull + o_here[:, None] * K + o_k[None, :], mask=m_pk, other=0)
+        b_flat = d_x.load([i_n.to(tl.int32), first, first_channel]).reshape(BLOCK_P, BLOCK_C)
+        b_sums = _add_sums(b_flat, b_pull, b_sums, S, SLICE, BLOCK_P, BLOCK_K)
+        if d_grad_x is not None:
+            b_assign = tl.load(p_assign + o_here[:, None] * assign_w + o_k[None, :] * assign_k, mask=m_pk, other=0)
+            b_rows = _gradient(b_flat, b_assign, b_pull, b_both_high, b_both_low, S, SLICE, BLOCK_P, BLOCK_K)
+            d_grad_x.store([i_n.to(tl.int32), first, first_channel], b_rows)
+    tl.store(p_sums + (i_nt * K + o_k)[None, None, :] * C + o_c, b_sums, mask=m_kc)
 
 
 @triton.jit(do_not_specialize=["NT", "K"])
@@ -329,10 +443,10 @@ def _kind_of_map(tensor: Tensor) -> Kind:
     return tensor.dtype, (n, k, w), tensor.data_ptr() % 16 == 0
 
 
-def _descriptor(x: Tensor, blocks: ImageBlocks) -> TensorDescriptor:
-    """Of positions and channels [N, P, C], of which a step takes some positions."""
+def _descriptor(x: Tensor, positions: int, channels: int) -> TensorDescriptor:
+    """Of positions and channels [N, P, C], of which a step takes so many."""
     N, C, H, W = x.shape
-    return TensorDescriptor(x, [N, H * W, C], [H * W * C, C, 1], [1, blocks.positions, blocks.channels])
+    return TensorDescriptor(x, [N, H * W, C], [H * W * C, C, 1], [1, positions, channels])
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -348,11 +462,11 @@ def _cut(blocks: ImageBlocks) -> dict[str, int]:
     return {"T": blocks.spans, "SPAN": blocks.span, "STEPS": blocks.steps}
 
 
-def _constants(blocks: ImageBlocks) -> dict[str, int]:
+def _constants(blocks: ImageBlocks, channels: int) -> dict[str, int]:
     return {
-        "S": blocks.slices,
+        "S": slices_of(channels),
         "BLOCK_P": blocks.positions,
-        "BLOCK_C": blocks.channels,
+        "BLOCK_C": channels,
         "BLOCK_K": blocks.parts,
         "STAGES": blocks.stages,
     }
@@ -377,7 +491,7 @@ def _plan_forward(
         "assign_k": 1,
         "assign_w": K,
         "WHOLE": blocks.spans == 1,
-        **_constants(blocks),
+        **_constants(blocks, blocks.channels),
     }
     first = Launch(_forward_kernel, (N * blocks.spans, 1, 1), sizes, blocks.warps)
     sizes = {"C": C, "K": K, "T": blocks.spans, **dictionary, "COMPUTE": tl.float32, "BLOCK_C": blocks.channels}
@@ -396,30 +510,32 @@ def _plan_backward(
     grad_regions: Kind | None,
     need_x: bool,
     device: torch.device,
-) -> tuple[ImageBlocks, Launch, Launch]:
-    """How images are cut, the launch, and that of the kernel that adds up the gradients of the parameters."""
+) -> tuple[ImageBlocks, Launch, Launch | None, Launch]:
+    """How images are cut, the launch, that of a second pass, and that which adds up the gradients of the parameters."""
     del need_x, device  # what is compiled belongs to them
     blocks = choose_image_blocks(N, P, C, K, forward=False)
     dictionary = _dictionary_strides(centers, sigma)
     assign_strides = (0, 0, 0) if grad_assign is None else grad_assign[1]
     region_strides = (0, 0, 0) if grad_regions is None else grad_regions[1]
+    shape = {"N": N, "C": C, "P": P, "K": K, **_cut(blocks)}
+    lies = {"assign_n": P * K, "assign_k": 1, "assign_w": K}
     sizes = {
-        "N": N,
-        "C": C,
-        "P": P,
-        "K": K,
-        **_cut(blocks),
+        **shape,
         **dictionary,
-        "assign_n": P * K,
-        "assign_k": 1,
-        "assign_w": K,
+        **lies,
         **dict(zip(("grad_n", "grad_k", "grad_w"), assign_strides, strict=True)),
         **dict(zip(("regions_n", "regions_k", "regions_c"), region_strides, strict=True)),
-        **_constants(blocks),
+        **_constants(blocks, blocks.channels),
     }
     first = Launch(_backward_kernel, (N * blocks.spans, 1, 1), sizes, blocks.warps)
+    second = None
+    if blocks.passes == 2:
+        grid = (N * blocks.spans, triton.cdiv(C, blocks.second), 1)
+        strides = {"centers_k": dictionary["centers_k"], "centers_c": dictionary["centers_c"]}
+        sizes = {**shape, **strides, **lies, "POOL": grad_regions is not None, **_constants(blocks, blocks.second)}
+        second = Launch(_channels_kernel, grid, sizes, blocks.warps)
     sizes = {"NT": N * blocks.spans, "C": C, "K": K, **dictionary, "BLOCK_NT": 128, "BLOCK_C": 64}
-    return blocks, first, Launch(_parameters_kernel, (K, triton.cdiv(C, 64), 1), sizes, warps=8)
+    return blocks, first, second, Launch(_parameters_kernel, (K, triton.cdiv(C, 64), 1), sizes, warps=8)
 
 
 def _new_outputs(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -449,7 +565,7 @@ def _forward(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor,
         sums, masses = regions.new_empty((N, T, K, C)), regions.new_empty((N, T, K))
     with torch.cuda.device_of(x):
         launch(
-            d_x=_descriptor(x, blocks),
+            d_x=_descriptor(x, blocks.positions, blocks.channels),
             p_centers=centers,
             p_sigma=sigma,
             p_assign=assign,
@@ -505,14 +621,16 @@ def _backward(
         grad_assign = grad_assign.contiguous(memory_format=torch.channels_last)
     assign_kind = None if grad_assign is None else _kind_of_map(grad_assign)
     regions_kind = None if grad_regions is None else _kind(grad_regions)
-    blocks, launch, finish = _plan_backward(
+    blocks, launch, second, finish = _plan_backward(
         N, C, P, K, _kind(centers), _kind(sigma), assign_kind, regions_kind, need_x, x.device
     )
-    sums = torch.empty((N * blocks.spans * K * (C + 2),), dtype=torch.float32, device=x.device)
+    new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+    sums = new((N * blocks.spans * K * (C + 2),))
+    between = None if second is None else new((N * K * (C + P),))
     with torch.cuda.device_of(x):
         launch(
-            d_x=_descriptor(x, blocks),
-            d_grad_x=None if grad_x is None else _descriptor(grad_x, blocks),
+            d_x=_descriptor(x, blocks.positions, blocks.channels),
+            d_grad_x=None if grad_x is None or second else _descriptor(grad_x, blocks.positions, blocks.channels),
             p_centers=centers,
             p_sigma=sigma,
             p_assign=assign,
@@ -520,8 +638,19 @@ def _backward(
             p_regions=regions,
             p_grad_assign=grad_assign,
             p_grad_regions=grad_regions,
+            p_between=between,
             p_sums=sums,
         )
+        if second is not None:
+            second(
+                d_x=_descriptor(x, blocks.positions, blocks.second),
+                d_grad_x=None if grad_x is None else _descriptor(grad_x, blocks.positions, blocks.second),
+                p_centers=centers,
+                p_assign=assign,
+                p_kept=kept,
+                p_between=between,
+                p_sums=sums,
+            )
         finish(p_centers=centers, p_sigma=sigma, p_sums=sums, p_grad_centers=grad_centers, p_grad_sigma=grad_sigma)
     return grad_x, grad_centers, grad_sigma
 

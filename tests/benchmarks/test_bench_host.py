@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,24 +17,30 @@ pytestmark = pytest.mark.skipif(operators.INTERPRETED, reason="interpreted kerne
 CASE = Case(132, 64, 4, 4, 3, "bf16", "channels_last")
 
 
+TWICE = replace(CASE, C=1024, K=9)  # whose backward takes two passes
+
+
 @pytest.fixture(scope="module")
 def inputs():
     return [tensor.requires_grad_() for tensor in CASE.draw("cpu")]
 
 
 @pytest.mark.parametrize(
-    "module,forward,backward",
+    "module,case,forward,backward",
     [
         (
             grouping,
+            CASE,
             ["_forward_kernel", "normalize_kernel"],
             ["_direction_kernel", "_backward_kernel", "_parameters_kernel"],
         ),
-        (image_grouping, ["_forward_kernel"], ["_backward_kernel", "_parameters_kernel"]),
+        (image_grouping, CASE, ["_forward_kernel"], ["_backward_kernel", "_parameters_kernel"]),
+        (image_grouping, TWICE, ["_forward_kernel"], ["_backward_kernel", "_channels_kernel", "_parameters_kernel"]),
     ],
-    ids=["tile", "image"],
+    ids=["tile", "image", "image twice"],
 )
-def test_kernels_of_a_step(module, forward, backward, inputs):
+def test_kernels_of_a_step(module, case, forward, backward):
+    inputs = [tensor.requires_grad_() for tensor in case.draw("cpu")]
     with bench_host.nothing_launched() as launched:
         for _ in range(2):
             outputs = module.region_grouping(*inputs)
@@ -42,15 +49,18 @@ def test_kernels_of_a_step(module, forward, backward, inputs):
     assert names == 2 * (forward + backward)
 
 
-def test_a_second_launch_hands_over_what_the_first_did(inputs):
+@pytest.mark.parametrize("case", [CASE, TWICE], ids=["once", "twice"])
+def test_a_second_launch_hands_over_what_the_first_did(case):
     """The first goes through Triton's binder, later ones do not: arguments and grid must be those of the binder."""
+    inputs = [tensor.requires_grad_() for tensor in case.draw("cpu")]
     image_grouping._plan_forward.cache_clear()
     image_grouping._plan_backward.cache_clear()
     with bench_host.nothing_launched() as launched:
         for _ in range(2):
             outputs = image_grouping.region_grouping(*inputs)
             torch.autograd.grad(outputs, inputs, [torch.ones_like(output) for output in outputs])
-    first, second = launched[:3], launched[3:]
+    first, second = launched[: len(launched) // 2], launched[len(launched) // 2 :]
+    assert len(first) == (4 if case is TWICE else 3)
     for bound, direct in zip(first, second, strict=True):
         assert bound.grid == direct.grid
         assert len(bound.arguments) == len(direct.arguments)
@@ -64,7 +74,7 @@ def test_a_second_launch_hands_over_what_the_first_did(inputs):
 
 def test_a_plan_is_for_what_triton_compiles_for():
     """Calls that Triton would compile anew for are never launched with what others were compiled to."""
-    x, centers, sigma = (tensor.detach() for tensor in CASE.draw("cpu"))
+    x, centers, sigma = (tensor.detach() for tensor in TWICE.draw("cpu"))
     shifted = torch.empty(len(sigma) + 1)[1:].copy_(sigma)
     dictionaries = {
         "plain": (centers, sigma),

@@ -143,12 +143,13 @@ def test_compiled_without_a_gpu():
         assert words in reason
 
 
-def test_an_image_at_a_time_comes_and_goes_through_descriptors():
+@pytest.mark.parametrize("C,name", [(64, "image_grouping_backward"), (2048, "image_grouping_channels")])
+def test_an_image_at_a_time_comes_and_goes_through_descriptors(C, name):
     found = [
         kernel_resources.describe(kernel, arguments)
-        for kernel, arguments in kernel_resources.launches(CASE, (9, 0), every=False)
+        for kernel, arguments in kernel_resources.launches(replace(CASE, C=C), (9, 0), every=False)
     ]
-    backward, without = (item for item in found if item.name == "image_grouping_backward")
+    backward, without = (item for item in found if item.name == name)
     used = kernel_resources.compile(backward, 90)
     assert used.descriptor_loads > 0
     assert used.descriptor_stores > 0
@@ -160,8 +161,9 @@ def test_an_image_at_a_time_comes_and_goes_through_descriptors():
 
 
 def test_dispatch_is_printed(capsys):
-    bench_kernels.dispatch(CASES[:1])
-    forward, backward = capsys.readouterr().out.splitlines()[-2:]
+    bench_kernels.dispatch([CASES[0], replace(CASES[0], C=2048)])
+    forward, backward, _, twice = capsys.readouterr().out.splitlines()[-4:]
     assert forward.split()[-4:] == ["in", "1", "tile", "64x64x16"]
-    assert "image 32x1024x8 in 1" in forward
-    assert "image 16x1024x8 in 1" in backward
+    assert "image 32x1024x8 in 1  " in forward
+    assert "image 16x1024x8 in 1  " in backward
+    assert "image 16x2048x8 in 1 + 1024  " in twice

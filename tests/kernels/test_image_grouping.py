@@ -28,18 +28,20 @@ def draw_last(case):
 
 
 @pytest.fixture
-def spans(request, monkeypatch):
-    """So many spans of an image, however few images there are."""
+def cut(request, monkeypatch):
+    """So many spans of an image, however few images there are, and so many passes of backward."""
+    spans, passes = request.param
 
     def cut(N, P, C, K, forward):
         blocks = choose_image_blocks(N, P, C, K, forward)
-        span = triton.cdiv(triton.cdiv(P, request.param), blocks.positions) * blocks.positions
-        return dataclasses.replace(blocks, spans=request.param, span=span)
+        span = triton.cdiv(triton.cdiv(P, spans), blocks.positions) * blocks.positions
+        second = blocks.channels // (1 if forward else passes)
+        return dataclasses.replace(blocks, spans=spans, span=span, second=second)
 
     monkeypatch.setattr(image_grouping, "choose_image_blocks", cut)
     image_grouping._plan_forward.cache_clear()
     image_grouping._plan_backward.cache_clear()
-    yield request.param
+    yield
     image_grouping._plan_forward.cache_clear()
     image_grouping._plan_backward.cache_clear()
 
@@ -51,8 +53,9 @@ def test_like_the_reference(case):
 
 
 @pytest.mark.parametrize("case", [*CASES[:1], *CASES[4:], (1, 64, 7, 19, 3)], ids=str)
-@pytest.mark.parametrize("spans", [1, 2], indirect=True)
-def test_several_steps_like_the_reference(case, spans):  # noqa: ARG001
+@pytest.mark.parametrize("cut", [(1, 1), (2, 1), (1, 2), (2, 2)], indirect=True, ids=str)
+@pytest.mark.usefixtures("cut")
+def test_several_steps_like_the_reference(case):
     x, centers, sigma = draw_last(case)
     compare(region_grouping, {"x": x, "centers": centers, "sigma": sigma}, image_grouping)
 
@@ -70,8 +73,16 @@ def test_a_column_of_tokens():
     compare(region_grouping, {"x": tokens, "centers": centers, "sigma": sigma}, image_grouping)
 
 
+@pytest.mark.parametrize("case", [(1, 2048, 3, 3, 8), (2, 1032, 2, 3, 3), (1, 520, 3, 3, 12)], ids=str)
+def test_backward_that_takes_two_passes(case):
+    N, C, H, W, K = case
+    assert choose_image_blocks(N, H * W, C, K, forward=False).passes == 2
+    x, centers, sigma = draw_last(case)
+    compare(region_grouping, {"x": x, "centers": centers, "sigma": sigma}, image_grouping)
+
+
 def test_backward_that_does_not_fit_takes_tiles():
-    x, centers, sigma = draw_last((1, 520, 3, 3, 12))
+    x, centers, sigma = draw_last((1, 264, 3, 3, 20))
     assert dispatch.takes_image(x, centers, capability(x))
     assert not dispatch.takes_image(x, centers, capability(x), forward=False)
     compare(region_grouping, {"x": x, "centers": centers, "sigma": sigma}, image_grouping)
@@ -95,6 +106,8 @@ def test_features_may_start_anywhere():
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.parametrize("cut", [(2, 1), (2, 2)], indirect=True, ids=str)
+@pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("chosen", [0, 1])
 def test_each_output_alone_has_its_gradient(chosen):
     x, centers, sigma = draw_last(CASES[1])
@@ -108,6 +121,8 @@ def test_each_output_alone_has_its_gradient(chosen):
         assert (ours.double() - exact).abs().max() <= digits * exact.abs().max()
 
 
+@pytest.mark.parametrize("cut", [(2, 1), (2, 2)], indirect=True, ids=str)
+@pytest.mark.usefixtures("cut")
 def test_gradients_of_any_layout():
     x, centers, sigma = (tensor.requires_grad_() for tensor in draw_last(CASES[0]))
     assign, regions = image_grouping.region_grouping(x, centers, sigma)
@@ -242,6 +257,8 @@ def test_no_images():
     assert not sigma.grad.any()
 
 
+@pytest.mark.parametrize("cut", [(2, 1), (2, 2)], indirect=True, ids=str)
+@pytest.mark.usefixtures("cut")
 def test_same_input_same_bits_whatever_lies_in_fresh_memory(monkeypatch):
     x, centers, sigma = draw_last(CASES[0])
     inputs = {"x": x, "centers": centers, "sigma": sigma}
