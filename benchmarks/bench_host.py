@@ -98,7 +98,7 @@ def nothing_launched() -> Iterator[list[Launched]]:
 
     before, preferred = driver._active, dispatch.preferred()
     driver.set_active(_Driver())
-    plans = (image_grouping._plan_forward, image_grouping._plan_backward)
+    plans = [plan for module in (grouping, image_grouping) for plan in (module._plan_forward, module._plan_backward)]
     try:
         with contextlib.ExitStack() as patches:
             for plan in plans:

@@ -8,8 +8,9 @@ python -m benchmarks.bench_kernels --table               the recorded rows as a 
 Providers take turns in every round, so that clocks and temperature favour no one. Cold means that 256 MB are written
 between two calls, more than any L2 cache; warm means that the same call came just before. ``graph`` calls are replayed
 from a CUDA graph, so that what is timed is the device and not Python; ``stream`` calls are launched from Python as in
-training. ``image`` is what ``kernels.prefer("image")`` asks for, where it fits; fused is what everyone gets. Eager is
-the reference in float32, autocast the same formulas under bfloat16 autocast.
+training. Fused is what everyone gets, ``lean`` what ``kernels.prefer("lean")`` asks for, ``image`` what
+``kernels.prefer("image")`` does, where it fits. Eager is the reference in float32, autocast the same formulas under
+bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.kernel_accuracy import autocast, errors
+from benchmarks.kernel_accuracy import autocast, errors, lean
 from benchmarks.tools import ledger
 from benchmarks.tools.kernel_cases import CASES, DTYPES, LAYOUTS, Case
 from kernels import image_grouping, operators, reference
 from kernels.blocks import choose_blocks, choose_image_blocks
-from kernels.dispatch import fits_image
+from kernels.dispatch import WAYS, Way, fits_image
 
 DIRECTIONS = ("forward", "backward")
 MODES = ("graph cold", "graph warm", "stream cold")
-PROVIDERS = ("fused", "image", "eager", "autocast", "compile", "copy")
+PROVIDERS = ("fused", "lean", "image", "eager", "autocast", "compile", "copy")
 RESULTS = ledger.RESULTS / "kernels.csv"
 FLUSHED = 256 * 2**20
 # Where the dry run has no device to measure: the copy bandwidth of an H100 SXM, in GB/s.
@@ -56,24 +57,26 @@ def dry_run(cases: list[Case]) -> None:
 
 
 def dispatch(cases: list[Case]) -> None:
-    """Prints which kernels every case takes and how they are cut, after ``kernels.prefer("image")``."""
-    print("kernels: tile POSITIONSxCHANNELSxPARTS, or image POSITIONSxCHANNELSxPARTS in SPANS programs an image")
+    """Prints which kernels every case takes and how they are cut, for everything that can be preferred."""
+    print("kernels: tile POSITIONSxCHANNELSxPARTS, lean likewise, or image likewise in SPANS programs an image")
     print("+ CHANNELS: so many in every program of a second pass")
     columns = "".join(f"{f'sm_{major}{minor}':<30}" for major, minor in CAPABILITIES)
-    print(f"{'case':<44}{'direction':<10}{columns}")
-    for case, direction in itertools.product(cases, DIRECTIONS):
-        taken = "".join(f"{_kernels(case, direction, capability):<30}" for capability in CAPABILITIES)
-        print(f"{case.name:<44}{direction:<10}{taken}".rstrip())
+    print(f"{'case':<44}{'direction':<10}{'prefer':<8}{columns}")
+    for case, direction, way in itertools.product(cases, DIRECTIONS, WAYS):
+        taken = "".join(f"{_kernels(case, direction, way, capability):<30}" for capability in CAPABILITIES)
+        print(f"{case.name:<44}{direction:<10}{way:<8}{taken}".rstrip())
 
 
-def _kernels(case: Case, direction: str, capability: tuple[int, int]) -> str:
+def _kernels(case: Case, direction: str, way: Way, capability: tuple[int, int]) -> str:
     dtype, positions, forward = DTYPES[case.dtype], case.H * case.W, direction == "forward"
-    if fits_image(case.C, case.K, dtype, case.layout == "channels_last", capability, forward):
+    last = case.layout == "channels_last"
+    if way == "image" and fits_image(case.C, case.K, dtype, last, capability, forward):
         image = choose_image_blocks(case.N, positions, case.C, case.K, forward)
         second = f" + {image.second}" if image.passes == 2 else ""
         return f"image {image.positions}x{image.channels}x{image.parts} in {image.spans}{second}"
-    tile = choose_blocks(case.N, positions, case.C, case.K, dtype, capability, flat=True)
-    return f"tile {tile.positions}x{tile.channels}x{tile.parts}"
+    lean = way == "lean"
+    tile = choose_blocks(case.N, positions, case.C, case.K, dtype, capability, flat=True, lean=lean)
+    return f"{'lean' if lean else 'tile'} {tile.positions}x{tile.channels}x{tile.parts}"
 
 
 def calls(case: Case) -> dict[tuple[str, str], Call]:
@@ -89,6 +92,7 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
     compiled = torch.compile(reference.region_grouping, fullgraph=True)
     functions = {
         "fused": operators.region_grouping,
+        "lean": lean,
         "eager": reference.region_grouping,
         "autocast": autocast,
         "compile": compiled,
@@ -175,7 +179,7 @@ def measure(case: Case, rounds: int, record: bool) -> None:
                 _record(case, provider, f"{direction} {mode}", "time", "ms", (p20, p50, p80), rounds)
                 if mode == MODES[0]:
                     _record(case, provider, direction, "peak memory", "MB", (peak / 1e6,) * 3, 1)
-    exact = {"fused": operators.region_grouping, "eager": reference.region_grouping, "autocast": autocast}
+    exact = {"fused": operators.region_grouping, "lean": lean, "eager": reference.region_grouping, "autocast": autocast}
     if _fits(case, "forward"):
         exact["image"] = image_grouping.region_grouping
     for provider, function in exact.items():
@@ -201,19 +205,21 @@ def table() -> str:
     with RESULTS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "time"]
     newest = {(row["case"], row["mode"], row["provider"]): row for row in rows}
-    head = "| case | direction | fused ms | of a copy | image | eager | autocast | torch.compile | device, commit |"
-    lines = [head, "|---" * 9 + "|"]
+    head = (
+        "| case | direction | fused ms | of a copy | lean | image | eager | autocast | torch.compile | device, commit |"
+    )
+    lines = [head, "|---" * 10 + "|"]
     for case, direction in itertools.product(CASES, DIRECTIONS):
         mode = f"{direction} graph cold"
         measured = {provider: newest.get((case.name, mode, provider)) for provider in PROVIDERS}
-        if any(measured[provider] is None for provider in PROVIDERS if provider != "image"):
+        if any(measured[provider] is None for provider in PROVIDERS if provider not in ("lean", "image")):
             continue
         ms = {provider: float(row["p50"]) for provider, row in measured.items() if row}
         fused = newest[case.name, mode, "fused"]
-        image = f"{ms['image'] / ms['copy']:.2f}x of a copy" if "image" in ms else ""
+        asked = [f"{ms[way] / ms['copy']:.2f}x of a copy" if way in ms else "" for way in ("lean", "image")]
         lines.append(
             f"| {case.name} | {direction} | {ms['fused']:.3f} | {ms['fused'] / ms['copy']:.2f}x | "
-            f"{image} | "
+            f"{' | '.join(asked)} | "
             f"{ms['eager'] / ms['fused']:.1f}x slower | {ms['autocast'] / ms['fused']:.1f}x slower | "
             f"{ms['compile'] / ms['fused']:.1f}x slower | "
             f"{fused['device']}, {fused['commit']} |"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.tools.kernel_cases import Case
-from kernels import grouping, image_grouping, reference
+from kernels import dispatch, grouping, image_grouping, operators, reference
 
 Operator = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -30,6 +30,16 @@ def autocast(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]
         mean = assign @ features.transpose(1, 2) / assign.sum(2, keepdim=True).clamp(min=reference.MASS_FLOOR)
         regions = F.normalize((mean - centers) / sigma.unsqueeze(1), dim=2)
     return assign.unflatten(2, x.shape[2:]), regions
+
+
+def lean(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """``kernels.region_grouping`` as after ``prefer("lean")``."""
+    before = dispatch.preferred()
+    dispatch.prefer("lean")
+    try:
+        return operators.region_grouping(x, centers, sigma)
+    finally:
+        dispatch.prefer(before)
 
 
 def errors(operator: Operator, case: Case, device: str) -> dict[str, float]:
@@ -62,18 +72,25 @@ def main() -> None:
     device = "cpu" if grouping.INTERPRETED else "cuda"
     bf16 = Case(1, 1024, 14, 14, 8, "bf16", "channels_last")
     fp32 = replace(bf16, dtype="fp32")
+    wide = replace(bf16, C=2048)
     print(f"largest error against float64, {bf16.N} image, C {bf16.C}, 14 x 14, K {bf16.K}, on {device}")
-    rows = {
-        "reference, fp32 features": errors(reference.region_grouping, fp32, device),
-        "fused, fp32 features": errors(grouping.region_grouping, fp32, device),
-        "reference, bf16 features": errors(reference.region_grouping, bf16, device),
-        "fused, bf16 features": errors(grouping.region_grouping, bf16, device),
-        "fused, an image at a time": errors(image_grouping.region_grouping, bf16, device),
-        "eager under bf16 autocast": errors(autocast, bf16, device),
-    }
-    print(f"{'':<28}" + "".join(f"{name:>22}" for name in rows["fused, bf16 features"]))
-    for provider, largest in rows.items():
-        print(f"{provider:<28}" + "".join(f"{error:>22.1e}" for error in largest.values()))
+    rows: list[tuple[str, Operator, Case]] = [
+        ("reference, fp32 features", reference.region_grouping, fp32),
+        ("fused, fp32 features", grouping.region_grouping, fp32),
+        ("the same, leaner tiles", lean, fp32),
+        ("reference, bf16 features", reference.region_grouping, bf16),
+        ("fused, bf16 features", grouping.region_grouping, bf16),
+        ("the same, leaner tiles", lean, bf16),
+        ("the same, an image at a time", image_grouping.region_grouping, bf16),
+        ("eager under bf16 autocast", autocast, bf16),
+        (f"fused, bf16, C {wide.C}", grouping.region_grouping, wide),
+        ("the same, an image at a time", image_grouping.region_grouping, wide),
+    ]
+    for index, (name, operator, case) in enumerate(rows):
+        largest = errors(operator, case, device)
+        if index == 0:
+            print(f"{'':<30}" + "".join(f"{column:>22}" for column in largest))
+        print(f"{name:<30}" + "".join(f"{error:>22.1e}" for error in largest.values()), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import re
@@ -93,7 +94,11 @@ class Resources:
 
 
 def launches(
-    case: Case, capability: tuple[int, int], parameters: torch.dtype = torch.float32, every: bool = True
+    case: Case,
+    capability: tuple[int, int],
+    parameters: torch.dtype = torch.float32,
+    every: bool = True,
+    lean: bool = False,
 ) -> list[Launch]:
     """Every kernel with the arguments it is launched with, forward and backward.
 
@@ -102,6 +107,7 @@ def launches(
         capability: Of the device that is launched on.
         parameters: dtype of centres and bandwidths.
         every: All operators and mixtures of gradients, not only those of a training step.
+        lean: Leaner tiles in place of today's, and of nothing else.
     """
     recorded: list[Launch] = []
 
@@ -125,15 +131,18 @@ def launches(
             assign, regions, kept = image_grouping._forward(x, centers, sigma)
             for need_x in (True, False):
                 image_grouping._backward(x, centers, sigma, assign, regions, kept, assign, regions, need_x)
-        assign, lse, regions, mass, norm = _some(grouping._forward(x, centers, sigma, None, pool=True))
-        grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign)
+        forward = functools.partial(grouping._forward, x, centers, sigma, lean=lean)
+        assign, lse, regions, mass, norm = _some(forward(None, pool=True))
+        backward = functools.partial(grouping.backward, x, centers, sigma, assign, lean=lean)
+        pooled = regions, mass, norm, regions
+        backward(lse, pooled, assign)
         if every:
-            grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), None)
-            grouping.backward(x, centers, sigma, assign, lse, (regions, mass, norm, regions), assign, need_x=False)
-            grouping._forward(x, centers, sigma, None, pool=False)
-            grouping.backward(x, centers, sigma, assign, lse, None, assign)
-            grouping._forward(x, centers, sigma, assign, pool=True)
-            grouping.backward(x, centers, sigma, assign, None, (regions, mass, norm, regions), None)
+            backward(lse, pooled, None)
+            backward(lse, pooled, assign, need_x=False)
+            forward(None, pool=False)
+            backward(lse, None, assign)
+            forward(assign, pool=True)
+            backward(None, pooled, None)
         occurrences, winner = occurrence._forward(assign, 2, 0.4, "valid")
         occurrence._backward(occurrences, winner, case.H, case.W, case.layout == "channels_last", assign.dtype, 2, 0.4)
     finally:
@@ -252,6 +261,15 @@ def shipped(architecture: int) -> dict[Compilation, str]:
         for kernel, arguments in launches(case, divmod(architecture, 10), every=False):
             if kernel.__module__ == image_grouping.__name__:
                 compilations.setdefault(describe(kernel, arguments), case.name)
+    lean = [replace(plain, dtype=dtype) for dtype in ("bf16", "fp32", "fp16", "fp64")]
+    lean += [replace(plain, K=64, dtype=dtype) for dtype in ("bf16", "fp32")]
+    lean += [replace(plain, K=K) for K in (16, 24)] + [replace(plain, N=1, K=K) for K in (8, 64)]
+    lean += [replace(plain, layout=layout) for layout in ("contiguous", "cut_out")]
+    for case in lean:
+        parameters = torch.float64 if case.dtype == "fp64" else torch.float32
+        for kernel, arguments in launches(case, divmod(architecture, 10), parameters, every=case == plain, lean=True):
+            if kernel.__module__ == grouping.__name__:
+                compilations.setdefault(describe(kernel, arguments), f"{case.name}, leaner")
     return compilations
 
 

@@ -29,6 +29,7 @@ def choose_blocks(
     dtype: torch.dtype,
     capability: tuple[int, int],
     flat: bool,
+    lean: bool,
 ) -> Blocks:
     """Tiles as large as leaves a program for every multiprocessor: fewer tiles, fewer partial sums.
 
@@ -40,6 +41,7 @@ def choose_blocks(
         dtype: dtype of the features.
         capability: Compute capability of the device; (0, 0) is Triton's interpreter.
         flat: Whether the positions of the features have one stride.
+        lean: Whether the halves of bfloat16 operands lie side by side, so that 8 parts fill a matrix instruction.
     """
     block_k = max(16, triton.next_power_of_2(parts))
     # Without the matrix instructions of Hopper and data-centre Blackwell, operands take registers: smaller tiles.
@@ -60,6 +62,9 @@ def choose_blocks(
     warps = 8 if block_p >= 32 and block_p * block_k >= (2048 if wide and flat else 1024) else 4
     # A100 has 163 KB of shared memory for a program, Hopper and data-centre Blackwell 227 KB, all others 99 KB.
     small = not wide and capability != (8, 0)
+    if lean and dtype == torch.bfloat16:
+        warps = 8 if block_k == 64 else warps  # with 4 the halves of 64 parts do not fit into registers
+        block_k = 8 if parts <= 8 else block_k
     return Blocks(block_p, step, block_k, warps, stages=2 if small else 3)
 
 

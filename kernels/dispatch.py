@@ -1,8 +1,9 @@
 """Which kernels a call takes: a rule of its sizes, its features and the device.
 
-Two sets of kernels compute the same. ``kernels.grouping`` takes any features, a tile at a time.
-``kernels.image_grouping`` takes an image at a time and reads the features once. It has not been timed on a GPU yet, so
-it is there for those who ask for it: ``prefer("image")``.
+Three sets of kernels compute the same. ``kernels.grouping`` takes any features, a tile at a time; in a leaner form it
+takes fewer instructions for that. ``kernels.image_grouping`` takes an image at a time and reads the features once. Only
+the first has been timed on a GPU, so the others are there for those who ask for them: ``prefer("lean")`` and
+``prefer("image")``.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Way = Literal["tile", "image"]
-WAYS: tuple[Way, ...] = ("tile", "image")
+Way = Literal["tile", "lean", "image"]
+WAYS: tuple[Way, ...] = ("tile", "lean", "image")
 
 _preferred: Way = "tile"
 
 
 def prefer(kernels: Way) -> None:
-    """Choose the kernels of ``region_grouping``, for this process.
+    """Choose the kernels of later calls in this process. Backward takes those of its forward.
 
     Args:
-        kernels: ``image``: one program for every image wherever that fits, or ``tile``: never.
+        kernels: ``tile``: those that everyone gets. ``lean``: leaner tiles. ``image``: one program for every image of
+            ``region_grouping`` wherever that fits, and ``tile`` elsewhere.
 
     Raises:
-        ValueError: neither.
+        ValueError: none of them.
     """
     global _preferred
     if kernels not in WAYS:
-        raise ValueError(f"kernels: expected 'tile' or 'image', got {kernels!r}")
+        raise ValueError(f"kernels: expected 'tile', 'lean' or 'image', got {kernels!r}")
     _preferred = kernels
 
 

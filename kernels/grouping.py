@@ -29,6 +29,10 @@ small: N T K C partial sums (written, and read again by the second kernel), N K 
 Matrix products take their operands in bfloat16 if x is bfloat16, and then split the other operand, which is float32, in
 a rounded and a remaining part, 16 bits of mantissa together. Otherwise they run in 3xTF32, or in float64. Sums are kept
 in float32 (float64 if the features are float64).
+
+Kernels that are LEAN compute the same with fewer instructions. Squares of features are summed once after the loop. With
+bfloat16 features both parts of an operand lie side by side in one product, sums over positions are x^T q and x^T h, and
+gx takes one product [q h] [w; d]. Their launches are planned once for equal calls.
 """
 
 from __future__ import annotations
@@ -42,9 +46,22 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.blocks import Blocks, choose_blocks
-from kernels.dispatch import is_eager
-from kernels.maps import capability, empty_map, is_flat, map_strides, strides_by_name
-from kernels.products import MASS_FLOOR, NORM_FLOOR, at_least, dot_features, dot_values, features_dot
+from kernels.dispatch import is_eager, preferred
+from kernels.launches import Launch
+from kernels.maps import Kind, capability, dense, empty_map, is_flat, kind, kind_of_map, strides_by_name
+from kernels.products import (
+    MASS_FLOOR,
+    NORM_FLOOR,
+    add_product,
+    add_split_product,
+    at_least,
+    dot_features,
+    dot_values,
+    features_dot,
+    halves,
+    paired,
+    unpaired,
+)
 from kernels.reference import compute_dtype
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -96,6 +113,7 @@ def _forward_kernel(
     assign_w,
     ASSIGN: tl.constexpr,
     POOL: tl.constexpr,
+    LEAN: tl.constexpr,
     FLAT: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -103,15 +121,20 @@ def _forward_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """One tile of positions: assignments, and their partial sums over the features."""
+    PAIRED: tl.constexpr = LEAN and p_x.dtype.element_ty == tl.bfloat16
     i_nt, i_n, o_p, o_k, m_p, m_k = _tile(P, K, T, TILE, BLOCK_P, BLOCK_K)
     m_pk = m_p[:, None] & m_k[None, :]
     p_x += i_n * x_n + _map_offsets(o_p, W, x_h, x_w, FLAT)[:, None]
     p_assign += i_n * assign_n + _map_offsets(o_p, W, assign_h, assign_w, FLAT)[:, None] + o_k[None, :] * assign_k
 
     if ASSIGN:
-        b_squares = tl.zeros([BLOCK_P], COMPUTE)
-        b_center_squares = tl.zeros([BLOCK_K], COMPUTE)
-        b_products = tl.zeros([BLOCK_P, BLOCK_K], COMPUTE)
+        if LEAN:
+            b_squares = tl.zeros([BLOCK_P, BLOCK_C], COMPUTE)
+            b_center_squares = tl.zeros([BLOCK_K, BLOCK_C], COMPUTE)
+        else:
+            b_squares = tl.zeros([BLOCK_P], COMPUTE)
+            b_center_squares = tl.zeros([BLOCK_K], COMPUTE)
+        b_products = tl.zeros([BLOCK_P, 2 * BLOCK_K if PAIRED else BLOCK_K], COMPUTE)
         for first in range(0, C, BLOCK_C):
             o_c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
             m_c = o_c < C
@@ -119,9 +142,20 @@ def _forward_kernel(
             o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
             b_centers = tl.load(p_centers + o_centers, mask=m_k[:, None] & m_c[None, :], other=0).to(COMPUTE)
             b_wide = b_x.to(COMPUTE)
-            b_squares += tl.sum(b_wide * b_wide, 1)
-            b_center_squares += tl.sum(b_centers * b_centers, 1)
-            b_products += dot_features(b_x, tl.trans(b_centers))
+            if LEAN:
+                b_squares += b_wide * b_wide
+                b_center_squares += b_centers * b_centers
+            else:
+                b_squares += tl.sum(b_wide * b_wide, 1)
+                b_center_squares += tl.sum(b_centers * b_centers, 1)
+            if PAIRED:
+                b_products = add_product(b_x, paired(tl.trans(b_centers)), b_products)
+            else:
+                b_products += dot_features(b_x, tl.trans(b_centers))
+        if LEAN:
+            b_squares, b_center_squares = tl.sum(b_squares, 1), tl.sum(b_center_squares, 1)
+        if PAIRED:
+            b_products = unpaired(b_products)
         b_sigma = tl.where(m_k, tl.load(p_sigma + o_k * sigma_k, mask=m_k, other=0).to(COMPUTE), 1)
         b_distances = b_squares[:, None] - 2 * b_products + b_center_squares[None, :]
         b_logits = tl.where(m_k[None, :], -b_distances / (2 * b_sigma * b_sigma)[None, :], float("-inf"))
@@ -137,14 +171,20 @@ def _forward_kernel(
 
     if POOL:
         tl.store(p_masses + i_nt * K + o_k, tl.sum(b_assign, 0), mask=m_k)
-        b_weights = tl.trans(b_assign)
+        b_weights = paired(b_assign) if PAIRED else tl.trans(b_assign)
         for i_c in range(tl.cdiv(C, BLOCK_C)):
             o_c = ((tl.cdiv(C, BLOCK_C) - 1 - i_c) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
             m_c = o_c < C
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
-            b_sums = features_dot(b_weights, b_x)
-            o_sums = (i_nt * K + o_k)[:, None] * C + o_c[None, :]
-            tl.store(p_sums + o_sums, b_sums, mask=m_k[:, None] & m_c[None, :])
+            if PAIRED:
+                b_sums = add_product(tl.trans(b_x), b_weights, tl.zeros([BLOCK_C, 2 * BLOCK_K], COMPUTE))
+                b_sums = unpaired(b_sums)
+                o_sums = (i_nt * K + o_k)[None, :] * C + o_c[:, None]
+                tl.store(p_sums + o_sums, b_sums, mask=m_k[None, :] & m_c[:, None])
+            else:
+                b_sums = features_dot(b_weights, b_x)
+                o_sums = (i_nt * K + o_k)[:, None] * C + o_c[None, :]
+                tl.store(p_sums + o_sums, b_sums, mask=m_k[:, None] & m_c[None, :])
 
 
 @triton.jit(do_not_specialize=["K", "T"])
@@ -272,6 +312,7 @@ def _backward_kernel(
     grad_assign_w,
     ASSIGN: tl.constexpr,
     POOL: tl.constexpr,
+    LEAN: tl.constexpr,
     FLAT: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -282,13 +323,14 @@ def _backward_kernel(
     i_nt, i_n, o_p, o_k, m_p, m_k = _tile(P, K, T, TILE, BLOCK_P, BLOCK_K)
     m_pk = m_p[:, None] & m_k[None, :]
     SPLIT: tl.constexpr = p_x.dtype.element_ty == tl.bfloat16
+    PAIRED: tl.constexpr = LEAN and SPLIT
     p_x += i_n * x_n + _map_offsets(o_p, W, x_h, x_w, FLAT)[:, None]
     if p_grad_x is not None:
         p_grad_x += i_n * grad_x_n + _map_offsets(o_p, W, grad_x_h, grad_x_w, FLAT)[:, None]
     o_assign = i_n * assign_n + _map_offsets(o_p, W, assign_h, assign_w, FLAT)[:, None] + o_k[None, :] * assign_k
     b_assign = tl.load(p_assign + o_assign, mask=m_pk, other=0).to(COMPUTE)
 
-    b_slopes = tl.zeros([BLOCK_P, BLOCK_K], COMPUTE)
+    b_slopes = tl.zeros([BLOCK_P, 2 * BLOCK_K if PAIRED else BLOCK_K], COMPUTE)
     if POOL:
         for first in range(0, C, BLOCK_C):
             o_c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
@@ -296,7 +338,13 @@ def _backward_kernel(
             b_x = tl.load(p_x + o_c[None, :] * x_c, mask=m_p[:, None] & m_c[None, :], other=0)
             o_directions = (i_n * K + o_k)[:, None] * C + o_c[None, :]
             b_directions = tl.load(p_directions + o_directions, mask=m_k[:, None] & m_c[None, :], other=0)
-            b_slopes += dot_features(b_x, tl.trans(b_directions))
+            if PAIRED:
+                b_slopes = add_product(b_x, paired(tl.trans(b_directions)), b_slopes)
+            else:
+                b_slopes += dot_features(b_x, tl.trans(b_directions))
+    if PAIRED:
+        b_slopes = unpaired(b_slopes)
+    if POOL:
         b_slopes -= tl.load(p_offsets + i_n * K + o_k, mask=m_k, other=0)[None, :]
 
     if ASSIGN:
@@ -310,12 +358,16 @@ def _backward_kernel(
         tl.store(p_weight_sums + i_nt * K + o_k, tl.sum(b_pull, 0), mask=m_k)
         tl.store(p_logit_sums + i_nt * K + o_k, tl.sum(b_pull * b_logits, 0), mask=m_k)
         b_pull_total = tl.sum(b_pull, 1)
-        b_pull_transposed = tl.trans(b_pull)
+        b_weights = paired(b_pull) if PAIRED else tl.trans(b_pull)
     else:
         o_grad = i_n * grad_assign_n + _map_offsets(o_p, W, grad_assign_h, grad_assign_w, FLAT)[:, None]
         o_grad += o_k[None, :] * grad_assign_k
         tl.store(p_grad_assign + o_grad, b_slopes, mask=m_pk)
 
+    if PAIRED:
+        b_none = tl.zeros([BLOCK_K, BLOCK_C], COMPUTE)
+        b_left = tl.join(b_assign, b_pull if ASSIGN else tl.zeros_like(b_assign))
+        b_left_high, b_left_low = halves(tl.reshape(b_left, [BLOCK_P, 2 * BLOCK_K]))
     for i_c in range(tl.cdiv(C, BLOCK_C)):
         o_c = ((tl.cdiv(C, BLOCK_C) - 1 - i_c) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
         m_c = o_c < C
@@ -326,14 +378,26 @@ def _backward_kernel(
             if p_grad_x is not None:
                 o_centers = o_k[:, None] * centers_k + o_c[None, :] * centers_c
                 b_centers = tl.load(p_centers + o_centers, mask=m_kc, other=0).to(COMPUTE)
-                b_grad_x += dot_values(b_pull, b_centers, SPLIT)
+                if not PAIRED:
+                    b_grad_x += dot_values(b_pull, b_centers, SPLIT)
                 b_grad_x -= b_pull_total[:, None] * b_x.to(COMPUTE)
-            b_sums = features_dot(b_pull_transposed, b_x)
-            tl.store(p_center_sums + (i_nt * K + o_k)[:, None] * C + o_c[None, :], b_sums, mask=m_kc)
+            if PAIRED:
+                b_sums = add_product(tl.trans(b_x), b_weights, tl.zeros([BLOCK_C, 2 * BLOCK_K], COMPUTE))
+                b_sums = unpaired(b_sums)
+                o_sums = (i_nt * K + o_k)[None, :] * C + o_c[:, None]
+                tl.store(p_center_sums + o_sums, b_sums, mask=m_k[None, :] & m_c[:, None])
+            else:
+                b_sums = features_dot(b_weights, b_x)
+                tl.store(p_center_sums + (i_nt * K + o_k)[:, None] * C + o_c[None, :], b_sums, mask=m_kc)
         if p_grad_x is not None:
             if POOL:
                 b_directions = tl.load(p_directions + (i_n * K + o_k)[:, None] * C + o_c[None, :], mask=m_kc, other=0)
-                b_grad_x += dot_values(b_assign, b_directions, SPLIT)
+                if not PAIRED:
+                    b_grad_x += dot_values(b_assign, b_directions, SPLIT)
+            if PAIRED:  # [q h] [w; d], the columns and rows of both in turn
+                b_right = tl.join(b_directions if POOL else b_none, b_centers if ASSIGN else b_none)
+                b_right = tl.reshape(tl.permute(b_right, (0, 2, 1)), [2 * BLOCK_K, BLOCK_C])
+                b_grad_x = add_split_product(b_left_high, b_left_low, b_right, b_grad_x)
             tl.store(p_grad_x + o_c[None, :] * grad_x_c, b_grad_x, mask=m_p[:, None] & m_c[None, :])
 
 
@@ -395,85 +459,134 @@ def _parameters_kernel(
         tl.store(p_grad_sigma + i_k, -2 * sigma * logit)
 
 
-def _dictionary_arguments(x: Tensor, centers: Tensor, sigma: Tensor) -> dict[str, Any]:
-    """What every kernel takes: the part dictionary, its sizes and strides, and the compute dtype."""
-    K, C = centers.shape
+def _shared(C: int, K: int, dtype: torch.dtype, centers: Kind, sigma: Kind) -> dict[str, Any]:
+    """What every kernel takes: sizes and strides of the part dictionary, and the compute dtype."""
     return {
-        "p_centers": centers,
-        "p_sigma": sigma,
         "C": C,
         "K": K,
-        **strides_by_name("centers", centers.stride(), "kc"),
-        "sigma_k": sigma.stride(0),
-        "COMPUTE": tl.float64 if compute_dtype(x) == torch.float64 else tl.float32,
+        **strides_by_name("centers", centers[1], "kc"),
+        **strides_by_name("sigma", sigma[1], "k"),
+        "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32,
     }
 
 
-def _tile_arguments(x: Tensor, assign: Tensor, grad: Tensor | None, blocks: Blocks, tiles: int) -> dict[str, Any]:
-    """What the kernels take that run a program for every tile: features, assignments, and how they are cut."""
-    H, W = x.shape[2:]
+def _cut(H: int, W: int, x: Kind, assign: Kind, blocks: Blocks, lean: bool) -> dict[str, Any]:
+    """What the kernels take that run a program for every tile: how features and assignments lie and are cut."""
+    tiles = triton.cdiv(H * W, blocks.positions)
     return {
-        "p_x": x,
-        "p_assign": assign,
         "P": H * W,
         "W": W,
         "T": tiles,
         "TILE": triton.cdiv(H * W, tiles),
-        **strides_by_name("x", map_strides(x), "nchw"),
-        **strides_by_name("assign", map_strides(assign), "nkhw"),
-        "FLAT": is_flat(x, assign, grad),
+        **strides_by_name("x", x[1], "nchw"),
+        **strides_by_name("assign", assign[1], "nkhw"),
+        "LEAN": lean,
         "BLOCK_P": blocks.positions,
         "BLOCK_C": blocks.channels,
         "BLOCK_K": blocks.parts,
-        "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
     }
 
 
-def _plan(x: Tensor, parts: int) -> tuple[Blocks, int]:
-    """The blocks, and how many tiles an image has."""
-    N, C, H, W = x.shape
-    blocks = choose_blocks(N, H * W, C, parts, x.dtype, capability(x), is_flat(x))
-    return blocks, triton.cdiv(H * W, blocks.positions)
+@functools.lru_cache(maxsize=64)
+def _plan_forward(
+    shape: tuple[int, int, int, int],
+    K: int,
+    x: Kind,
+    centers: Kind,
+    sigma: Kind,
+    assign: Kind,
+    given: bool,
+    pool: bool,
+    lean: bool,
+    device: tuple[torch.device, tuple[int, int]],
+) -> tuple[int, Launch, Launch]:
+    """How many tiles an image has, the launch, and that of the kernel that makes regions of their sums."""
+    N, C, H, W = shape
+    flat = is_flat(H, W, x, assign)
+    blocks = choose_blocks(N, H * W, C, K, x[0], device[1], is_flat(H, W, x), lean)
+    shared, cut = _shared(C, K, x[0], centers, sigma), _cut(H, W, x, assign, blocks, lean)
+    sizes = {**shared, **cut, "ASSIGN": not given, "POOL": pool, "FLAT": flat}
+    first = Launch(_forward_kernel, (N * cut["T"], 1, 1), sizes, blocks.warps, blocks.stages)
+    sizes = {**shared, "T": cut["T"], "BLOCK_C": triton.next_power_of_2(C)}
+    return cut["T"], first, Launch(normalize_kernel, (N * K, 1, 1), sizes, warps=4)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_backward(
+    shape: tuple[int, int, int, int],
+    K: int,
+    x: Kind,
+    centers: Kind,
+    sigma: Kind,
+    assign: Kind,
+    grad: Kind | None,
+    grad_regions: Kind | None,
+    grad_x: Kind | None,
+    grad_assign: Kind | None,
+    lean: bool,
+    device: tuple[torch.device, tuple[int, int]],
+) -> tuple[int, Launch, Launch, Launch]:
+    """How many tiles an image has, and the launches of directions, of gradients and of those of the parameters."""
+    N, C, H, W = shape
+    blocks = choose_blocks(N, H * W, C, K, x[0], device[1], is_flat(H, W, x), lean)
+    shared, cut = _shared(C, K, x[0], centers, sigma), _cut(H, W, x, assign, blocks, lean)
+    region_strides = strides_by_name("grad", (0, 0, 0) if grad_regions is None else grad_regions[1], "nkc")
+    sizes = {**shared, **region_strides, "BLOCK_C": triton.next_power_of_2(C)}
+    directions = Launch(_direction_kernel, (N * K, 1, 1), sizes, warps=4)
+    none = (0, 0, 0, 0)
+    asked = {"ASSIGN": grad_assign is None, "POOL": grad_regions is not None}
+    sizes = {
+        **shared,
+        **cut,
+        **asked,
+        "FLAT": is_flat(H, W, x, assign, grad),
+        **strides_by_name("grad", none if grad is None else grad[1], "nkhw"),
+        **strides_by_name("grad_x", none if grad_x is None else grad_x[1], "nchw"),
+        **strides_by_name("grad_assign", none if grad_assign is None else grad_assign[1], "nkhw"),
+    }
+    gradients = Launch(_backward_kernel, (N * cut["T"], 1, 1), sizes, blocks.warps, blocks.stages)
+    sizes = {**shared, **asked, "N": N, "T": cut["T"], "BLOCK_N": 128 if lean else 32, "BLOCK_C": 64}
+    grid = (K, triton.cdiv(C, 64), 1)
+    return cut["T"], directions, gradients, Launch(_parameters_kernel, grid, sizes, warps=8 if lean else 4)
 
 
 def _forward(
-    x: Tensor, centers: Tensor, sigma: Tensor, given: Tensor | None, pool: bool
+    x: Tensor, centers: Tensor, sigma: Tensor, given: Tensor | None, pool: bool, lean: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """assign, lse (unless assign is given); regions, mass, norm (if pool)."""
     N, C, H, W = x.shape
-    K, P = centers.shape[0], H * W
+    K = centers.shape[0]
     dtype = compute_dtype(x)
     new = functools.partial(torch.empty, dtype=dtype, device=x.device)
     assign = empty_map(x, K, dtype) if given is None else given
-    lse = new((N, P)) if given is None else None
+    lse = new((N, H * W)) if given is None else None
     regions, mass, norm = (new((N, K, C)), new((N, K)), new((N, K))) if pool else (None, None, None)
     if N == 0:
         return assign, lse, regions, mass, norm
-    blocks, T = _plan(x, K)
+    plan = _plan_forward if lean else _plan_forward.__wrapped__
+    kinds = kind_of_map(x), kind(centers), kind(sigma), kind_of_map(assign)
+    device = x.device, capability(x)
+    T, launch, normalize = plan((N, C, H, W), K, *kinds, given is not None, pool, lean, device)
     sums, masses = (new((N, T, K, C)), new((N, T, K))) if pool else (None, None)
-    dictionary = _dictionary_arguments(x, centers, sigma)
     with torch.cuda.device_of(x):
-        _forward_kernel[(N * T,)](
+        launch(
+            p_x=x,
+            p_centers=centers,
+            p_sigma=sigma,
+            p_assign=assign,
             p_lse=lse,
             p_sums=sums,
             p_masses=masses,
-            **dictionary,
-            **_tile_arguments(x, assign, None, blocks, T),
-            ASSIGN=given is None,
-            POOL=pool,
         )
         if pool:
-            normalize_kernel[(N * K,)](
+            normalize(
                 p_sums=sums,
                 p_masses=masses,
+                p_centers=centers,
+                p_sigma=sigma,
                 p_regions=regions,
                 p_mass=mass,
                 p_norm=norm,
-                T=T,
-                **dictionary,
-                BLOCK_C=triton.next_power_of_2(C),
-                num_warps=4,
             )
     return assign, lse, regions, mass, norm
 
@@ -487,6 +600,7 @@ def backward(
     pooled: tuple[Tensor, Tensor, Tensor, Tensor] | None,
     grad: Tensor | None,
     need_x: bool = True,
+    lean: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
     """Gradients of x, assign (if it was given: lse is None), centers and sigma.
 
@@ -494,73 +608,77 @@ def backward(
         pooled: regions, mass, norm and the gradient of regions, if that is asked for.
         grad: The gradient of assign, if lse is given.
         need_x: Whether anybody asks for that of x; a backbone that does not learn does not.
+        lean: Whether leaner tiles are taken.
     """
-    N, C = x.shape[:2]
+    N, C, H, W = x.shape
     K = centers.shape[0]
-    given, pool = lse is None, pooled is not None
     new = functools.partial(torch.empty, dtype=compute_dtype(x), device=x.device)
     grad_x = empty_map(x, C, x.dtype) if need_x else None
-    grad_assign = empty_map(assign, K, assign.dtype) if given else None
+    grad_assign = empty_map(assign, K, assign.dtype) if lse is None else None
     if N == 0:
         return grad_x, grad_assign, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
     grad_centers = torch.empty((K, C), dtype=centers.dtype, device=x.device)
     grad_sigma = torch.empty((K,), dtype=sigma.dtype, device=x.device)
-    blocks, T = _plan(x, K)
-    dictionary = _dictionary_arguments(x, centers, sigma)
-    directions = offsets = mass = None
-    sums = dict.fromkeys(("p_center_sums", "p_weight_sums", "p_logit_sums"))
+    regions = mass = norm = grad_regions = directions = offsets = None
+    if pooled is not None:
+        regions, mass, norm = map(dense, pooled[:3])
+        grad_regions, directions, offsets = pooled[3], new((N, K, C)), new((N, K))
+    plan = _plan_backward if lean else _plan_backward.__wrapped__
+    T, direct, differentiate, add_up = plan(
+        (N, C, H, W),
+        K,
+        kind_of_map(x),
+        kind(centers),
+        kind(sigma),
+        kind_of_map(assign),
+        None if grad is None else kind_of_map(grad),
+        None if grad_regions is None else kind(grad_regions),
+        None if grad_x is None else kind_of_map(grad_x),
+        None if grad_assign is None else kind_of_map(grad_assign),
+        lean,
+        (x.device, capability(x)),
+    )
+    center_sums = weight_sums = logit_sums = None
+    if lse is not None:
+        lse = dense(lse)
+        center_sums, weight_sums, logit_sums = new((N, T, K, C)), new((N, T, K)), new((N, T, K))
     with torch.cuda.device_of(x):
         if pooled is not None:
-            regions, mass, norm, grad_regions = pooled
-            directions, offsets = new((N, K, C)), new((N, K))
-            _direction_kernel[(N * K,)](
+            direct(
                 p_regions=regions,
                 p_grad_regions=grad_regions,
                 p_mass=mass,
                 p_norm=norm,
+                p_centers=centers,
+                p_sigma=sigma,
                 p_directions=directions,
                 p_offsets=offsets,
-                **strides_by_name("grad", grad_regions.stride(), "nkc"),
-                **dictionary,
-                BLOCK_C=triton.next_power_of_2(C),
-                num_warps=4,
             )
-        if not given:
-            sums = {
-                "p_center_sums": new((N, T, K, C)),
-                "p_weight_sums": new((N, T, K)),
-                "p_logit_sums": new((N, T, K)),
-            }
-        _backward_kernel[(N * T,)](
+        differentiate(
+            p_x=x,
+            p_centers=centers,
+            p_sigma=sigma,
+            p_assign=assign,
             p_lse=lse,
             p_directions=directions,
             p_offsets=offsets,
             p_grad=grad,
             p_grad_x=grad_x,
             p_grad_assign=grad_assign,
-            **sums,
-            **strides_by_name("grad", map_strides(grad), "nkhw"),
-            **strides_by_name("grad_x", map_strides(grad_x), "nchw"),
-            **strides_by_name("grad_assign", map_strides(grad_assign), "nkhw"),
-            **dictionary,
-            **_tile_arguments(x, assign, grad, blocks, T),
-            ASSIGN=not given,
-            POOL=pool,
+            p_center_sums=center_sums,
+            p_weight_sums=weight_sums,
+            p_logit_sums=logit_sums,
         )
-        _parameters_kernel[(K, triton.cdiv(C, 64))](
+        add_up(
+            p_centers=centers,
+            p_sigma=sigma,
             p_directions=directions,
             p_mass=mass,
+            p_center_sums=center_sums,
+            p_weight_sums=weight_sums,
+            p_logit_sums=logit_sums,
             p_grad_centers=grad_centers,
             p_grad_sigma=grad_sigma,
-            N=N,
-            T=T,
-            **sums,
-            **dictionary,
-            ASSIGN=not given,
-            POOL=pool,
-            BLOCK_N=32,
-            BLOCK_C=64,
-            num_warps=4,
         )
     return grad_x, grad_assign, grad_centers, grad_sigma
 
@@ -570,18 +688,22 @@ def backward(
 
 
 @torch.library.custom_op("region_grouping::region_grouping", mutates_args=())
-def _region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _forward(x, centers, sigma, None, pool=True)  # type: ignore[return-value]
+def _region_grouping(
+    x: Tensor, centers: Tensor, sigma: Tensor, lean: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _forward(x, centers, sigma, None, True, lean)  # type: ignore[return-value]
 
 
 @torch.library.custom_op("region_grouping::part_assignment", mutates_args=())
-def _part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    return _forward(x, centers, sigma, None, pool=False)[:2]  # type: ignore[return-value]
+def _part_assignment(x: Tensor, centers: Tensor, sigma: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
+    return _forward(x, centers, sigma, None, False, lean)[:2]  # type: ignore[return-value]
 
 
 @torch.library.custom_op("region_grouping::vlad_pooling", mutates_args=())
-def _vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(x, centers, sigma, assign, pool=True)[2:]  # type: ignore[return-value]
+def _vlad_pooling(
+    x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, lean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(x, centers, sigma, assign, True, lean)[2:]  # type: ignore[return-value]
 
 
 @torch.library.custom_op("region_grouping::grouping_backward", mutates_args=())
@@ -596,9 +718,11 @@ def _grouping_backward(
     norm: Tensor | None,
     grad_assign: Tensor | None,
     grad_regions: Tensor | None,
+    lean: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
-    grad_x, _, grad_centers, grad_sigma = backward(x, centers, sigma, assign, lse, pooled, grad_assign)  # type: ignore[arg-type]
+    found = backward(x, centers, sigma, assign, lse, pooled, grad_assign, True, lean)  # type: ignore[arg-type]
+    grad_x, _, grad_centers, grad_sigma = found
     return grad_x, grad_centers, grad_sigma  # type: ignore[return-value]
 
 
@@ -612,32 +736,33 @@ def _vlad_pooling_backward(
     mass: Tensor,
     norm: Tensor,
     grad_regions: Tensor,
+    lean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None)  # type: ignore[return-value]
+    return backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None, True, lean)  # type: ignore[return-value]
 
 
 @_region_grouping.register_fake
-def _(x: Tensor, centers: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, centers: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return *_fake_assignment(x, centers), *_fake_regions(x, centers)
 
 
 @_part_assignment.register_fake
-def _(x: Tensor, centers: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, centers: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _fake_assignment(x, centers)
 
 
 @_vlad_pooling.register_fake
-def _(x: Tensor, _: Tensor, centers: Tensor, __: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, _: Tensor, centers: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_regions(x, centers)
 
 
 @_grouping_backward.register_fake
-def _(x: Tensor, centers: Tensor, sigma: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, centers: Tensor, sigma: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return empty_map(x, x.shape[1], x.dtype), *_fake_parameters(centers, sigma)
 
 
 @_vlad_pooling_backward.register_fake
-def _(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x, grad_assign = empty_map(x, x.shape[1], x.dtype), empty_map(assign, assign.shape[1], assign.dtype)
     return grad_x, grad_assign, *_fake_parameters(centers, sigma)
 
@@ -657,45 +782,48 @@ def _fake_parameters(centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return centers.new_empty(centers.shape), sigma.new_empty(sigma.shape)
 
 
-def _keep_region_grouping(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1], *output[3:])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.lean = inputs
+    ctx.save_for_backward(*tensors, *output)
     ctx.set_materialize_grads(False)
+
+
+def _keep_region_grouping(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _keep(ctx, inputs, output)
+    ctx.mark_non_differentiable(output[1], *output[3:])
 
 
 def _differentiate_region_grouping(
     ctx: Any, grad_assign: Tensor | None, _: None, grad_regions: Tensor | None, *__: None
 ) -> tuple[Tensor | None, ...]:
     if grad_assign is None and grad_regions is None:
-        return None, None, None
-    return _grouping_backward(*ctx.saved_tensors, grad_assign, grad_regions)
+        return None, None, None, None
+    return *_grouping_backward(*ctx.saved_tensors, grad_assign, grad_regions, ctx.lean), None
 
 
-def _keep_part_assignment(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _keep_part_assignment(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _keep(ctx, inputs, output)
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
 
 
 def _differentiate_part_assignment(ctx: Any, grad_assign: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad_assign is None:
-        return None, None, None
-    return _grouping_backward(*ctx.saved_tensors, None, None, None, grad_assign, None)
+        return None, None, None, None
+    return *_grouping_backward(*ctx.saved_tensors, None, None, None, grad_assign, None, ctx.lean), None
 
 
-def _keep_vlad_pooling(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _keep_vlad_pooling(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _keep(ctx, inputs, output)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
 
 
 def _differentiate_vlad_pooling(ctx: Any, grad_regions: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_regions is None:
-        return None, None, None, None
-    return _vlad_pooling_backward(*ctx.saved_tensors, grad_regions)
+        return None, None, None, None, None
+    return *_vlad_pooling_backward(*ctx.saved_tensors, grad_regions, ctx.lean), None
 
 
-def refuse_second_derivatives(_ctx: Any, *_: Tensor) -> None:
+def refuse_second_derivatives(_ctx: Any, *_: Any) -> None:
     """What is registered as the backward of a backward."""
     raise RuntimeError("the fused operators are differentiated once; use kernels.reference for second derivatives")
 
@@ -712,11 +840,12 @@ class _Grouping(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, centers: Tensor, sigma: Tensor, given: Tensor | None, pool: bool
+        ctx: Any, x: Tensor, centers: Tensor, sigma: Tensor, given: Tensor | None, pool: bool, lean: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
-        assign, lse, regions, mass, norm = _forward(x, centers, sigma, given, pool)
+        assign, lse, regions, mass, norm = _forward(x, centers, sigma, given, pool, lean)
         ctx.save_for_backward(x, centers, sigma, assign, lse, regions, mass, norm)
         ctx.set_materialize_grads(False)
+        ctx.lean = lean
         if regions is None:
             return assign
         return regions if given is not None else (assign, regions)
@@ -724,43 +853,46 @@ class _Grouping(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if not any(grad is not None for grad in grads):
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         x, centers, sigma, assign, lse, regions, mass, norm = ctx.saved_tensors
         grad_assign = grads[0] if lse is not None else None
         grad_regions = grads[-1] if regions is not None else None
         tensors = [x, centers, sigma, *(grad for grad in grads if grad is not None)]
         if torch.is_grad_enabled() or not is_eager(*tensors):  # registered operators refuse second derivatives
             if lse is None:
-                found = _vlad_pooling_backward(x, assign, centers, sigma, regions, mass, norm, grad_regions)
+                found = _vlad_pooling_backward(x, assign, centers, sigma, regions, mass, norm, grad_regions, ctx.lean)
                 grad_x, grad_given, grad_centers, grad_sigma = found
-                return grad_x, grad_centers, grad_sigma, grad_given, None
+                return grad_x, grad_centers, grad_sigma, grad_given, None, None
             known = (None, None, None) if grad_regions is None else (regions, mass, norm)
-            found = _grouping_backward(x, centers, sigma, assign, lse, *known, grad_assign, grad_regions)
-            return *found, None, None
+            found = _grouping_backward(x, centers, sigma, assign, lse, *known, grad_assign, grad_regions, ctx.lean)
+            return *found, None, None, None
         pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
         need_x = ctx.needs_input_grad[0]
-        found = backward(x, centers, sigma, assign, lse, pooled, grad_assign, need_x)
+        found = backward(x, centers, sigma, assign, lse, pooled, grad_assign, need_x, ctx.lean)
         grad_x, grad_given, grad_centers, grad_sigma = found
-        return grad_x, grad_centers, grad_sigma, grad_given, None
+        return grad_x, grad_centers, grad_sigma, grad_given, None, None
 
 
 def region_grouping(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """kernels.region_grouping in Triton, arguments already checked."""
+    lean = preferred() == "lean"
     if is_eager(x, centers, sigma):
-        return _Grouping.apply(x, centers, sigma, None, True)
-    assign, _, regions, _, _ = _region_grouping(x, centers, sigma)
+        return _Grouping.apply(x, centers, sigma, None, True, lean)
+    assign, _, regions, _, _ = _region_grouping(x, centers, sigma, lean)
     return assign, regions
 
 
 def part_assignment(x: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.part_assignment in Triton, arguments already checked."""
+    lean = preferred() == "lean"
     if is_eager(x, centers, sigma):
-        return _Grouping.apply(x, centers, sigma, None, False)
-    return _part_assignment(x, centers, sigma)[0]
+        return _Grouping.apply(x, centers, sigma, None, False, lean)
+    return _part_assignment(x, centers, sigma, lean)[0]
 
 
 def vlad_pooling(x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor) -> Tensor:
     """kernels.vlad_pooling in Triton, arguments already checked."""
+    lean = preferred() == "lean"
     if is_eager(x, assign, centers, sigma):
-        return _Grouping.apply(x, centers, sigma, assign, True)
-    return _vlad_pooling(x, assign, centers, sigma)[0]
+        return _Grouping.apply(x, centers, sigma, assign, True, lean)
+    return _vlad_pooling(x, assign, centers, sigma, lean)[0]

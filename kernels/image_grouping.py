@@ -37,7 +37,7 @@ from kernels import grouping
 from kernels.blocks import ImageBlocks, choose_image_blocks, slices_of
 from kernels.dispatch import is_eager, takes_image
 from kernels.launches import Launch
-from kernels.maps import capability, empty_map, is_flat, map_strides
+from kernels.maps import Kind, aligned, capability, dense, empty_map, is_flat, kind, kind_of_map, strides_by_name
 from kernels.products import MASS_FLOOR, NORM_FLOOR, add_product, at_least, halves
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -430,32 +430,14 @@ def _parameters_kernel(
         tl.store(p_grad_sigma + i_k, -2 * sigma * logit)
 
 
-Kind = tuple[torch.dtype, tuple[int, ...], bool]
-
-
-def _kind(tensor: Tensor) -> Kind:
-    """What Triton compiles for: dtype, strides, and whether the address is a multiple of 16 bytes."""
-    return tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0
-
-
-def _kind_of_map(tensor: Tensor) -> Kind:
-    n, k, _, w = map_strides(tensor)
-    return tensor.dtype, (n, k, w), tensor.data_ptr() % 16 == 0
-
-
 def _descriptor(x: Tensor, positions: int, channels: int) -> TensorDescriptor:
     """Of positions and channels [N, P, C], of which a step takes so many."""
     N, C, H, W = x.shape
     return TensorDescriptor(x, [N, H * W, C], [H * W * C, C, 1], [1, positions, channels])
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """The tensor, or a copy, at an address that is a multiple of 16 bytes: descriptors and plans want it so."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()
-
-
 def _dictionary_strides(centers: Kind, sigma: Kind) -> dict[str, int]:
-    return {"centers_k": centers[1][0], "centers_c": centers[1][1], "sigma_k": sigma[1][0]}
+    return strides_by_name("centers", centers[1], "kc") | strides_by_name("sigma", sigma[1], "k")
 
 
 def _cut(blocks: ImageBlocks) -> dict[str, int]:
@@ -515,7 +497,7 @@ def _plan_backward(
     del need_x, device  # what is compiled belongs to them
     blocks = choose_image_blocks(N, P, C, K, forward=False)
     dictionary = _dictionary_strides(centers, sigma)
-    assign_strides = (0, 0, 0) if grad_assign is None else grad_assign[1]
+    assign_strides = (0, 0, 0, 0) if grad_assign is None else grad_assign[1]
     region_strides = (0, 0, 0) if grad_regions is None else grad_regions[1]
     shape = {"N": N, "C": C, "P": P, "K": K, **_cut(blocks)}
     lies = {"assign_n": P * K, "assign_k": 1, "assign_w": K}
@@ -523,16 +505,15 @@ def _plan_backward(
         **shape,
         **dictionary,
         **lies,
-        **dict(zip(("grad_n", "grad_k", "grad_w"), assign_strides, strict=True)),
-        **dict(zip(("regions_n", "regions_k", "regions_c"), region_strides, strict=True)),
+        **strides_by_name("grad", assign_strides, "nkhw"),
+        **strides_by_name("regions", region_strides, "nkc"),
         **_constants(blocks, blocks.channels),
     }
     first = Launch(_backward_kernel, (N * blocks.spans, 1, 1), sizes, blocks.warps)
     second = None
     if blocks.passes == 2:
         grid = (N * blocks.spans, triton.cdiv(C, blocks.second), 1)
-        strides = {"centers_k": dictionary["centers_k"], "centers_c": dictionary["centers_c"]}
-        sizes = {**shape, **strides, **lies, "POOL": grad_regions is not None, **_constants(blocks, blocks.second)}
+        sizes = {**shape, **dictionary, **lies, "POOL": grad_regions is not None, **_constants(blocks, blocks.second)}
         second = Launch(_channels_kernel, grid, sizes, blocks.warps)
     sizes = {"NT": N * blocks.spans, "C": C, "K": K, **dictionary, "BLOCK_NT": 128, "BLOCK_C": 64}
     return blocks, first, second, Launch(_parameters_kernel, (K, triton.cdiv(C, 64), 1), sizes, warps=8)
@@ -558,8 +539,8 @@ def _forward(x: Tensor, centers: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor,
     assign, regions, kept = _new_outputs(x, centers)
     if N == 0:
         return assign, regions, kept
-    x = _aligned(x)
-    blocks, launch, finish = _plan_forward(N, C, H * W, K, _kind(centers), _kind(sigma), x.device)
+    x = aligned(x)
+    blocks, launch, finish = _plan_forward(N, C, H * W, K, kind(centers), kind(sigma), x.device)
     T, sums, masses = blocks.spans, None, None
     if T > 1:
         sums, masses = regions.new_empty((N, T, K, C)), regions.new_empty((N, T, K))
@@ -616,13 +597,13 @@ def _backward(
     if N == 0:
         return grad_x, centers.new_zeros(centers.shape), sigma.new_zeros(sigma.shape)
     grad_centers, grad_sigma = centers.new_empty(centers.shape), sigma.new_empty(sigma.shape)
-    x, assign, regions, kept = map(_aligned, (x, assign, regions.contiguous(), kept.contiguous()))
-    if grad_assign is not None and not is_flat(grad_assign):
+    x, assign, regions, kept = aligned(x), aligned(assign), dense(regions), dense(kept)
+    if grad_assign is not None and not is_flat(H, W, kind_of_map(grad_assign)):
         grad_assign = grad_assign.contiguous(memory_format=torch.channels_last)
-    assign_kind = None if grad_assign is None else _kind_of_map(grad_assign)
-    regions_kind = None if grad_regions is None else _kind(grad_regions)
+    assign_kind = None if grad_assign is None else kind_of_map(grad_assign)
+    regions_kind = None if grad_regions is None else kind(grad_regions)
     blocks, launch, second, finish = _plan_backward(
-        N, C, P, K, _kind(centers), _kind(sigma), assign_kind, regions_kind, need_x, x.device
+        N, C, P, K, kind(centers), kind(sigma), assign_kind, regions_kind, need_x, x.device
     )
     new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
     sums = new((N * blocks.spans * K * (C + 2),))

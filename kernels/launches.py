@@ -16,16 +16,24 @@ class Launch:
     Args:
         kernel: Its pointers and descriptors come first.
         grid: Programs along three axes.
-        sizes: All other arguments, in their order.
+        sizes: All other arguments by name; what the kernel has no name for is left out.
         warps: Warps of a program.
+        stages: Of a software pipeline; None: as many as Triton likes.
     """
 
-    def __init__(self, kernel: JITFunction, grid: tuple[int, int, int], sizes: dict[str, Any], warps: int) -> None:
+    def __init__(
+        self,
+        kernel: JITFunction,
+        grid: tuple[int, int, int],
+        sizes: dict[str, Any],
+        warps: int,
+        stages: int | None = None,
+    ) -> None:
         self._kernel = kernel
         self._grid = grid
-        self._sizes = sizes
-        self._values = tuple(sizes.values())
-        self._warps = warps
+        self._sizes = {name: sizes[name] for name in kernel.arg_names if name in sizes}
+        self._values = tuple(self._sizes.values())
+        self._options = {"num_warps": warps} | ({} if stages is None else {"num_stages": stages})
         self._compiled: Any = None  # Triton's interpreter compiles nothing
 
     def __call__(self, **pointers: Any) -> None:
@@ -33,6 +41,6 @@ class Launch:
         if self._compiled is None:
             arguments = {**pointers, **self._sizes}
             assert list(arguments) == list(self._kernel.arg_names)
-            self._compiled = self._kernel[self._grid](**arguments, num_warps=self._warps)
+            self._compiled = self._kernel[self._grid](**arguments, **self._options)
         else:
             self._compiled[self._grid](*pointers.values(), *self._values)

@@ -30,13 +30,32 @@ def strides_by_name(name: str, strides: tuple[int, ...], axes: str) -> dict[str,
     return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
 
 
-def is_flat(*tensors: Tensor | None) -> bool:
+Kind = tuple[torch.dtype, tuple[int, ...], bool]
+
+
+def kind(tensor: Tensor) -> Kind:
+    """What Triton compiles for: dtype, strides, and whether the address is a multiple of 16 bytes."""
+    return tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0
+
+
+def kind_of_map(tensor: Tensor) -> Kind:
+    """``kind`` with the strides of ``map_strides``."""
+    return tensor.dtype, map_strides(tensor), tensor.data_ptr() % 16 == 0
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor, or a contiguous copy at an address that is a multiple of 16 bytes."""
+    return aligned(tensor.contiguous())
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy, at an address that is a multiple of 16 bytes: descriptors and plans want it so."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def is_flat(height: int, width: int, *maps: Kind | None) -> bool:
     """Whether in all these maps the rows follow each other, so that positions have one stride."""
-    return all(
-        tensor.shape[2] == 1 or tensor.shape[3] == 1 or tensor.stride(2) == tensor.shape[3] * tensor.stride(3)
-        for tensor in tensors
-        if tensor is not None
-    )
+    return height == 1 or width == 1 or all(lies[1][2] == width * lies[1][3] for lies in maps if lies)
 
 
 def capability(x: Tensor) -> tuple[int, int]:

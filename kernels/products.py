@@ -77,3 +77,27 @@ def add_product(b_left, b_right, b_sum):
     else:
         b_wide_left, b_wide_right = b_left.to(tl.float32), b_right.to(tl.float32)
         return tl.dot(b_wide_left, b_wide_right, b_sum, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def paired(b_value):
+    """float32 [M, K] -> the bfloat16 halves of every column side by side [M, 2 K]: one product instead of two."""
+    b_high = b_value.to(tl.bfloat16).to(tl.float32)
+    b_both = tl.reshape(tl.join(b_high, b_value - b_high), [b_value.shape[0], 2 * b_value.shape[1]])
+    return b_both.to(tl.bfloat16)  # last: Triton 3.8 fails where a reshaped operand goes to shared memory as it is
+
+
+@triton.jit
+def unpaired(b_product):
+    """A product with ``paired`` columns [M, 2 K] -> that with the columns themselves [M, K]."""
+    b_high, b_low = tl.split(tl.reshape(b_product, [b_product.shape[0], b_product.shape[1] // 2, 2]))
+    return b_low + b_high
+
+
+@triton.jit
+def add_split_product(b_left_high, b_left_low, b_right, b_sum):
+    """A float32 sum and a product of two float32 values, of which the left one comes in halves."""
+    b_right_high, b_right_low = halves(b_right)
+    b_sum = add_product(b_left_low, b_right_high, b_sum)
+    b_sum = add_product(b_left_high, b_right_low, b_sum)
+    return add_product(b_left_high, b_right_high, b_sum)

@@ -11,13 +11,17 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 from benchmarks import bench_host  # noqa: E402
 from benchmarks.tools.kernel_cases import Case  # noqa: E402
-from kernels import grouping, image_grouping, operators  # noqa: E402
+from kernels import dispatch, grouping, image_grouping, operators  # noqa: E402
 
 pytestmark = pytest.mark.skipif(operators.INTERPRETED, reason="interpreted kernels are not launched")
 CASE = Case(132, 64, 4, 4, 3, "bf16", "channels_last")
 
 
 TWICE = replace(CASE, C=1024, K=9)  # whose backward takes two passes
+TILES = (
+    ["_forward_kernel", "normalize_kernel"],
+    ["_direction_kernel", "_backward_kernel", "_parameters_kernel"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +29,31 @@ def inputs():
     return [tensor.requires_grad_() for tensor in CASE.draw("cpu")]
 
 
+def preferring(way, monkeypatch):
+    """The module that is called after ``prefer``, nothing planned yet."""
+    monkeypatch.setattr(dispatch, "_preferred", way)
+    module = image_grouping if way == "image" else grouping
+    forget(module)
+    return module
+
+
+def forget(module):
+    module._plan_forward.cache_clear()
+    module._plan_backward.cache_clear()
+
+
 @pytest.mark.parametrize(
-    "module,case,forward,backward",
+    "way,case,forward,backward",
     [
-        (
-            grouping,
-            CASE,
-            ["_forward_kernel", "normalize_kernel"],
-            ["_direction_kernel", "_backward_kernel", "_parameters_kernel"],
-        ),
-        (image_grouping, CASE, ["_forward_kernel"], ["_backward_kernel", "_parameters_kernel"]),
-        (image_grouping, TWICE, ["_forward_kernel"], ["_backward_kernel", "_channels_kernel", "_parameters_kernel"]),
+        ("tile", CASE, *TILES),
+        ("lean", CASE, *TILES),
+        ("image", CASE, ["_forward_kernel"], ["_backward_kernel", "_parameters_kernel"]),
+        ("image", TWICE, ["_forward_kernel"], ["_backward_kernel", "_channels_kernel", "_parameters_kernel"]),
     ],
-    ids=["tile", "image", "image twice"],
+    ids=["tile", "lean", "image", "image twice"],
 )
-def test_kernels_of_a_step(module, case, forward, backward):
+def test_kernels_of_a_step(way, case, forward, backward, monkeypatch):
+    module = preferring(way, monkeypatch)
     inputs = [tensor.requires_grad_() for tensor in case.draw("cpu")]
     with bench_host.nothing_launched() as launched:
         for _ in range(2):
@@ -49,18 +63,20 @@ def test_kernels_of_a_step(module, case, forward, backward):
     assert names == 2 * (forward + backward)
 
 
-@pytest.mark.parametrize("case", [CASE, TWICE], ids=["once", "twice"])
-def test_a_second_launch_hands_over_what_the_first_did(case):
+@pytest.mark.parametrize(
+    "way,case,launches",
+    [("lean", CASE, 5), ("image", CASE, 3), ("image", TWICE, 4)],
+    ids=["lean", "image", "image twice"],
+)
+def test_a_second_launch_hands_over_what_the_first_did(way, case, launches, monkeypatch):
     """The first goes through Triton's binder, later ones do not: arguments and grid must be those of the binder."""
+    module = preferring(way, monkeypatch)
     inputs = [tensor.requires_grad_() for tensor in case.draw("cpu")]
-    image_grouping._plan_forward.cache_clear()
-    image_grouping._plan_backward.cache_clear()
     with bench_host.nothing_launched() as launched:
         for _ in range(2):
-            outputs = image_grouping.region_grouping(*inputs)
+            outputs = module.region_grouping(*inputs)
             torch.autograd.grad(outputs, inputs, [torch.ones_like(output) for output in outputs])
-    first, second = launched[: len(launched) // 2], launched[len(launched) // 2 :]
-    assert len(first) == (4 if case is TWICE else 3)
+    first, second = launched[:launches], launched[launches:]
     for bound, direct in zip(first, second, strict=True):
         assert bound.grid == direct.grid
         assert len(bound.arguments) == len(direct.arguments)
@@ -72,9 +88,17 @@ def test_a_second_launch_hands_over_what_the_first_did(case):
                 assert theirs == ours
 
 
-def test_a_plan_is_for_what_triton_compiles_for():
+@pytest.mark.parametrize("way,case", [("lean", CASE), ("image", TWICE)], ids=["lean", "image"])
+def test_a_plan_is_for_what_triton_compiles_for(way, case, monkeypatch):
     """Calls that Triton would compile anew for are never launched with what others were compiled to."""
-    x, centers, sigma = (tensor.detach() for tensor in TWICE.draw("cpu"))
+    module = preferring(way, monkeypatch)
+    x, centers, sigma = (tensor.detach() for tensor in case.draw("cpu"))
+    features = {
+        "plain": x,
+        "somewhere": torch.empty(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x),
+        "contiguous": x.contiguous(),
+        "float32": x.float(),
+    }
     shifted = torch.empty(len(sigma) + 1)[1:].copy_(sigma)
     dictionaries = {
         "plain": (centers, sigma),
@@ -91,19 +115,21 @@ def test_a_plan_is_for_what_triton_compiles_for():
         "regions alone": lambda _, r: (None, torch.ones_like(r)),
     }
 
-    calls = [(name, "both", True) for name in dictionaries] + [("plain", grads, True) for grads in upstreams]
-    calls.append(("plain", "both", False))
+    calls = [("plain", name, "both", True) for name in dictionaries]
+    calls += [("plain", "plain", grads, True) for grads in upstreams]
+    calls.append(("plain", "plain", "both", False))
+    if way == "lean":  # images are copied to where descriptors want them, and others do not fit
+        calls += [(name, "plain", "both", True) for name in features]
 
     def launches(fresh):
         found = []
         with bench_host.nothing_launched() as launched:
-            for name, grads, learns in calls:
+            for lies, name, grads, learns in calls:
                 if fresh:
-                    image_grouping._plan_forward.cache_clear()
-                    image_grouping._plan_backward.cache_clear()
+                    forget(module)
                 parameters = [tensor.detach().requires_grad_() for tensor in dictionaries[name]]
                 launched.clear()
-                outputs = image_grouping.region_grouping(x.clone().requires_grad_(learns), *parameters)
+                outputs = module.region_grouping(features[lies].detach().requires_grad_(learns), *parameters)
                 given = zip(outputs, upstreams[grads](*outputs), strict=True)
                 torch.autograd.backward(*zip(*[pair for pair in given if pair[1] is not None], strict=True))
                 found.append([launch.compilation for launch in launched])

@@ -79,13 +79,13 @@ def test_bad_options(options, message):
     assert message in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("image", [False, True])
-def test_the_table_takes_the_newest_rows(image, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_table_takes_the_newest_rows(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_kernels, "RESULTS", tmp_path / "kernels.csv")
     with pytest.raises(ValueError, match="nothing is recorded"):
         bench_kernels.table()
     times = [("fused", 9.0), ("fused", 0.02), ("eager", 0.2), ("autocast", 0.1), ("compile", 0.05), ("copy", 0.016)]
-    times += [("image", 0.02)] if image else []
+    times += [("image", 0.02), ("lean", 0.024)] if asked else []
     with bench_kernels.RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, ledger.COLUMNS)
         writer.writeheader()
@@ -94,9 +94,10 @@ def test_the_table_takes_the_newest_rows(image, tmp_path, monkeypatch):
             row |= {"case": CASES[0].name, "mode": "forward graph cold", "metric": "time", "provider": provider}
             writer.writerow(row | {"p50": ms, "device": "NVIDIA H100", "commit": "abc"})
     (line,) = bench_kernels.table().splitlines()[2:]
+    ways = "1.50x of a copy | 1.25x of a copy" if asked else " | "
     assert line == (
-        f"| {CASES[0].name} | forward | 0.020 | 1.25x | {'1.25x of a copy' if image else ''} | 10.0x slower | "
-        "5.0x slower | 2.5x slower | NVIDIA H100, abc |"
+        f"| {CASES[0].name} | forward | 0.020 | 1.25x | {ways} | 10.0x slower | 5.0x slower | 2.5x slower | "
+        "NVIDIA H100, abc |"
     )
 
 
@@ -162,7 +163,9 @@ def test_an_image_at_a_time_comes_and_goes_through_descriptors(C, name):
 
 def test_dispatch_is_printed(capsys):
     bench_kernels.dispatch([CASES[0], replace(CASES[0], C=2048)])
-    forward, backward, _, twice = capsys.readouterr().out.splitlines()[-4:]
+    lines = capsys.readouterr().out.splitlines()[-12:]
+    leaner, forward, backward, twice = (lines[index] for index in (1, 2, 5, 11))
+    assert leaner.split()[-8:] == ["lean", "64x64x8", "lean", "128x64x8", "lean", "128x64x8", "lean", "64x64x8"]
     assert forward.split()[-4:] == ["in", "1", "tile", "64x64x16"]
     assert "image 32x1024x8 in 1  " in forward
     assert "image 16x1024x8 in 1  " in backward

@@ -51,7 +51,7 @@ def test_the_rule(change, fits):
 
 def test_a_wrong_preference_is_refused(monkeypatch):
     monkeypatch.setattr(dispatch, "_preferred", "tile")
-    with pytest.raises(ValueError, match=r"kernels: expected 'tile' or 'image', got 'fast'"):
+    with pytest.raises(ValueError, match=r"kernels: expected 'tile', 'lean' or 'image', got 'fast'"):
         dispatch.prefer("fast")
     assert dispatch.preferred() == "tile"
 

@@ -7,7 +7,7 @@ from kernels import reference
 
 triton = pytest.importorskip("triton")
 from benchmarks.kernel_accuracy import autocast  # noqa: E402
-from kernels import grouping  # noqa: E402
+from kernels import dispatch, grouping  # noqa: E402
 from kernels.blocks import choose_blocks  # noqa: E402
 from tests.support.fused import (  # noqa: E402
     DEVICE,
@@ -30,6 +30,16 @@ pytestmark = [
 # tiles, one part.
 CASES = [(2, 130, 11, 13, 5), (3, 33, 1, 9, 4), (2, 64, 9, 1, 8), (1, 1, 1, 1, 1), (2, 40, 6, 6, 17), (1, 24, 5, 7, 64)]
 CASES += [(2, 16, 3, 3, 1)]
+
+
+both_ways = pytest.mark.parametrize("way", ["tile", "lean"], indirect=True)
+
+
+@pytest.fixture(params=["tile"])
+def way(request, monkeypatch):
+    """The tiles that are preferred: today's, unless a test asks for the leaner ones."""
+    monkeypatch.setattr(dispatch, "_preferred", request.param)
+    return request.param
 
 
 def part_assignment(provider, x, centers, sigma):
@@ -55,6 +65,15 @@ def test_like_the_reference(operator, dtype, layout):
     check(operator, CASES[0], dtype, layout)
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "cut_out"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", [region_grouping, part_assignment, vlad_pooling])
+@pytest.mark.parametrize("way", ["lean"], indirect=True)
+@pytest.mark.usefixtures("way")
+def test_leaner_tiles_like_the_reference(operator, dtype, layout):
+    check(operator, CASES[0], dtype, layout)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES[1:], ids=str)
@@ -62,11 +81,43 @@ def test_ragged_sizes(case, dtype, layout):
     check(region_grouping, case, dtype, layout)
 
 
+@pytest.mark.parametrize("case", CASES[1:], ids=str)
+@pytest.mark.parametrize("way", ["lean"], indirect=True)
+@pytest.mark.usefixtures("way")
+def test_leaner_tiles_of_ragged_sizes(case):
+    check(region_grouping, case, torch.bfloat16, "channels_last")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_leaner_tiles_are_taken_when_preferred_and_kept_for_backward(compiled, way, monkeypatch):  # noqa: ARG001
+    taken = []
+    for name in ("_forward", "backward"):
+        function = getattr(grouping, name)
+        record = lambda *args, function=function: (taken.append(args[-1]), function(*args))[1]  # noqa: E731
+        monkeypatch.setattr(grouping, name, record)
+    x, centers, sigma = draw((2, 18, 3, 5, 4), torch.bfloat16, "channels_last")
+    x.requires_grad_()
+    operators = [
+        lambda: sum(output.sum() for output in grouping.region_grouping(x, centers, sigma)),
+        lambda: grouping.part_assignment(x, centers, sigma).square().sum(),
+        lambda: grouping.vlad_pooling(x, x.new_ones((2, 4, 3, 5), dtype=torch.float32), centers, sigma).sum(),
+    ]
+    for operator in operators:
+        call = torch.compile(operator, backend="aot_eager") if compiled else operator
+        for preferred in ("lean", "tile"):
+            taken.clear()
+            dispatch.prefer(preferred)
+            loss = call()
+            dispatch.prefer("tile" if preferred == "lean" else "lean")
+            loss.backward()
+            assert taken == [preferred == "lean"] * 2
+
+
 def test_no_images():
     x, centers, sigma = draw((0, 8, 3, 3, 4), torch.float32)
     centers = centers.t().contiguous().t()
     x.requires_grad_(), centers.requires_grad_()
-    torch.library.opcheck(grouping._region_grouping, (x, centers, sigma))
+    torch.library.opcheck(grouping._region_grouping, (x, centers, sigma, False))
     assign, regions = grouping.region_grouping(x, centers, sigma)
     assert assign.shape == (0, 4, 3, 3)
     assert regions.shape == (0, 4, 8)
@@ -75,6 +126,8 @@ def test_no_images():
     assert not centers.grad.any()
 
 
+@both_ways
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_extremes(dtype):
     """Large features, a part without mass, a position exactly on a centre, an image of identical positions."""
@@ -127,19 +180,19 @@ def test_each_output_alone_has_its_gradient():
 def test_the_operators_are_registered_as_torch_wants_it(layout):
     x, centers, sigma = draw((2, 18, 3, 5, 4), torch.float32, layout)
     inputs = [tensor.requires_grad_() for tensor in (x, centers, sigma)]
-    assign, lse, regions, mass, norm = (tensor.detach() for tensor in grouping._region_grouping(*inputs))
-    torch.library.opcheck(grouping._region_grouping, inputs)
-    torch.library.opcheck(grouping._part_assignment, inputs)
-    torch.library.opcheck(grouping._vlad_pooling, (inputs[0], assign.clone().requires_grad_(), *inputs[1:]))
+    assign, lse, regions, mass, norm = (tensor.detach() for tensor in grouping._region_grouping(*inputs, False))
+    torch.library.opcheck(grouping._region_grouping, (*inputs, True))
+    torch.library.opcheck(grouping._part_assignment, (*inputs, True))
+    torch.library.opcheck(grouping._vlad_pooling, (inputs[0], assign.clone().requires_grad_(), *inputs[1:], True))
     plain = [tensor.detach() for tensor in inputs]
     # The gradients themselves are not differentiable: only schema, fakes and tracing are checked of them.
     what = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     pooled = (regions, mass, norm)
     for grads in ((assign, regions), (None, regions), (assign, None)):
         known = pooled if grads[1] is not None else (None, None, None)
-        torch.library.opcheck(grouping._grouping_backward, (*plain, assign, lse, *known, *grads), test_utils=what)
+        torch.library.opcheck(grouping._grouping_backward, (*plain, assign, lse, *known, *grads, True), test_utils=what)
     torch.library.opcheck(
-        grouping._vlad_pooling_backward, (plain[0], assign, *plain[1:], *pooled, regions), test_utils=what
+        grouping._vlad_pooling_backward, (plain[0], assign, *plain[1:], *pooled, regions, True), test_utils=what
     )
 
 
@@ -155,6 +208,8 @@ def test_outputs_and_gradients_have_the_layout_of_the_features(layout):
     assert grad.dtype == torch.bfloat16
 
 
+@both_ways
+@pytest.mark.usefixtures("way")
 def test_same_input_same_bits_whatever_lies_in_fresh_memory(monkeypatch):
     x, centers, sigma = draw(CASES[0], torch.bfloat16)
     inputs = {"x": x, "centers": centers, "sigma": sigma}
@@ -214,6 +269,8 @@ def test_offsets_past_two_to_the_31(sizes, strides):
     assert torch.equal(found[1], expected[1])
 
 
+@both_ways
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_bfloat16_parameters(dtype):
     x, centers, sigma = draw(CASES[0], dtype)
@@ -237,6 +294,8 @@ def test_memory_kept_for_backward():
     assert 0 < sum(kept.values()) <= x.untyped_storage().nbytes() / 4
 
 
+@both_ways
+@pytest.mark.usefixtures("way")
 def test_more_accurate_than_eager_autocast():
     """Trained-scale logits at C = 1024: the plain formula under bfloat16 autocast is at least ten times as far off."""
     x, centers, sigma = draw((1, 1024, 14, 14, 8), torch.bfloat16)
@@ -256,6 +315,8 @@ def test_no_second_derivatives():
         grad.sum().backward()
 
 
+@both_ways
+@pytest.mark.usefixtures("way")
 def test_one_graph():
     x, centers, sigma = draw((2, 18, 3, 5, 4), torch.float32, "channels_last")
     inputs = [tensor.requires_grad_() for tensor in (x, centers, sigma)]
@@ -269,6 +330,8 @@ def test_one_graph():
     torch.testing.assert_close(torch.autograd.grad(compiled(*inputs), inputs), expected)
 
 
+@both_ways
+@pytest.mark.usefixtures("way")
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_captured_in_a_cuda_graph():
     x, centers, sigma = draw((4, 64, 7, 7, 5), torch.bfloat16, "channels_last")
@@ -289,7 +352,9 @@ def test_blocks_fit_whatever_the_sizes(dtype):
     for images, positions, channels, parts in ((0, 1, 1, 1), (1, 1, 1, 64), (128, 196, 1024, 8), (1, 10**6, 4096, 33)):
         for capability in ((0, 0), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
             for flat in (True, False):
-                blocks = choose_blocks(images, positions, channels, parts, dtype, capability, flat)
-                assert blocks.parts >= parts
-                assert min(blocks.positions, blocks.channels, blocks.parts) >= 16
-                assert blocks.channels * dtype.itemsize <= 128
+                for lean in (True, False):
+                    blocks = choose_blocks(images, positions, channels, parts, dtype, capability, flat, lean)
+                    assert blocks.parts >= parts
+                    assert min(blocks.positions, blocks.channels) >= 16
+                    assert blocks.parts >= 8 if lean and dtype == torch.bfloat16 else blocks.parts >= 16
+                    assert blocks.channels * dtype.itemsize <= 128
