@@ -524,10 +524,12 @@ class TrainConfig:
         accumulation: Micro batches whose gradients are added up before a step. The occurrence prior sees one micro
             batch of all ranks at a time.
         precision: fp32, or bf16 by autocast (parameters stay fp32).
+        engine: What takes the steps: deepspeed, or ddp, PyTorch's own data parallelism, which needs no DeepSpeed.
         compile: no, or what torch.compile makes the model of: inductor (generated kernels; the first step takes
             minutes), cuda_graphs (the kernels as they are, replayed from CUDA graphs instead of launched one by one; on
             a GPU, without accumulation or synchronised batch norm) or aot_eager (neither; tells whether a fault is
             inductor's). Validation is never compiled.
+        capture: Whole steps, forward to optimiser, are captured in CUDA graphs and replayed. With ddp, on one GPU.
         activation_checkpointing: The blocks of the backbone keep their inputs alone and compute the rest again in the
             backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
@@ -549,7 +551,9 @@ class TrainConfig:
     balance: float = 0.0
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Literal["deepspeed", "ddp"] = "deepspeed"
     compile: Literal["no", "inductor", "cuda_graphs", "aot_eager"] = "no"
+    capture: bool = False
     activation_checkpointing: bool = False
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     ema: float = 0.0
@@ -589,6 +593,13 @@ class TrainConfig:
             "train.batch_norm",
             "local or frozen with train.compile = cuda_graphs, which keep no communication",
             self.batch_norm,
+        )
+        _require(not self.capture or self.engine == "ddp", "train.engine", "ddp with train.capture = true", self.engine)
+        _require(
+            not self.capture or self.compile != "cuda_graphs",
+            "train.compile",
+            "no, inductor or aot_eager with train.capture = true",
+            self.compile,
         )
         _require(0 <= self.balance <= 1, "train.balance", "an exponent from 0 to 1", self.balance)
         _require(0 <= self.ema < 1, "train.ema", "a decay from 0, below 1", self.ema)
@@ -682,6 +693,8 @@ class RunConfig:
             weight = getattr(self.loss, f"{name}_weight")
             slot = weight == 0 or self.model.grouping.background
             _require(slot, f"loss.{name}_weight", "0 without model.grouping.background", weight)
+        captured = self.train.capture and self.model.kind == "scops"  # whose colours are drawn on the host
+        _require(not captured, "train.capture", "false with model.kind = scops", self.train.capture)
         if self.model.kind == "scops":
             for name in ("mixup", "cutmix"):
                 value = getattr(self.input, name)
@@ -736,6 +749,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 BOOKKEEPING = {  # settings that change nothing of what is computed, so that a resumed run may have others
+    "train.engine",
+    "train.capture",
     "train.checkpoint_epochs",
     "train.checkpoint_steps",
     "train.keep_checkpoints",

@@ -21,7 +21,6 @@ CLOSED_PIPE = 141  # exit code of programs that SIGPIPE ends
 
 EXTRAS = {  # top-level module -> what it is, and the extra that brings it
     "nvidia": ("NVIDIA DALI", "train"),
-    "deepspeed": ("DeepSpeed", "train"),
     "tensorboard": ("TensorBoard", "train"),
     "starlette": ("Starlette", "serve"),
     "uvicorn": ("uvicorn", "serve"),

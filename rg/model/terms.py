@@ -78,7 +78,8 @@ def border_loss(background: Tensor) -> Tensor:
     Returns:
         Scalar mean over images and positions of the border, in [0, 1].
     """
-    ends = background[:, [0, -1]].flatten(1), background[:, 1:-1, [0, -1]].flatten(1)
+    height, width = background.shape[1:]
+    ends = background[:, :: height - 1].flatten(1), background[:, 1:-1, :: width - 1].flatten(1)
     return 1 - torch.cat(ends, 1).mean()
 
 

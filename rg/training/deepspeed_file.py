@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rg.training.engine import LARGEST_STAGE, SECTIONS
+from rg.training.deepspeed_driver import LARGEST_STAGE, SECTIONS
 
 SET_BY = {  # settings of DeepSpeed that say what is trained, and the settings of a run that decide them
     "fp16": "train.precision",

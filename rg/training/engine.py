@@ -1,68 +1,33 @@
-"""The training engine: the only file that knows DeepSpeed.
+"""The training engine: turns a model and a ``RunConfig`` into optimiser steps.
 
-It turns a model and a ``RunConfig`` into optimiser steps. The occurrence prior sees the images of all ranks
-(``rg.distributed.group``), and so does batch norm if ``train.batch_norm`` says so.
+Forward, backward and the step itself are left to a driver, DeepSpeed's or PyTorch's own (``train.engine``). The
+occurrence prior sees the images of all ranks (``rg.distributed.group``), and so does batch norm if ``train.batch_norm``
+says so.
 """
 
 from __future__ import annotations
 
-import atexit
-import io
-import logging
-import math
+import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from pipelines import plan
-from rg.config import OptimizerConfig, RunConfig
+from rg.config import RunConfig
 from rg.distributed import batch_norm
 from rg.distributed.group import Group, collectives
-from rg.distributed.ranks import exported
+from rg.distributed.ranks import Ranks
 from rg.model.build import Model
+from rg.training.optimizers import STEP, build_optimizer, lr_scale, states
 from rg.training.parameters import parameter_groups
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # PyTorch's compiler of extensions, which DeepSpeed imports, warns of a CUDA toolkit without a GPU: no fault here.
-    logging.getLogger("torch.utils.cpp_extension").addFilter(
-        lambda record: not record.getMessage().startswith("No CUDA runtime is found")
-    )
-os.environ.setdefault("DS_LOG_LEVEL", "error")
-if not os.path.isabs(os.path.expanduser("~")):
-    # A user without a home, as in containers: what libraries cache there would land in a folder called ~ right here.
-    os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
-    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
-# DeepSpeed compiles its collectives for CPUs with the first ninja on the path. Another one (another Python's, the
-# system's) would not know what this one has built and take a minute to build it again, whichever comes next.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-
-import deepspeed
-from deepspeed.comm.config import CommsLoggerConfig
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
-
-STATES: Mapping[str, Mapping[str, str]] = {  # of an optimiser, and what their names begin with in checkpoints
-    "sgd": {"momentum_buffer": ""},
-    "adamw": {"exp_avg": "exp_avg.", "exp_avg_sq": "exp_avg_sq."},
-}
-POLY_POWER = 0.9  # DeepLab (Chen et al., 2018)
-STEP = "step"  # how many AdamW has taken, by which it corrects its moments
-LARGEST_STAGE = 2
-SECTIONS: Mapping[str, type[BaseModel]] = {
-    "zero_optimization": DeepSpeedZeroConfig,
-    "comms_logger": CommsLoggerConfig,
-}
 MEMORY_FORMAT = torch.channels_last
 COMPILERS: Mapping[str, Mapping[str, str]] = {
     "inductor": {"backend": "inductor"},
@@ -71,41 +36,36 @@ COMPILERS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-class _Skipping(torch.optim.Optimizer):
-    """An optimiser that can leave out a step, whatever the gradients are.
+class Driver(Protocol):
+    """What steps of a model and its optimiser are taken with.
 
     Attributes:
-        skip: Leave out the next steps.
+        sharded: Whether the ranks share out what the optimiser keeps, and parameters are views of flat tensors.
     """
 
-    skip = False
+    sharded: bool
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step, unless it is to be left out."""
-        if not self.skip:
-            super().step(closure)
+    def __call__(self, *inputs: Tensor, **told: Tensor) -> Any:
+        """What the model returns for inputs on its device, under autocast if the run asks for that."""
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro batch, averaged over the ranks."""
 
-class SGD(_Skipping, torch.optim.SGD):
-    """SGD that can leave out a step."""
+    def step(self) -> None:
+        """End a micro batch, and with the last one of a step clip the gradients and let the optimiser step."""
 
+    def state(self, parameter: Tensor, name: str) -> Tensor:
+        """What the optimiser keeps of a parameter under a name, whole; all ranks call this."""
 
-class AdamW(_Skipping, torch.optim.AdamW):
-    """AdamW that can leave out a step."""
-
-
-def _optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> SGD | AdamW:
-    if config.kind == "adamw":
-        return AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
-    return SGD(groups, momentum=config.momentum, fused=True)
+    def set_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
+        """Replace that."""
 
 
 class Engine:
     """Forward, backward and step of one rank; all raise a ``PeerLostError`` if another one is lost.
 
     Args:
-        model: On the CPU; moves to the device of the rank. DeepSpeed gets those parameters that require gradients.
+        model: On the CPU; moves to the device of the rank.
         config: Of the run.
         group: All ranks.
         steps_per_epoch: Optimiser steps of an epoch, for the learning-rate schedule.
@@ -144,36 +104,36 @@ class Engine:
         if config.train.compile != "no":
             model.compile(**COMPILERS[config.train.compile], dynamic=False)
         self._learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self._optimizer = _optimizer(parameter_groups(model, config.optimizer), config.optimizer)
-        keeps_state = config.optimizer.kind == "adamw" or config.optimizer.momentum > 0
-        self._states = STATES[config.optimizer.kind] if keeps_state else {}
-        self._base_lrs = [group["lr"] for group in self._optimizer.param_groups]
+        rates_on = ranks.device if config.train.capture else None
+        self._optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer, rates_on)
+        self._states = states(config.optimizer)
+        self._base_lrs = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
-        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-        with exported(ranks), collectives():
-            with redirect_stdout(io.StringIO()):  # "built successfully"; failures are raised
-                deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-            self._engine, *_ = deepspeed.initialize(
-                model=model.to(ranks.device),
-                optimizer=self._optimizer,
-                dist_init_required=False,
-                config=_settings(config, max(self.sizes), ranks.world_size) | dict(deepspeed_settings or {}),
-            )
+        momentum = momentum or {}
+        self._driver = self._drive(deepspeed_settings or {}, momentum.get(STEP))
         self.evaluated.to(ranks.device)
-        self._sharded = self._engine.zero_optimization()
-        if not self._sharded:
-            # DeepSpeed 0.19.8 fails in initialize() on channels_last parameters, so the layout changes after it. Stages
-            # from 1 on keep parameters as views of one flat tensor.
-            model.to(memory_format=MEMORY_FORMAT)
+        if not self._driver.sharded:
             self.evaluated.to(memory_format=MEMORY_FORMAT)
-            self._shorten_reduction()
-        if self._states:
-            self._start_momentum(momentum or {})
+        for state, prefix in self._states.items():
+            for name, parameter in self._learning.items():
+                if (value := momentum.get(f"{prefix}{name}")) is not None:
+                    self._driver.set_state(parameter, state, value)
         # After the model has moved, which replaces buffers by new tensors (parameters stay).
         models = [model, self.evaluated] if self._average else [model]
         self._statistics = [value for each in models for value in each.buffers() if value.is_floating_point()]
         self._kept = self.statistics()
         self._let_learn()
+
+    def _drive(self, deepspeed_settings: Mapping[str, Any], step: Tensor | None) -> Driver:
+        common = (self.model, self._optimizer, self._config, self.group)
+        if self._config.train.engine == "ddp":
+            from rg.training.ddp_driver import DdpDriver
+
+            with collectives():
+                return DdpDriver(*common, MEMORY_FORMAT, step)
+        from rg.training.deepspeed_driver import DeepSpeedDriver
+
+        return DeepSpeedDriver(*common, max(self.sizes), MEMORY_FORMAT, deepspeed_settings, step)
 
     def train_mode(self) -> None:
         """Let the model learn if it has been in evaluation mode."""
@@ -192,24 +152,42 @@ class Engine:
     def __call__(self, images: Tensor, *inputs: Tensor, **told: Tensor) -> Any:
         """What the model returns for images [N, 3, H, W] on any device, and its other inputs on that of the rank."""
         with collectives():  # of batch norm
-            return self._engine(images.to(self.group.ranks.device, non_blocking=True), *inputs, **told)
+            return self._driver(images.to(self.group.ranks.device, non_blocking=True), *inputs, **told)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro batch; the loss is that of this rank's share, and is averaged over the ranks."""
         with collectives():
-            self._engine.backward(loss)
+            self._driver.backward(loss)
 
     def step(self, number: int, last: bool, skip: bool = False) -> None:
         """Call after every micro batch; the last one ends optimiser step ``number`` (from 0), which may be left out."""
         if last:
-            scale = self._lr_scale(number)
-            for parameters, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
-                parameters["lr"] = lr * scale
-            self.lr = self._config.optimizer.lr * scale
+            self.set_rates(number)
         self._optimizer.skip = skip
         with collectives():
-            self._engine.step()
-        if self._average and last and not skip:
+            self._driver.step()
+        if last and not skip:
+            self.follow(number)
+
+    def set_rates(self, number: int) -> None:
+        """Let the optimiser have the learning rates of a step."""
+        scale = self._lr_scale(number)
+        for parameters, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
+            if isinstance(parameters["lr"], Tensor):
+                parameters["lr"].fill_(lr * scale)
+            else:
+                parameters["lr"] = lr * scale
+        self.lr = self._config.optimizer.lr * scale
+
+    def end_micro_batch(self, not_finite: Tensor) -> None:
+        """``step`` inside a CUDA graph: with the rates that were set, and left out where ``not_finite`` is 1."""
+        self._optimizer.found_inf = not_finite
+        with collectives():
+            self._driver.step()
+
+    def follow(self, number: int) -> None:
+        """Let the moving average follow a step that was taken."""
+        if self._average:
             self._average.update(self.model, number + 1)
 
     @property
@@ -260,84 +238,37 @@ class Engine:
 
     def momentum(self) -> dict[str, Tensor]:
         """What the optimiser keeps of the parameters by their names, copied to the CPU; all ranks call this."""
-        states = {
-            f"{prefix}{name}": _copy(self._state(parameter, state))
-            for state, prefix in self._states.items()
-            for name, parameter in self._learning.items()
-        }
-        steps = [state[STEP] for state in self._optimizer.state.values() if STEP in state]
-        return states | ({STEP: _copy(max(steps))} if steps else {})
-
-    def _state(self, parameter: Tensor, state: str) -> Tensor:
-        if not self._sharded:
-            return self._optimizer.state[parameter][state]
         with collectives():
-            return safe_get_full_optimizer_state(parameter, state)
-
-    def _shorten_reduction(self) -> None:
-        """Let DeepSpeed average gradients with fewer copies, and those of a single rank not at all.
-
-        At stage 0 it makes every gradient contiguous, one tensor of all, and copies its pieces back one by one, for a
-        single rank as well: of ResNet-101 that is more than half of the operations of a backward pass.
-        """
-        if self.group.ranks.world_size == 1:
-            self._engine.enable_backward_allreduce = False
-            return
-        reduce = self._engine.allreduce_bucket
-
-        def reduce_and_copy(gradients: list[Tensor], *options: Any) -> None:
-            # As runs of numbers: autograd gives gradients the strides of their parameters, the same on all ranks.
-            runs = [gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients]
-            torch._foreach_copy_(runs, self._engine.unflatten(reduce(runs, *options), runs))
-
-        self._engine.allreduce_and_copy = reduce_and_copy
-
-    def _start_momentum(self, values: Mapping[str, Tensor]) -> None:
-        """State of the optimiser from the start, because DeepSpeed can only tell and change what is there."""
-        flat = self._engine.optimizer.single_partition_of_fp32_groups if self._sharded else self._learning.values()
-        for parameter in flat:
-            # In the layout of the parameter: the fused step takes all tensors of one for runs of numbers.
-            own = {state: torch.zeros_like(parameter, memory_format=torch.preserve_format) for state in self._states}
-            if self._config.optimizer.kind == "adamw":
-                own[STEP] = values.get(STEP, torch.zeros(())).to(parameter.device, copy=True)
-            self._optimizer.state[parameter].update(own)
-        if self._sharded:
-            # DeepSpeed itself links the states after the first step, when only those of the first parameters exist.
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-        for state, prefix in self._states.items():
-            for name, parameter in self._learning.items():
-                if (value := values.get(f"{prefix}{name}")) is None:
-                    continue
-                if self._sharded:
-                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), state)
-                else:
-                    self._optimizer.state[parameter][state].copy_(value)
+            kept = {
+                f"{prefix}{name}": _copy(self._driver.state(parameter, state))
+                for state, prefix in self._states.items()
+                for name, parameter in self._learning.items()
+            }
+        steps = [state[STEP] for state in self._optimizer.state.values() if STEP in state]
+        return kept | ({STEP: _copy(max(steps))} if steps else {})
 
 
 def _copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _settings(config: RunConfig, micro_batch: int, world_size: int) -> dict[str, Any]:
-    """What DeepSpeed is told of the run. It uses the batch sizes for its own log only."""
-    return {
-        "train_batch_size": micro_batch * config.train.accumulation * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": config.train.accumulation,
-        "gradient_clipping": config.optimizer.clip_norm,
-        "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
-        "steps_per_print": 2**31 - 1,
-        "zero_allow_untested_optimizer": True,  # SGD, and AdamW that can leave out a step
-    }
-
-
-def check_compiler(config: RunConfig, device: torch.device) -> None:
-    """Look for what ``train.compile`` needs before anything is computed.
+def check_engine(config: RunConfig, ranks: Ranks) -> None:
+    """Look for what ``train.engine``, ``train.capture`` and ``train.compile`` need before anything is computed.
 
     Raises:
-        ValueError: there is no compiler: of C++ for a CPU, whose kernels inductor writes in it, of C for a GPU, where
-            Triton makes what starts them. Or there is no GPU for CUDA graphs.
+        ValueError: there is no DeepSpeed. There is no GPU for CUDA graphs, or there are several for captured steps,
+            which hold no communication. There is no compiler: of C++ for a CPU, whose kernels inductor writes in it, of
+            C for a GPU, where Triton makes what starts them.
     """
+    device = ranks.device
+    if config.train.engine == "deepspeed" and not importlib.util.find_spec("deepspeed"):
+        raise ValueError(
+            "train.engine: DeepSpeed is not installed; pip install 'region-grouping[train]' on Linux, or take ddp"
+        )
+    if config.train.capture and device.type == "cpu":
+        raise ValueError("train.capture: expected false on a CPU, got true")
+    if config.train.capture and ranks.world_size > 1:
+        raise ValueError(f"train.capture: expected false on {ranks.world_size} ranks, got true")
     if config.train.compile == "cuda_graphs" and device.type == "cpu":
         raise ValueError("train.compile: expected no, inductor or aot_eager on a CPU, got cuda_graphs")
     if config.train.compile != "inductor":
@@ -374,25 +305,3 @@ def micro_batches(config: RunConfig, world_size: int) -> list[int]:
             f"2 x {world_size} ranks x {accumulation} micro batches"
         )
     return sizes
-
-
-def lr_scale(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Any:
-    """step -> factor of the learning rate: linear warm-up, then to zero or in steps, anew after every restart."""
-    warmup = config.warmup_epochs * steps_per_epoch
-    begins = [epoch * steps_per_epoch for epoch in (0, *config.restarts)]
-    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
-
-    def scale(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        begin = max(begin for begin in begins if begin <= step)
-        end = min((later for later in begins if later > step), default=epochs * steps_per_epoch)
-        first = max(begin, warmup)
-        progress = (step - first) / max(1, end - first)
-        if config.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))
-        if config.schedule == "poly":
-            return max(0.0, 1 - progress) ** POLY_POWER
-        return config.gamma ** sum(begin < milestone <= step for milestone in milestones)
-
-    return scale

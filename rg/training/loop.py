@@ -7,10 +7,10 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ from rg.model.losses import classification_loss
 from rg.model.noise import image_seeds
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
+from rg.training.captured_step import CapturedStep, Outputs, side_stream
 from rg.training.checkpoints import MODEL, MOMENTUM, QUEUE, TRAINED, Checkpoint, Checkpoints
 from rg.training.engine import Engine
 from rg.training.history import History, Meter
-from rg.training.mixing import mix
+from rg.training.micro_step import Inputs, MicroStep, right_share
 from rg.training.objective import Objective
 from rg.training.scops_objective import ScopsObjective
 from rg.training.step_flags import StepFlags
@@ -40,6 +41,16 @@ logger = logging.getLogger(__name__)
 
 STOPPED = 75  # exit code of a run that saved a checkpoint because a signal asked it to stop: start it again
 SHOWN = {"prior_loss": "prior", "accuracy": "acc"}  # on the line of progress, beside the loss
+
+
+class _Taken(NamedTuple):
+    """A micro batch of a step: what it was, what came of it, and the seconds that it was waited for."""
+
+    batch: Batch
+    values: Tensor
+    rows: Tensor
+    flags: StepFlags
+    waited: float
 
 
 class Loop:
@@ -81,7 +92,9 @@ class Loop:
         self.group, self.ranks = engine.group, engine.group.ranks
         self.is_main = self.ranks.rank == 0
         self.objective = objective
-        self.mixes = bool(config.input.mixup or config.input.cutmix)
+        self._remember(objective.past)
+        self.micro_step = MicroStep(config, engine, objective)
+        self.captured = CapturedStep(self._on_device) if config.train.capture else None
         self.shrinking_steps = config.model.sampler.shrink_epochs * steps_per_epoch
         self.meter = Meter(self.objective.names, labelled=objective.labelled)
         self.skipped = self.skipped_in_a_row = 0
@@ -92,7 +105,7 @@ class Loop:
         state = checkpoint.manifest
         self.step, self.skipped, self.skipped_in_a_row = state["step"], state["skipped"], state["skipped_in_a_row"]
         self.accuracy = state["score"]
-        self.objective.past = checkpoint.queue()
+        self._remember(checkpoint.queue())
         own = checkpoint.own()
         counters = json.loads(bytes(own["counters"].tolist())) if own else state["counters"]
         if not own and not self.is_main:
@@ -107,11 +120,19 @@ class Loop:
         if "cuda-random" in own:
             torch.cuda.set_rng_state(own["cuda-random"])
 
+    def _remember(self, past: Tensor | None) -> None:
+        """Let the objective have occurrences of past steps, where the others are computed."""
+        self.objective.past = None if past is None else past.to(self.ranks.device)
+
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
+        with self._log(), side_stream(self.ranks.device) if self.captured else nullcontext():
+            return self._run()
+
+    def _run(self) -> int:
         config = self.config.train
         stream = iter(self.loader)
-        with self._log(), History(self.out, self.step, self.is_main) as history:
+        with History(self.out, self.step, self.is_main) as history:
             self._log_start()
             stop, due = 0, False
             with logging_redirect_tqdm(), self._bar() as bar:
@@ -172,87 +193,86 @@ class Loop:
 
     def _train_step(self, stream: Iterator[Batch]) -> StepFlags:
         """One optimiser step; returns the flags of its last micro step."""
-        self.engine.keep_statistics()
         self.engine.train_mode()
         if self.engine.model.sampler:
             self.engine.model.sampler.shrinking = self.step < self.shrinking_steps
-        skip, micro_steps = False, []
-        for micro in range(self.config.train.accumulation):
-            self._at("reading data")
-            began = time.perf_counter()
-            batch = next(stream)
-            waited = time.perf_counter() - began
-            self._at("training")
-            values, rows, arriving = self._micro_step(batch, micro)
-            flags = StepFlags.unpack(arriving.wait())  # sent to all ranks before backward, which goes on meanwhile
-            if flags.not_finite[self.ranks.rank]:
-                self._warn_not_finite(batch, values)
-            skip = skip or any(flags.not_finite)
-            micro_steps.append((values, rows, len(batch.labels), waited))
-            self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
+        take = self._take if self.captured is None else self._take_captured
+        taken = take(stream)
+        skip = False
+        for micro in taken:
+            skip = skip or any(micro.flags.not_finite)
+            if micro.flags.not_finite[self.ranks.rank]:
+                self._warn_not_finite(micro.batch, micro.values)
         if skip:
             self._skip()
         else:
             self.skipped_in_a_row = 0
-            for values, rows, count, waited in micro_steps:
-                self.objective.remember(rows)
-                self.meter.add(values, count, waited)
-        return flags
+            for micro in taken:
+                self.objective.remember(micro.rows)
+                self.meter.add(micro.values, len(micro.batch.labels), micro.waited)
+        return taken[-1].flags
 
-    def _micro_step(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor, HostCopy]:
-        """Forward and backward of a micro batch of the step.
+    def _take(self, stream: Iterator[Batch]) -> list[_Taken]:
+        """The micro batches of a step, one after the other."""
+        self.engine.keep_statistics()
+        taken: list[_Taken] = []
+        for micro in range(self.config.train.accumulation):
+            batch, waited = self._read(stream)
+            losses = self.micro_step.forward(self._inputs(batch, micro))
+            arriving = HostCopy(losses.flags)  # sent to all ranks before backward, which goes on meanwhile
+            values = self.micro_step.backward(losses)
+            flags = StepFlags.unpack(arriving.wait())
+            taken.append(_Taken(batch, values, losses.rows, flags, waited))
+            skip = any(any(each.flags.not_finite) for each in taken)
+            self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
+        return taken
 
-        Returns:
-            Loss, its terms and, with labels, accuracy of this rank; ``Objective.rows`` of all ranks; and ``StepFlags``
-            of all ranks, packed [world, 3].
-        """
-        sizes, objective = self.engine.sizes, self.objective
-        seeds = self._seeds(micro) if self.objective.noisy or self.mixes else None
-        images, shares = batch.images, None
-        if self.mixes and seeds is not None:
-            images, shares = mix(images.to(self.ranks.device, non_blocking=True), seeds, self.config.input)
-        output, streams, moved, inverse = self._forward(images, seeds, batch)
-        labels = batch.labels.to(output.logits.device, non_blocking=True)
-        answers = None if batch.answers is None else batch.answers.to(labels.device, non_blocking=True)
-        means = objective.of_images(output, labels, moved, inverse, shares, streams, answers)
-        rows = objective.rows(output)
-        finite = torch.isfinite(torch.stack(list(means.values()))).all() & torch.isfinite(rows).all()
-        flags = StepFlags.pack(finite, max(self.received, default=0), self.checkpoints.busy)
-        rows, all_flags = self.group.gather(rows, flags, sizes)
-        arriving = HostCopy(all_flags)
-        of_batch = objective.of_batch(rows)
-        share = self.engine.share * len(sizes)  # the engine takes the plain mean over the ranks
-        self.engine.backward(objective.total(means, share) + objective.total(of_batch))
-        with torch.no_grad():
-            by_name = means | of_batch
-            loss = objective.total(by_name)
-            terms = [by_name[name] for name in objective.names if name in by_name]
-            scores = [_correct(output.logits, labels, answers)] if objective.labelled else []
-            values = torch.stack([loss, *terms, *scores])
-        return values.detach(), rows.detach(), arriving
+    def _take_captured(self, stream: Iterator[Batch]) -> list[_Taken]:
+        """The same from a CUDA graph, which leaves a step out on the device itself."""
+        read = [self._read(stream) for _ in range(self.config.train.accumulation)]
+        inputs = [self._inputs(batch, micro) for micro, (batch, _) in enumerate(read)]
+        self.engine.set_rates(self.step)
+        assert self.captured is not None
+        sampler = self.engine.model.sampler
+        outputs = self.captured(inputs, mode=sampler is not None and sampler.shrinking)
+        all_flags = HostCopy(torch.stack([micro.flags for micro in outputs])).wait()
+        taken = [
+            _Taken(batch, micro.values, micro.rows, StepFlags.unpack(flags), waited)
+            for (batch, waited), micro, flags in zip(read, outputs, all_flags, strict=True)
+        ]
+        if not any(any(micro.flags.not_finite) for micro in taken):
+            self.engine.follow(self.step)
+        return taken
+
+    def _on_device(self, inputs: Sequence[Inputs]) -> list[Outputs]:
+        """What of a step a CUDA graph holds."""
+        self.engine.keep_statistics()
+        outputs = []
+        for micro in inputs:
+            losses = self.micro_step.forward(micro)
+            outputs.append(Outputs(self.micro_step.backward(losses), losses.rows, losses.flags))
+            not_finite = torch.stack([each.flags[:, 0] for each in outputs]).amax()
+            self.engine.end_micro_batch(not_finite)
+        return outputs
+
+    def _read(self, stream: Iterator[Batch]) -> tuple[Batch, float]:
+        """The next batch, and the seconds that it was waited for."""
+        self._at("reading data")
+        began = time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - began
+        self._at("training")
+        return batch, waited
+
+    def _inputs(self, batch: Batch, micro: int) -> Inputs:
+        """What a micro batch of the step is computed from."""
+        flags = StepFlags.of_host(max(self.received, default=0), self.checkpoints.busy)
+        return self.micro_step.inputs(batch, flags, self._seeds(micro) if self.micro_step.draws else None)
 
     def _seeds(self, micro: int) -> Tensor:
         """Seeds of the images of this rank in a micro batch of the step, int64 [N] on the CPU."""
         sizes, rank = self.engine.sizes, self.ranks.rank
         return image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank])
-
-    def _forward(self, images: Tensor, seeds: Tensor | None, batch: Batch) -> tuple[Any, Any, Any, Any]:
-        """What ``of_images`` of the objective takes: output, streams, what was said of moved images, how they moved."""
-        told = {}
-        if self.config.model.place.on and batch.places is not None:
-            told["places"] = batch.places.to(self.ranks.device, non_blocking=True)
-        if seeds is None or not self.objective.noisy:
-            return self.engine(images, **told), None, None, None
-        images = images.to(self.ranks.device, non_blocking=True)
-        seeds = seeds.to(images.device)
-        if self.config.model.sampler.kind == "trilinear":
-            return *self.engine(images, seeds, **told), None, None
-        if not self.objective.moved:
-            return self.engine(images, seeds, **told), None, None, None
-        part_maps: Any = batch.part_maps  # which the objective of labels takes none of
-        moved, inverse = self.objective.move(images, seeds, part_maps)
-        output, assign = self.engine(images, seeds, moved, **told)
-        return output, None, assign, inverse
 
     def _warn_not_finite(self, batch: Batch, values: Tensor) -> None:
         logger.warning(
@@ -303,7 +323,7 @@ class Loop:
                 output = said(model, batch.images.to(self.ranks.device), batch.places)
                 labels = batch.labels.to(self.ranks.device)
                 answers = None if batch.answers is None else batch.answers.to(self.ranks.device)
-                correct = _correct(output.logits, labels, answers)
+                correct = right_share(output.logits, labels, answers)
                 loss = classification_loss(output.logits, labels, answers=answers)
                 sums += len(labels) * torch.stack([correct, loss, torch.ones_like(loss)]).double()
         accuracy, loss, count = self.group.sum(sums).tolist()
@@ -393,17 +413,6 @@ class Loop:
 def _count(number: int, noun: str) -> str:
     """``1 step``, ``2 steps``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _correct(logits: Tensor, labels: Tensor, answers: Tensor | None = None) -> Tensor:
-    """Share of right answers, a scalar: the class, or the mean over attributes at probability 0.5.
-
-    Where several classes are right, ``answers`` [N, classes] says which.
-    """
-    if answers is not None:
-        return answers.gather(1, logits.argmax(1, keepdim=True)).float().mean()
-    predicted = logits.argmax(1) if labels.ndim == 1 else (logits > 0).to(labels.dtype)
-    return (predicted == labels).float().mean()
 
 
 def _stream_seed(seed: int, epoch: int, rank: int) -> int:

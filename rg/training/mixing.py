@@ -14,9 +14,9 @@ from rg.config import InputConfig
 from rg.model.noise import Stream, uniform
 
 
-def partners(count: int) -> list[int]:
-    """The image that each of an even number of images is mixed with."""
-    return [number ^ 1 for number in range(count)]
+def neighbours(values: Tensor) -> Tensor:
+    """Of each of an even number of images what the one has that it is mixed with: [N, ...]."""
+    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def mix(images: Tensor, seeds: Tensor, config: InputConfig) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def mix(images: Tensor, seeds: Tensor, config: InputConfig) -> tuple[Tensor, Ten
     height, width = images.shape[2:]
     kept = _kept(seeds[::2], height, width, config).repeat_interleave(2, dim=0).to(images.device, non_blocking=True)
     own = images.float()
-    return torch.lerp(own[partners(len(own))], own, kept.unsqueeze(1)), kept.mean((1, 2))
+    return torch.lerp(neighbours(own), own, kept.unsqueeze(1)), kept.mean((1, 2))
 
 
 def _kept(seeds: Tensor, height: int, width: int, config: InputConfig) -> Tensor:

@@ -17,7 +17,7 @@ from rg.model.motion import move, random_motions
 from rg.model.plain import PlainOutput
 from rg.model.region_grouping import ModelOutput
 from rg.model.samplers import Streams
-from rg.training.mixing import partners
+from rg.training.mixing import neighbours
 
 OPTIONAL = (
     "presence",
@@ -66,6 +66,7 @@ class Objective:
         self.names = ("classification", "prior", *active)
         self.past = self._prior_itself() if config.loss.prior_queue and groups else None
         self.moved = self._choose(sizes, rank) if "equivariance" in active else []
+        self._moved = torch.tensor(self.moved, dtype=torch.int64)
         sampler = config.model.sampler
         self.noisy = sampler.kind == "trilinear" or bool(sampler.kind == "saliency" and sampler.shrink_epochs)
         self.noisy |= config.model.place.on and config.model.place.dropout > 0
@@ -102,12 +103,17 @@ class Objective:
         """Take the occurrences of a step into the queue, and forget as many; ``rows`` of all images [N, R]."""
         if self.past is not None:
             fresh = rows[-len(self.past) :, : self.parts].detach().to(self.past)
-            self.past = torch.cat([self.past.to(rows.device), fresh.to(rows.device)])[len(fresh) :]
+            self.past.copy_(torch.cat([self.past, fresh])[len(fresh) :])
 
     def move(self, images: Tensor, seeds: Tensor, _part_maps: None = None) -> tuple[Tensor, Tensor]:
         """Moved images for the equivariance term and what moves them back, see ``random_motions``; no part maps."""
-        forward, inverse = random_motions(seeds[self.moved], *images.shape[2:])
-        return move(images[self.moved], forward), inverse
+        forward, inverse = random_motions(self._of_moved(seeds), *images.shape[2:])
+        return move(self._of_moved(images), forward), inverse
+
+    def _of_moved(self, values: Tensor) -> Tensor:
+        """What the images of ``moved`` have of values of all images of this rank."""
+        self._moved = self._moved.to(values.device)  # once: what a graph holds must not come from the host again
+        return values.index_select(0, self._moved)
 
     def rows(self, output: ModelOutput | PlainOutput) -> Tensor:
         """What the terms of the batch need of every image: float [N, R]."""
@@ -161,7 +167,7 @@ class Objective:
         }
         means |= {name: compute[name]() for name in self.names if name in compute}
         if moved is not None and inverse is not None:
-            loss = terms.equivariance_loss(parts[self.moved], moved[:, : self.parts], inverse)
+            loss = terms.equivariance_loss(self._of_moved(parts), moved[:, : self.parts], inverse)
             means["equivariance"] = self._moved_weight * loss
         return means
 
@@ -170,9 +176,8 @@ class Objective:
         own = classification_loss(logits, labels, smoothing, shares, answers)
         if shares is None:
             return own
-        others = partners(len(labels))
-        of_others = None if answers is None else answers[others]
-        return own + classification_loss(logits, labels[others], smoothing, 1 - shares, of_others)
+        of_others = None if answers is None else neighbours(answers)
+        return own + classification_loss(logits, neighbours(labels), smoothing, 1 - shares, of_others)
 
     def of_batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Terms of the rows of all images, by name."""

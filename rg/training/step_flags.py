@@ -23,20 +23,27 @@ class StepFlags:
     writing: bool
 
     @staticmethod
-    def pack(finite: Tensor, signal: int, writing: bool) -> Tensor:
+    def of_host(signal: int, writing: bool) -> Tensor:
+        """What the host of this rank knows: float32 [2] on the CPU.
+
+        Args:
+            signal: Number of a signal that this rank has received, or 0.
+            writing: Whether this rank is writing files.
+        """
+        return torch.tensor([float(signal), float(writing)])
+
+    @staticmethod
+    def pack(finite: Tensor, of_host: Tensor) -> Tensor:
         """The flags of this rank, for a collective.
 
         Args:
             finite: Whether the loss is finite: bool scalar, for which the host does not wait.
-            signal: Number of a signal that this rank has received, or 0.
-            writing: Whether this rank is writing files.
+            of_host: What the host knows, on the same device.
 
         Returns:
-            float32 [3] on the device of ``finite``.
+            float32 [3].
         """
-        flags = torch.tensor([0.0, float(signal), float(writing)]).to(finite.device, non_blocking=True)
-        flags[0] = (~finite).float()
-        return flags
+        return torch.cat([(~finite).float()[None], of_host])
 
     @classmethod
     def unpack(cls, flags: Tensor) -> StepFlags:

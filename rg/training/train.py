@@ -43,8 +43,7 @@ from rg.runs.folder import CHECKPOINTS, RECORD, WEIGHTS, Classes, load_config, r
 from rg.runs.threads import limit_threads
 from rg.training.activation_checkpointing import checkpoint_blocks
 from rg.training.checkpoints import Checkpoint, Checkpoints, find
-from rg.training.deepspeed_file import read_settings
-from rg.training.engine import Engine, check_compiler, micro_batches
+from rg.training.engine import Engine, check_engine, micro_batches
 from rg.training.loop import Loop
 from rg.training.objective import Objective
 from rg.training.parameters import choose_learning, parameter_groups
@@ -144,11 +143,11 @@ def _set_up(
     group.together(lambda: check_folder(out, "--out"))
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes.of(manifest)
-    deepspeed_settings = group.together(lambda: read_settings(deepspeed) if deepspeed else {})
+    deepspeed_settings = group.together(lambda: _deepspeed_settings(deepspeed, config))
     objective = group.together(
         lambda: _objective(config, manifest, micro_batches(config, ranks.world_size), ranks.rank)
     )
-    group.together(lambda: check_compiler(config, ranks.device))
+    group.together(lambda: check_engine(config, ranks))
     agree(group, _facts(config, manifest, deepspeed_settings, resume))
     # By one rank for all; a folder to resume that is not there is told of below.
     owns = ranks.rank == 0 and (resume != "yes" or out.is_dir())
@@ -186,6 +185,17 @@ def _set_up(
     if checkpoint:
         loop.resume(checkpoint)
     return loop
+
+
+def _deepspeed_settings(path: Path | None, config: RunConfig) -> dict[str, Any]:
+    """What the file of ``--deepspeed`` says; DeepSpeed is imported by those who use it alone."""
+    if path is None:
+        return {}
+    if config.train.engine != "deepspeed":
+        raise ValueError(f"--deepspeed: expected no file with train.engine = {config.train.engine}, got {path}")
+    from rg.training.deepspeed_file import read_settings
+
+    return read_settings(path)
 
 
 def _objective(config: RunConfig, manifest: Manifest, sizes: Sequence[int], rank: int) -> Objective | ScopsObjective:

@@ -22,6 +22,7 @@ CONTEXT.set_forkserver_preload(
     [
         "rg.cli.main",
         "rg.training.train",
+        "rg.training.deepspeed_driver",
         "rg.distributed.batch_norm",
         "rg.distributed.heartbeat",
         "pipelines.batches.dali",

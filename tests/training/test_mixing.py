@@ -5,8 +5,6 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import beta, kstest
 
-pytest.importorskip("deepspeed")
-
 from rg.config import InputConfig, LossConfig, RunConfig, TrainConfig
 from rg.model.noise import image_seeds
 from rg.model.plain import PlainOutput

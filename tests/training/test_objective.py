@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("deepspeed")
-
 from rg.config import GroupingConfig, LossConfig, ModelConfig, RunConfig
 from rg.model.losses import classification_loss, occurrence_prior_loss, prior_quantiles
 from rg.model.noise import image_seeds

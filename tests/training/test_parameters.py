@@ -5,8 +5,6 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-pytest.importorskip("deepspeed")
-
 from rg.config import BackboneConfig, GroupingConfig, HeadConfig, ModelConfig, OptimizerConfig
 from rg.model.region_grouping import RegionGroupingModel
 from rg.training.parameters import TOKEN, choose_learning, parameter_groups

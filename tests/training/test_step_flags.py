@@ -9,7 +9,8 @@ from rg.training.step_flags import StepFlags
 
 
 def flags(*ranks):
-    return StepFlags.unpack(torch.stack([StepFlags.pack(torch.tensor(finite), *rest) for finite, *rest in ranks]))
+    packed = [StepFlags.pack(torch.tensor(finite), StepFlags.of_host(*rest)) for finite, *rest in ranks]
+    return StepFlags.unpack(torch.stack(packed))
 
 
 def test_nothing_to_tell():
@@ -33,7 +34,7 @@ def test_of_two_signals_all_ranks_hear_of_the_same():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_flags_travel_in_every_precision_as_they_are(number):
-    packed = StepFlags.pack(torch.tensor(False), number, True)
+    packed = StepFlags.pack(torch.tensor(False), StepFlags.of_host(number, True))
     assert (packed.dtype, packed.tolist()) == (torch.float32, [1.0, number, 1.0])
     for dtype in (torch.float16, torch.bfloat16):
         assert StepFlags.unpack(packed[None].to(dtype).float()) == StepFlags((True,), number, True)

@@ -663,7 +663,7 @@ def test_a_salient_start_is_normalised_as_training_will(recipe, expected):
 
 
 def test_learning_rate_schedules():
-    from rg.training.engine import lr_scale
+    from rg.training.optimizers import lr_scale
 
     cosine = lr_scale(OptimizerConfig(warmup_epochs=1), epochs=5, steps_per_epoch=10)
     assert [cosine(step) for step in (0, 4)] == pytest.approx([1 / 11, 5 / 11])
