@@ -59,6 +59,8 @@ class Part:
 _NETWORK = "--recipe inat2017_resnet101 --size 224 --rounds 1"
 _TRAIN = f"-m benchmarks.bench_train {_NETWORK} --steps 20 --record"
 _PARTS = f"-m benchmarks.step_parts {_NETWORK} --variants channels_last"
+_LAUNCHED = "--variants ddp captured --precision bf16"
+_SHORT = "--size 224 --rounds 1 --steps 10 --record"
 _TRAIN_SMALL = "-m benchmarks.bench_train --batch 4 --size 64 --steps 1 --rounds 1"
 _FAST = "--batch 128 --precision bf16"
 _INFER = f"-m benchmarks.bench_inference {_NETWORK} --seconds 1 --record"
@@ -89,10 +91,10 @@ PARTS: Mapping[str, Part] = {
     ),
     "training": Part(
         "a step of ResNet-101 with region grouping beside torchvision's, in bf16 and fp32; its parts and its profile",
-        300,
+        330,
         ("deepspeed",),
         (
-            f"{_TRAIN} --variants nchw channels_last {_FAST}",
+            f"{_TRAIN} --variants nchw channels_last ddp {_FAST}",
             f"{_TRAIN} --variants channels_last --batch 64",
             f"{_PARTS} --steps 20 {_FAST} --record",
             f"{_PARTS} --steps 4 {_FAST} --operators 22",
@@ -102,8 +104,28 @@ PARTS: Mapping[str, Part] = {
             "-m benchmarks.step_parts --batch 4 --size 64 --steps 1 --rounds 1 --variants kept",
         ),
     ),
+    "captured": Part(
+        "the same step without DeepSpeed, launched and captured whole in a CUDA graph, in bf16 and fp32",
+        200,
+        ("triton",),
+        (f"{_TRAIN} {_LAUNCHED} --batch 128", f"{_TRAIN} --variants ddp captured --batch 64"),
+        (f"{_TRAIN_SMALL} --variants ddp",),
+    ),
+    "sizes": Part(
+        "that in bf16 with 32, 64 and 256 images, and of ResNet-50 with 128",
+        300,
+        ("triton",),
+        (
+            *(
+                f"-m benchmarks.bench_train --recipe inat2017_resnet101 {_SHORT} {_LAUNCHED} --batch {batch}"
+                for batch in (32, 64, 256)
+            ),
+            f"-m benchmarks.bench_train --recipe photos_resnet50 {_SHORT} {_LAUNCHED} --batch 128",
+        ),
+        (f"{_TRAIN_SMALL} --kinds 'region grouping' --variants ddp",),
+    ),
     "graphs": Part(
-        "the same step from CUDA graphs, and with activation checkpointing",
+        "the same step under torch.compile's own CUDA graphs, and with activation checkpointing",
         150,
         ("deepspeed", "triton"),
         (f"{_TRAIN} --variants cuda_graphs checkpointed {_FAST}",),

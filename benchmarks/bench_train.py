@@ -5,8 +5,9 @@ python -m benchmarks.bench_train --input cpu          # images of the loader ins
 
 The step is that of ``rg train``. Models and variants take turns, each in a process of its own. ``nchw`` is a step as
 PyTorch comes, ``channels_last`` has the layout of weights and activations that convolutions like, ``kept`` also keeps
-freed memory on a CPU (``rg.malloc``), which is what ``rg train`` does; ``compiled`` and ``cuda_graphs`` have
-``train.compile`` besides, and ``checkpointed`` has ``train.activation_checkpointing``.
+freed memory on a CPU (``rg.malloc``), which is what ``rg train`` does. The others have something besides: ``ddp`` has
+``train.engine``, ``captured`` has ``train.capture`` on top of that, ``compiled`` and ``cuda_graphs`` have
+``train.compile``, and ``checkpointed`` has ``train.activation_checkpointing``.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,21 +41,22 @@ UNITS = {"time": "ms", "data wait": "%", "memory": "MB"}
 
 
 class Variant(NamedTuple):
-    """How a step is taken: the layout, whether freed memory is kept, and what is set beside that."""
+    """How a step is taken: the layout, whether freed memory is kept, and settings of ``train`` beside that."""
 
     memory_format: torch.memory_format
     kept: bool = False
-    compiler: Literal["no", "inductor", "cuda_graphs"] = "no"
-    checkpointed: bool = False
+    changed: Mapping[str, Any] = {}
 
 
 VARIANTS = {
     "nchw": Variant(torch.contiguous_format),
     "channels_last": Variant(torch.channels_last),
     "kept": Variant(torch.channels_last, kept=True),
-    "compiled": Variant(torch.channels_last, kept=True, compiler="inductor"),
-    "cuda_graphs": Variant(torch.channels_last, kept=True, compiler="cuda_graphs"),
-    "checkpointed": Variant(torch.channels_last, kept=True, checkpointed=True),
+    "ddp": Variant(torch.channels_last, kept=True, changed={"engine": "ddp"}),
+    "captured": Variant(torch.channels_last, kept=True, changed={"engine": "ddp", "capture": True}),
+    "compiled": Variant(torch.channels_last, kept=True, changed={"compile": "inductor"}),
+    "cuda_graphs": Variant(torch.channels_last, kept=True, changed={"compile": "cuda_graphs"}),
+    "checkpointed": Variant(torch.channels_last, kept=True, changed={"activation_checkpointing": True}),
 }
 USUAL = ("nchw", "channels_last", "kept")
 
@@ -113,8 +115,7 @@ def train_as(variant: str, config: RunConfig, data: Path) -> None:
     engine.MEMORY_FORMAT = chosen.memory_format
     if chosen.kept:
         malloc.keep_freed_memory()
-    training = dataclasses.replace(config.train, compile=chosen.compiler, activation_checkpointing=chosen.checkpointed)
-    config = dataclasses.replace(config, train=training)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen.changed))
     with tempfile.TemporaryDirectory() as folder:
         train(config, data, Path(folder) / "run")
 

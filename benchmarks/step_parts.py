@@ -189,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=at_least(1), default=10, help="steps of a turn that are measured")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="how often all take their turn")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network")
-    variants = bench_train.USUAL
-    parser.add_argument("--variants", nargs="+", choices=variants, default=list(variants), help="as in bench_train")
+    usual, variants = bench_train.USUAL, (*bench_train.USUAL, "ddp")  # what is compiled or captured has no parts
+    parser.add_argument("--variants", nargs="+", choices=variants, default=list(usual), help="as in bench_train")
     parser.add_argument("--operators", type=at_least(1), default=0, help="print so many operators of the profiler")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{RESULTS.name}")
     options = parser.parse_args(arguments)

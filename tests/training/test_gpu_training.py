@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rg.runs.folder import load_model
 from tests.training.test_train import metrics
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs DeepSpeed")
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs DeepSpeed")
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4"}
 SETTINGS = {
@@ -42,16 +42,30 @@ def losses(data, out, surroundings, **changed):
 
 @pytest.mark.gpu
 @needs_a_gpu
-def test_losses_are_those_of_a_cpu(small_birds, tmp_path):
+@pytest.mark.parametrize("engine", [pytest.param("deepspeed", marks=needs_deepspeed), "ddp"])
+def test_losses_are_those_of_a_cpu(small_birds, tmp_path, engine):
     """Fused kernels beside plain PyTorch; steps hand on what float32 rounds, as in tests/model/test_fused_model.py."""
-    gpu = losses(small_birds, tmp_path / "gpu", {})
-    cpu = losses(small_birds, tmp_path / "cpu", CPU)
+    gpu = losses(small_birds, tmp_path / "gpu", {}, train__engine=engine)
+    cpu = losses(small_birds, tmp_path / "cpu", CPU, train__engine=engine)
     assert len(gpu) == 4
     assert gpu == pytest.approx(cpu, rel=1e-3)
 
 
 @pytest.mark.gpu
 @needs_a_gpu
+def test_losses_of_captured_steps_are_the_same(small_birds, tmp_path):
+    """Three of eight steps are launched, the fourth is captured, and from then on all are replayed."""
+    launched, captured = (
+        losses(small_birds, tmp_path / str(capture), {}, train__engine="ddp", train__capture=capture, train__epochs=2)
+        for capture in (False, True)
+    )
+    assert len(launched) == 8
+    assert captured == pytest.approx(launched, rel=1e-3)
+
+
+@pytest.mark.gpu
+@needs_a_gpu
+@needs_deepspeed
 def test_losses_of_replayed_steps_are_the_same(small_birds, tmp_path):
     """The first step of a graph warms up and the second is captured; from the third on they are replayed."""
     eager, replayed = (
@@ -62,6 +76,7 @@ def test_losses_of_replayed_steps_are_the_same(small_birds, tmp_path):
     assert replayed == pytest.approx(eager, rel=1e-3)
 
 
+@needs_deepspeed
 @pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=[pytest.mark.gpu, needs_a_gpu])])
 def test_a_checkpoint_has_the_statistics_of_its_model(small_birds, tmp_path, device):
     """Those of a single rank are those that the model is saved with, in its order; on a GPU the model has moved."""

@@ -126,6 +126,30 @@ def test_the_model_explains_without_dali_and_deepspeed(finished):
     assert result.returncode == 0, result.stderr
 
 
+def without_deepspeed() -> None:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "deepspeed" or name.endswith("deepspeed_driver")
+    ]:
+        del sys.modules[name]
+    sys.modules["deepspeed"] = None  # type: ignore[assignment]
+
+
+def test_a_run_begun_with_deepspeed_goes_on_without_it(small_birds, finished, tmp_path):
+    """Bit for bit, as its gradients are not clipped."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "checkpoints" / "step-00000012")
+    words = command(small_birds, out, "--resume")
+    refused = forked.run(words, before=without_deepspeed)
+    assert refused.returncode == 2
+    advice = "pip install 'region-grouping[train]' on Linux, or take ddp"
+    assert refused.stderr == f"rg: error: train.engine: DeepSpeed is not installed; {advice}\n"
+    result = forked.run([*words, "--train.engine", "ddp"], before=without_deepspeed)
+    assert result.returncode == 0, result.stderr
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert metrics(out) == metrics(finished)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGUSR1])
 def test_an_interrupted_run_goes_on_bit_for_bit(small_birds, finished, tmp_path, number):
     """Killed after two epochs, or stopped by a signal in the middle of one."""
