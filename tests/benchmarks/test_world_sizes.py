@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import world_sizes
 
-SIZE = 64
+SIZE, STEPS = 64, 3
 # Everything is in fp64 but DeepSpeed's sum of the gradients of several ranks, in fp32, which rounds at 6e-8 of the
 # largest; the steps that follow make a few times of it.
 LIMIT = 1e-6
@@ -25,7 +25,7 @@ MODES = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "birds"
-    world_sizes.draw(folder, 5 * world_sizes.GLOBAL_BATCH, SIZE)
+    world_sizes.draw(folder, STEPS * world_sizes.GLOBAL_BATCH, SIZE)
     return folder
 
 
@@ -38,7 +38,7 @@ def test_two_ranks_take_the_steps_of_one(data, alone):
     together = world_sizes.measure(data, 2, MODES, SIZE)
     for mode in MODES:
         found = world_sizes.difference(alone[mode], together[mode])
-        assert len(together[mode]["loss"]) == 5
+        assert len(together[mode]["loss"]) == STEPS
         assert (found["gradients"] is None) == ("ZeRO" in mode)
         assert all(value < LIMIT for value in found.values() if value is not None), (mode, found)
 

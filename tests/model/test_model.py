@@ -276,9 +276,10 @@ def test_background_gathers_at_the_border_or_is_not_looked_at():
 
 def test_the_share_of_attention_is_tracked_in_training_alone():
     model = build().train()
-    for _ in range(300):
-        output = model(images())
-    torch.testing.assert_close(model.attention_share, output.attention.mean(0), atol=1e-3, rtol=0)
+    expected = model.attention_share.clone()
+    for _ in range(3):
+        expected = 0.98 * expected + 0.02 * model(images()).attention.mean(0)
+    torch.testing.assert_close(model.attention_share, expected)
     frozen = model.eval().attention_share.clone()
     model(images())
     assert torch.equal(model.attention_share, frozen)

@@ -1,4 +1,4 @@
-"""An elastic run on three hosts: it goes on with two when one is lost, and with three when that comes back."""
+"""An elastic run of DDP on three hosts: it goes on with two when one is lost, and with three when that comes back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def records(out: Path) -> list[dict]:
 
 def test_a_lost_host_is_done_without_until_it_comes_back(hosts, small_birds, tmp_path):
     out = tmp_path / "run"
-    settings = {"train.epochs": 2000, "train.checkpoint_steps": 5, "train.peer_timeout": 30}
+    settings = {"train.engine": "ddp", "train.epochs": 2000, "train.checkpoint_steps": 5, "train.peer_timeout": 30}
     words = train(small_birds, out) + [str(word) for item in settings.items() for word in (f"--{item[0]}", item[1])]
 
     def agent(rank: int) -> Process:
