@@ -77,9 +77,9 @@ PARTS: Mapping[str, Part] = {
     ),
     "kernels": Part(
         "grouping and occurrence beside eager, torch.compile and a copy of the same bytes",
-        140,
+        280,
         ("triton",),
-        ("-m benchmarks.bench_kernels --layout channels_last --channels 1024 --record",),
+        ("-m benchmarks.bench_kernels --layout channels_last --record",),
         ("-m benchmarks.bench_kernels --dry-run",),
     ),
     "loader": Part(

@@ -34,7 +34,7 @@ from rg.config import RunConfig
 from rg.training.step_flags import StepFlags
 
 RESULTS = ledger.RESULTS / "train.csv"
-WARM_UP = 3  # steps
+WARM_UP = 4  # steps, of which the last one is captured where steps are
 KINDS = {"region grouping": "region_grouping", "whole network": "plain"}
 CACHED = "cached"
 UNITS = {"time": "ms", "data wait": "%", "memory": "MB"}
@@ -62,7 +62,10 @@ USUAL = ("nchw", "channels_last", "kept")
 
 
 def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, decoder: Any) -> RunConfig:
-    """One epoch of a recipe at another size, with weights from nowhere: what they are does not change the time."""
+    """One epoch of a recipe at another size, with weights from nowhere: what they are does not change the time.
+
+    They stay nearly what they are: steps from random weights on one batch over and over can diverge.
+    """
     config = recipes.get(recipe)
     model = dataclasses.replace(
         config.model, kind=kind, backbone=dataclasses.replace(config.model.backbone, weights="none")
@@ -74,6 +77,7 @@ def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, deco
         config,
         model=model,
         input=pixels,
+        optimizer=dataclasses.replace(config.optimizer, lr=1e-9),
         train=dataclasses.replace(
             config.train, epochs=1, global_batch=batch, validate_epochs=0, precision=precision, keep_checkpoints=1
         ),

@@ -40,6 +40,8 @@ MODES: dict[str, dict[str, Any]] = {
     "frozen, every term": {"batch_norm": "frozen", "terms": True},
     "synchronised, SSN": {"batch_norm": "sync", "sampler": "saliency"},
     "synchronised, TASN": {"batch_norm": "sync", "sampler": "trilinear"},
+    "synchronised, DDP, every term": {"batch_norm": "sync", "engine": "ddp", "terms": True},
+    "frozen, DDP, 2 micro batches": {"batch_norm": "frozen", "engine": "ddp", "accumulation": 2},
     "synchronised, ZeRO 1": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 1}}},
     "synchronised, ZeRO 2": {"batch_norm": "sync", "how": {"zero_optimization": {"stage": 2}}},
 }
@@ -67,6 +69,7 @@ def settings(mode: str, size: int) -> RunConfig:
         epochs=1,
         global_batch=GLOBAL_BATCH,
         accumulation=MODES[mode].get("accumulation", 1),
+        engine=MODES[mode].get("engine", "deepspeed"),
         batch_norm=MODES[mode]["batch_norm"],
         activation_checkpointing=MODES[mode].get("activation_checkpointing", False),
         validate_epochs=0,

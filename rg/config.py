@@ -529,7 +529,7 @@ class TrainConfig:
             minutes), cuda_graphs (the kernels as they are, replayed from CUDA graphs instead of launched one by one; on
             a GPU, without accumulation or synchronised batch norm) or aot_eager (neither; tells whether a fault is
             inductor's). Validation is never compiled.
-        capture: Whole steps, forward to optimiser, are captured in CUDA graphs and replayed. With ddp, on one GPU.
+        capture: Whole steps, forward to optimiser, are captured in CUDA graphs and replayed: with ddp, on one GPU.
         activation_checkpointing: The blocks of the backbone keep their inputs alone and compute the rest again in the
             backward pass: less memory, longer steps, the same results.
         batch_norm: Sees the micro batch of its own rank (local), of all ranks (sync), or normalises by running
@@ -595,6 +595,12 @@ class TrainConfig:
             self.batch_norm,
         )
         _require(not self.capture or self.engine == "ddp", "train.engine", "ddp with train.capture = true", self.engine)
+        _require(
+            not self.capture or not self.activation_checkpointing,  # PyTorch 2.9 asks for the random state in between
+            "train.activation_checkpointing",
+            "false with train.capture = true",
+            self.activation_checkpointing,
+        )
         _require(
             not self.capture or self.compile != "cuda_graphs",
             "train.compile",
@@ -748,7 +754,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-BOOKKEEPING = {  # settings that change nothing of what is computed, so that a resumed run may have others
+BOOKKEEPING = {  # settings that change at most the rounding of what is computed, so that a resumed run may have others
     "train.engine",
     "train.capture",
     "train.checkpoint_epochs",

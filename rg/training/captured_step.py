@@ -63,7 +63,7 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 
 class CapturedStep:
-    """Takes steps: the first few of a kind as usual, all others from a graph.
+    """Takes steps: the first few whose inputs have the same shapes as usual, all others from a graph.
 
     Args:
         take: One step of micro batches.
@@ -75,17 +75,9 @@ class CapturedStep:
         self._taken: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, tuple[Replay, Sequence[Inputs], list[Outputs]]] = {}
 
-    def __call__(self, inputs: Sequence[Inputs], mode: Hashable) -> list[Outputs]:
-        """One step.
-
-        Args:
-            inputs: Of its micro batches.
-            mode: What else decides which kernels a step has, beside shapes and dtypes.
-
-        Returns:
-            Of every micro batch; not overwritten by later steps.
-        """
-        kind = (mode, *(_form(value) for each in inputs for value in each))
+    def __call__(self, inputs: Sequence[Inputs]) -> list[Outputs]:
+        """One step of micro batches; what it returns is not overwritten by later ones."""
+        kind = tuple(_form(value) for each in inputs for value in each)
         if kind not in self._graphs:
             self._taken[kind] += 1
             if self._taken[kind] <= WARM_UP:
@@ -95,13 +87,13 @@ class CapturedStep:
             self._graphs[kind] = replay, own, outputs
         replay, places, outputs = self._graphs[kind]
         for place, value in zip(_tensors(places), _tensors(inputs), strict=True):
-            place.copy_(value, non_blocking=True)
+            place.copy_(value)
         replay()
         return [Outputs(*(value.clone() for value in each)) for each in outputs]
 
 
 def _own(inputs: Inputs) -> Inputs:
-    return inputs._replace(**{name: value.clone() for name, value in inputs._asdict().items() if value is not None})
+    return Inputs(*(None if value is None else value.clone() for value in inputs))  # type: ignore[arg-type]
 
 
 def _tensors(inputs: Sequence[Inputs]) -> list[Tensor]:

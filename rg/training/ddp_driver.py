@@ -42,7 +42,7 @@ class DdpDriver:
         device = group.ranks.device
         model.to(device).to(memory_format=memory_format)
         self._optimizer = optimizer
-        self._accumulation, self._micro, self._steps = config.train.accumulation, 0, 0
+        self._accumulation, self._micro = config.train.accumulation, 0
         self._clip_norm = config.optimizer.clip_norm
         self._autocast = (device.type, torch.bfloat16, config.train.precision == "bf16")
         self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -58,13 +58,8 @@ class DdpDriver:
             return self._model(*inputs, **told)
 
     def _apart(self) -> AbstractContextManager[None]:
-        """Ranks add up gradients on their own, before the last micro batch of a step.
-
-        In the first step DDP learns which gradients there are, and averages them after every micro batch. What was
-        averaged before stays what it is when it is averaged again.
-        """
-        averages = self._micro + 1 == self._accumulation or self._steps == 0
-        if averages or not isinstance(self._model, DistributedDataParallel):
+        """Ranks add up gradients on their own, before the last micro batch of a step."""
+        if self._micro + 1 == self._accumulation or not isinstance(self._model, DistributedDataParallel):
             return nullcontext()
         return self._model.no_sync()
 
@@ -81,7 +76,6 @@ class DdpDriver:
             nn.utils.clip_grad_norm_(self._learning, self._clip_norm, foreach=True)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._steps += 1
 
     def state(self, parameter: Tensor, name: str) -> Tensor:
         """What the optimiser keeps of a parameter under a name."""
@@ -93,8 +87,14 @@ class DdpDriver:
 
 
 def _parallel(model: Model) -> DistributedDataParallel:
-    """The same parameters learn in every step of a run; running statistics are those of every rank alone."""
+    """Ranks average gradients in buckets that stay what they are, so that a resumed run sums in the same order.
+
+    Without a look for unused parameters, DDP makes other buckets after the first step.
+    """
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     with warnings.catch_warnings():
         # PyTorch 2.14 wants a new word that earlier ones do not know, and says that this one stays right for this.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+        return DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
+        )

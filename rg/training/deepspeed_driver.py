@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -31,10 +28,6 @@ if not torch.cuda.is_available():
         lambda record: not record.getMessage().startswith("No CUDA runtime is found")
     )
 os.environ.setdefault("DS_LOG_LEVEL", "error")
-if not os.path.isabs(os.path.expanduser("~")):
-    # A user without a home, as in containers: what libraries cache there would land in a folder called ~ right here.
-    os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
-    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 # DeepSpeed compiles its collectives for CPUs with the first ninja on the path. Another one (another Python's, the
 # system's) would not know what this one has built and take a minute to build it again, whichever comes next.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -7,10 +7,12 @@ says so.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -27,6 +29,11 @@ from rg.distributed.ranks import Ranks
 from rg.model.build import Model
 from rg.training.optimizers import STEP, build_optimizer, lr_scale, states
 from rg.training.parameters import parameter_groups
+
+if not os.path.isabs(os.path.expanduser("~")):
+    # A user without a home, as in containers: what libraries cache there would land in a folder called ~ right here.
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 MEMORY_FORMAT = torch.channels_last
 COMPILERS: Mapping[str, Mapping[str, str]] = {
@@ -49,7 +56,7 @@ class Driver(Protocol):
         """What the model returns for inputs on its device, under autocast if the run asks for that."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a micro batch, averaged over the ranks."""
+        """Add the gradients of a micro batch; with the last one of a step they are averages over the ranks."""
 
     def step(self) -> None:
         """End a micro batch, and with the last one of a step clip the gradients and let the optimiser step."""
@@ -104,10 +111,11 @@ class Engine:
         if config.train.compile != "no":
             model.compile(**COMPILERS[config.train.compile], dynamic=False)
         self._learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        groups = parameter_groups(model, config.optimizer)
+        self._base_lrs = [group["lr"] for group in groups]
         rates_on = ranks.device if config.train.capture else None
-        self._optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer, rates_on)
+        self._optimizer = build_optimizer(groups, config.optimizer, rates_on)
         self._states = states(config.optimizer)
-        self._base_lrs = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._lr_scale = lr_scale(config.optimizer, config.train.epochs, steps_per_epoch)
         momentum = momentum or {}
         self._driver = self._drive(deepspeed_settings or {}, momentum.get(STEP))

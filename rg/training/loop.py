@@ -44,9 +44,9 @@ SHOWN = {"prior_loss": "prior", "accuracy": "acc"}  # on the line of progress, b
 
 
 class _Taken(NamedTuple):
-    """A micro batch of a step: what it was, what came of it, and the seconds that it was waited for."""
+    """A micro batch of a step: its images, what came of them, and the seconds that they were waited for."""
 
-    batch: Batch
+    keys: Sequence[str]
     values: Tensor
     rows: Tensor
     flags: StepFlags
@@ -194,52 +194,52 @@ class Loop:
     def _train_step(self, stream: Iterator[Batch]) -> StepFlags:
         """One optimiser step; returns the flags of its last micro step."""
         self.engine.train_mode()
+        shrinking = self.step < self.shrinking_steps
         if self.engine.model.sampler:
-            self.engine.model.sampler.shrinking = self.step < self.shrinking_steps
-        take = self._take if self.captured is None else self._take_captured
-        taken = take(stream)
-        skip = False
-        for micro in taken:
-            skip = skip or any(micro.flags.not_finite)
-            if micro.flags.not_finite[self.ranks.rank]:
-                self._warn_not_finite(micro.batch, micro.values)
-        if skip:
+            self.engine.model.sampler.shrinking = shrinking
+        # Every image is made small to a side of its own, which the host has to know.
+        captured = None if shrinking else self.captured
+        taken = self._launch(stream) if captured is None else self._replay(stream, captured)
+        if any(any(micro.flags.not_finite) for micro in taken):
             self._skip()
         else:
             self.skipped_in_a_row = 0
             for micro in taken:
                 self.objective.remember(micro.rows)
-                self.meter.add(micro.values, len(micro.batch.labels), micro.waited)
+                self.meter.add(micro.values, len(micro.keys), micro.waited)
         return taken[-1].flags
 
-    def _take(self, stream: Iterator[Batch]) -> list[_Taken]:
-        """The micro batches of a step, one after the other."""
+    def _launch(self, stream: Iterator[Batch]) -> list[_Taken]:
+        """A step, micro batch by micro batch."""
         self.engine.keep_statistics()
         taken: list[_Taken] = []
         for micro in range(self.config.train.accumulation):
-            batch, waited = self._read(stream)
-            losses = self.micro_step.forward(self._inputs(batch, micro))
-            arriving = HostCopy(losses.flags)  # sent to all ranks before backward, which goes on meanwhile
-            values = self.micro_step.backward(losses)
-            flags = StepFlags.unpack(arriving.wait())
-            taken.append(_Taken(batch, values, losses.rows, flags, waited))
+            taken.append(self._launch_micro_batch(*self._read(stream), micro))
             skip = any(any(each.flags.not_finite) for each in taken)
             self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
         return taken
 
-    def _take_captured(self, stream: Iterator[Batch]) -> list[_Taken]:
-        """The same from a CUDA graph, which leaves a step out on the device itself."""
+    def _launch_micro_batch(self, batch: Batch, waited: float, micro: int) -> _Taken:
+        losses = self.micro_step.forward(self._inputs(batch, micro))
+        arriving = HostCopy(losses.flags)  # sent to all ranks before backward, which goes on meanwhile
+        values = self.micro_step.backward(losses)
+        taken = _Taken(batch.keys, values, losses.rows, StepFlags.unpack(arriving.wait()), waited)
+        self._warn_if_not_finite(taken)
+        return taken
+
+    def _replay(self, stream: Iterator[Batch], captured: CapturedStep) -> list[_Taken]:
+        """A step from a CUDA graph, which leaves it out on the device itself."""
         read = [self._read(stream) for _ in range(self.config.train.accumulation)]
         inputs = [self._inputs(batch, micro) for micro, (batch, _) in enumerate(read)]
         self.engine.set_rates(self.step)
-        assert self.captured is not None
-        sampler = self.engine.model.sampler
-        outputs = self.captured(inputs, mode=sampler is not None and sampler.shrinking)
+        outputs = captured(inputs)
         all_flags = HostCopy(torch.stack([micro.flags for micro in outputs])).wait()
         taken = [
-            _Taken(batch, micro.values, micro.rows, StepFlags.unpack(flags), waited)
+            _Taken(batch.keys, micro.values, micro.rows, StepFlags.unpack(flags), waited)
             for (batch, waited), micro, flags in zip(read, outputs, all_flags, strict=True)
         ]
+        for micro in taken:
+            self._warn_if_not_finite(micro)
         if not any(any(micro.flags.not_finite) for micro in taken):
             self.engine.follow(self.step)
         return taken
@@ -274,14 +274,15 @@ class Loop:
         sizes, rank = self.engine.sizes, self.ranks.rank
         return image_seeds(self.config.seed, self.step, micro, sum(sizes[:rank]), sizes[rank])
 
-    def _warn_not_finite(self, batch: Batch, values: Tensor) -> None:
-        logger.warning(
-            "step %d: the loss is %g on %s, for %s; the step is left out on all ranks",
-            self.step,
-            values[0].item(),
-            self.ranks.name,
-            ", ".join(batch.keys),
-        )
+    def _warn_if_not_finite(self, micro: _Taken) -> None:
+        if micro.flags.not_finite[self.ranks.rank]:
+            logger.warning(
+                "step %d: the loss is %g on %s, for %s; the step is left out on all ranks",
+                self.step,
+                micro.values[0].item(),
+                self.ranks.name,
+                ", ".join(micro.keys),
+            )
 
     def _skip(self) -> None:
         """Take back what a forward pass that was not finite left behind."""

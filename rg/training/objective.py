@@ -113,7 +113,7 @@ class Objective:
     def _of_moved(self, values: Tensor) -> Tensor:
         """What the images of ``moved`` have of values of all images of this rank."""
         self._moved = self._moved.to(values.device)  # once: what a graph holds must not come from the host again
-        return values.index_select(0, self._moved)
+        return values[self._moved]
 
     def rows(self, output: ModelOutput | PlainOutput) -> Tensor:
         """What the terms of the batch need of every image: float [N, R]."""

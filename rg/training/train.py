@@ -143,11 +143,11 @@ def _set_up(
     group.together(lambda: check_folder(out, "--out"))
     manifest = group.together(lambda: Manifest.load(data))
     classes = Classes.of(manifest)
+    group.together(lambda: check_engine(config, ranks))
     deepspeed_settings = group.together(lambda: _deepspeed_settings(deepspeed, config))
     objective = group.together(
         lambda: _objective(config, manifest, micro_batches(config, ranks.world_size), ranks.rank)
     )
-    group.together(lambda: check_engine(config, ranks))
     agree(group, _facts(config, manifest, deepspeed_settings, resume))
     # By one rank for all; a folder to resume that is not there is told of below.
     owns = ranks.rank == 0 and (resume != "yes" or out.is_dir())

@@ -17,6 +17,7 @@ MODES = [
     "synchronised, activation checkpointing",
     "synchronised, ZeRO 1",
     "synchronised, every term",
+    "synchronised, DDP, every term",
     "synchronised, SSN",
     "synchronised, TASN",
 ]

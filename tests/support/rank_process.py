@@ -72,14 +72,14 @@ def _in_step(step: int, happen: Callable[[], None]) -> None:
     """In the middle of an optimiser step: the batch is there, the other ranks wait for this one."""
     from rg.training.loop import Loop
 
-    micro_step = Loop._micro_step
+    inputs = Loop._inputs
 
     def faulty(self: Loop, batch: object, micro: int) -> object:
         if self.step == step:
             happen()
-        return micro_step(self, batch, micro)  # type: ignore[arg-type]
+        return inputs(self, batch, micro)  # type: ignore[arg-type]
 
-    Loop._micro_step = faulty  # type: ignore[method-assign, assignment]
+    Loop._inputs = faulty  # type: ignore[method-assign, assignment]
 
 
 def _send(number: int) -> Callable[[int], None]:

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from torch.utils.cpp_extension import _get_build_directory
 
 from tests.training.test_train import command
 
 
-def test_training_prints_its_own_lines_alone(small_birds, tmp_path):
-    words = [sys.executable, "-m", "rg", *command(small_birds, tmp_path, train__epochs=1)]
+@pytest.mark.parametrize("engine", ["deepspeed", "ddp"])
+def test_training_prints_its_own_lines_alone(small_birds, tmp_path, engine):
+    words = [sys.executable, "-m", "rg", *command(small_birds, tmp_path, train__epochs=1, train__engine=engine)]
     toolkit = {"CUDA_HOME": str(tmp_path)}  # one without a GPU is what PyTorch warns of
     homeless = {"HOME": "~"}  # what Python makes of a home that is nowhere
     # What DeepSpeed compiles, others have compiled.

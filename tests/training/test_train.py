@@ -736,6 +736,13 @@ def test_a_compiled_run_is_one_graph_and_learns_the_same(small_birds, finished, 
     assert compiled == pytest.approx(eager, rel=1e-3)
 
 
+def test_a_file_for_deepspeed_is_refused_with_ddp(small_birds, tmp_path):
+    file = tmp_path / "stage1.json"
+    result = run(small_birds, tmp_path / "run", "--deepspeed", str(file), train__engine="ddp")
+    assert result.returncode == 2
+    assert result.stderr == f"rg: error: --deepspeed: expected no file with train.engine = ddp, got {file}\n"
+
+
 def test_inductor_without_a_compiler_is_refused_at_once(small_birds, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = run(small_birds, tmp_path / "run", train__compile="inductor")
