@@ -59,8 +59,9 @@ class Part:
 _NETWORK = "--recipe inat2017_resnet101 --size 224 --rounds 1"
 _TRAIN = f"-m benchmarks.bench_train {_NETWORK} --steps 20 --record"
 _PARTS = f"-m benchmarks.step_parts {_NETWORK} --variants channels_last"
+_LIGHT = ("triton", "tensorboard")
 _LAUNCHED = "--variants ddp captured --precision bf16"
-_SHORT = "--size 224 --rounds 1 --steps 10 --record"
+_BATCHES = f"-m benchmarks.bench_train --size 224 --rounds 1 --steps 10 {_LAUNCHED} --record"
 _TRAIN_SMALL = "-m benchmarks.bench_train --batch 4 --size 64 --steps 1 --rounds 1"
 _FAST = "--batch 128 --precision bf16"
 _INFER = f"-m benchmarks.bench_inference {_NETWORK} --seconds 1 --record"
@@ -83,8 +84,8 @@ PARTS: Mapping[str, Part] = {
         ("-m benchmarks.bench_kernels --dry-run",),
     ),
     "loader": Part(
-        "batches of DALI (cpu and mixed) beside ImageFolder and webdataset",
-        110,
+        "batches of DALI (cpu, and mixed at three loads of the JPEG engine) beside ImageFolder and webdataset",
+        140,
         ("nvidia.dali",),
         ("-m benchmarks.bench_loader --files 2000 --workers {cores} --batch 128 --seconds 4 --rounds 1 --record",),
         (f"-m benchmarks.bench_loader {_SMOKE_LOADER}",),
@@ -107,21 +108,22 @@ PARTS: Mapping[str, Part] = {
     "captured": Part(
         "the same step without DeepSpeed, launched and captured whole in a CUDA graph, in bf16 and fp32",
         200,
-        ("triton",),
+        _LIGHT,
         (f"{_TRAIN} {_LAUNCHED} --batch 128", f"{_TRAIN} --variants ddp captured --batch 64"),
         (f"{_TRAIN_SMALL} --variants ddp",),
     ),
-    "sizes": Part(
-        "that in bf16 with 32, 64 and 256 images, and of ResNet-50 with 128",
+    "resnet101": Part(
+        "that in bf16 with 32, 64 and 256 images",
+        270,
+        _LIGHT,
+        tuple(f"{_BATCHES} --recipe inat2017_resnet101 --batch {batch}" for batch in (32, 64, 256)),
+        (f"{_TRAIN_SMALL} --kinds 'region grouping' --variants ddp",),
+    ),
+    "resnet50": Part(
+        "that of ResNet-50 with 32, 64, 128 and 256 images",
         300,
-        ("triton",),
-        (
-            *(
-                f"-m benchmarks.bench_train --recipe inat2017_resnet101 {_SHORT} {_LAUNCHED} --batch {batch}"
-                for batch in (32, 64, 256)
-            ),
-            f"-m benchmarks.bench_train --recipe photos_resnet50 {_SHORT} {_LAUNCHED} --batch 128",
-        ),
+        _LIGHT,
+        tuple(f"{_BATCHES} --recipe photos_resnet50 --batch {batch}" for batch in (32, 64, 128, 256)),
         (f"{_TRAIN_SMALL} --kinds 'region grouping' --variants ddp",),
     ),
     "graphs": Part(

@@ -7,8 +7,9 @@ python -m benchmarks.bench_loader --samples 100000     whether the memory of our
 All providers read the same JPEGs from the page cache (``image_set``), augment them alike (short side 320, random crop
 224, flip, brightness) and deliver batches of bytes. Every measurement runs in a process of its own, and providers take
 turns in every round. A worker is a thread of our loader or a process of a DataLoader. ``dali_cpu``, ``dali_mixed`` and
-``pillow`` are our loader with each of its decoders. ``cached`` is one batch, copied again and again: what handing over
-a batch costs at least.
+``pillow`` are our loader with each of its decoders; with a number behind it, the JPEG engine of the GPU takes that
+share of the images in place of all. ``cached`` is one batch, copied again and again: what handing over a batch costs at
+least.
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ Clock = Callable[[], float]
 # The providers: endless streams of batches, uint8 [N, 3, C, C] with int64 [N]
 
 
-def ours(images: Path, batch: int, workers: int, decoder: str) -> Iterator[Batch]:
+def ours(images: Path, batch: int, workers: int, decoder: str, hardware_load: float = 1.0) -> Iterator[Batch]:
     """Our loader."""
     from pipelines.batches.decoding import Decoding
     from pipelines.batches.loader import Loader
 
-    loader = Loader(images / "shards", "train", GEOMETRY, batch, decoding=Decoding(decoder, workers))
+    decoding = Decoding(decoder, workers, hardware_load=hardware_load)
+    loader = Loader(images / "shards", "train", GEOMETRY, batch, decoding=decoding)
     for loaded in loader:
         yield loaded.images, loaded.labels
 
@@ -114,15 +116,17 @@ def _transform() -> Callable[[Image.Image], Tensor]:
 PROVIDERS: dict[str, Callable[[Path, int, int], Iterator[Batch]]] = {
     "dali_cpu": functools.partial(ours, decoder="cpu"),
     "dali_mixed": functools.partial(ours, decoder="mixed"),
+    "dali_mixed_0.65": functools.partial(ours, decoder="mixed", hardware_load=0.65),
+    "dali_mixed_0": functools.partial(ours, decoder="mixed", hardware_load=0.0),
     "pillow": functools.partial(ours, decoder="pillow"),
     "imagefolder": imagefolder,
     "webdataset": webdataset,
     "cached": cached,
 }
+DALI = ("pipelines.batches.loader", "pipelines.batches.dali")
 # What a provider imports; that is done before anything is timed.
 MODULES = {
-    "dali_cpu": ("pipelines.batches.loader", "pipelines.batches.dali"),
-    "dali_mixed": ("pipelines.batches.loader", "pipelines.batches.dali"),
+    **dict.fromkeys([provider for provider in PROVIDERS if provider.startswith("dali")], DALI),
     "pillow": ("pipelines.batches.loader", "pipelines.batches.pillow"),
     "imagefolder": ("torchvision.datasets", "torchvision.transforms.v2"),
     "webdataset": ("webdataset", "torchvision.transforms.v2"),
@@ -137,7 +141,7 @@ def missing(provider: str) -> str:
             importlib.import_module(module)
     except ImportError as error:
         return f"cannot import {error.name}"
-    if provider == "dali_mixed" and not importlib.import_module("torch").cuda.is_available():
+    if provider.startswith("dali_mixed") and not importlib.import_module("torch").cuda.is_available():
         return "no GPU"
     return ""
 
