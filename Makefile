@@ -12,6 +12,8 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
+# One more than there are cores: tests that launch ranks wait for them.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))')
 # Rooms from tensors to explanations, whose tests train nothing and take less than 40 s of one core each.
 FAST := $(addprefix tests/,test_config.py test_imports.py kernels model pipelines attribution explain tables)
 
@@ -49,7 +51,7 @@ check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(FAST)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m gpu
 	$(MAKE) gate
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from kernels.dispatch import ONE_PASS
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -114,8 +116,8 @@ def choose_image_blocks(images: int, positions: int, channels: int, parts: int, 
         forward: Forward, or backward, which needs twice the registers for sums and gradients of as many channels.
     """
     block_c, block_k = triton.next_power_of_2(channels), max(8, triton.next_power_of_2(parts))
-    second = block_c if forward else min(block_c, 8192 // block_k)
-    block_p = 32 if forward and block_c * block_k <= 8192 else 16
+    second = block_c if forward else min(block_c, ONE_PASS // block_k)
+    block_p = 32 if forward and block_c * block_k <= ONE_PASS else 16
     spans = min(max(1, 132 // images), triton.cdiv(positions, block_p))
     span = triton.cdiv(triton.cdiv(positions, spans), block_p) * block_p
     spans = triton.cdiv(positions, span)

@@ -1,9 +1,9 @@
 """Which kernels a call takes: a rule of its sizes, its features and the device.
 
 Three sets of kernels compute the same. ``kernels.grouping`` takes any features, a tile at a time; in a leaner form it
-takes fewer instructions for that. ``kernels.image_grouping`` takes an image at a time and reads the features once. Only
-the first has been timed on a GPU, so the others are there for those who ask for them: ``prefer("lean")`` and
-``prefer("image")``.
+takes fewer instructions for that. ``kernels.image_grouping`` takes an image at a time and reads the features once, or
+twice where they have too many channels. Only the first has been timed on a GPU, so the others are there for those who
+ask for them: ``prefer("lean")`` and ``prefer("image")``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Way = Literal["tile", "lean", "image"]
+ONE_PASS = 8192  # channels times parts that a program keeps in registers beside the features
 WAYS: tuple[Way, ...] = ("tile", "lean", "image")
 
 _preferred: Way = "tile"
@@ -57,7 +58,7 @@ def fits_image(
         forward: Forward, or backward, which takes two passes over the features where one does not fit.
     """
     block_c, block_k = 2 ** (channels - 1).bit_length(), max(8, 2 ** (parts - 1).bit_length())
-    one_pass = block_c * block_k <= 8192
+    one_pass = block_c * block_k <= ONE_PASS
     return (
         dtype == torch.bfloat16
         and channels_last

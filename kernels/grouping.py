@@ -149,7 +149,9 @@ def _forward_kernel(
                 b_squares += tl.sum(b_wide * b_wide, 1)
                 b_center_squares += tl.sum(b_centers * b_centers, 1)
             if PAIRED:
-                b_products = add_product(b_x, paired(tl.trans(b_centers)), b_products)
+                b_products += add_product(
+                    b_x, paired(tl.trans(b_centers)), tl.zeros([BLOCK_P, 2 * BLOCK_K], tl.float32)
+                )
             else:
                 b_products += dot_features(b_x, tl.trans(b_centers))
         if LEAN:
@@ -339,7 +341,9 @@ def _backward_kernel(
             o_directions = (i_n * K + o_k)[:, None] * C + o_c[None, :]
             b_directions = tl.load(p_directions + o_directions, mask=m_k[:, None] & m_c[None, :], other=0)
             if PAIRED:
-                b_slopes = add_product(b_x, paired(tl.trans(b_directions)), b_slopes)
+                b_slopes += add_product(
+                    b_x, paired(tl.trans(b_directions)), tl.zeros([BLOCK_P, 2 * BLOCK_K], tl.float32)
+                )
             else:
                 b_slopes += dot_features(b_x, tl.trans(b_directions))
     if PAIRED:
@@ -506,9 +510,9 @@ def _plan_forward(
     blocks = choose_blocks(N, H * W, C, K, x[0], device[1], is_flat(H, W, x), lean)
     shared, cut = _shared(C, K, x[0], centers, sigma), _cut(H, W, x, assign, blocks, lean)
     sizes = {**shared, **cut, "ASSIGN": not given, "POOL": pool, "FLAT": flat}
-    first = Launch(_forward_kernel, (N * cut["T"], 1, 1), sizes, blocks.warps, blocks.stages)
+    first = Launch(_forward_kernel, (N * cut["T"], 1, 1), sizes, blocks.warps, blocks.stages, direct=lean)
     sizes = {**shared, "T": cut["T"], "BLOCK_C": triton.next_power_of_2(C)}
-    return cut["T"], first, Launch(normalize_kernel, (N * K, 1, 1), sizes, warps=4)
+    return cut["T"], first, Launch(normalize_kernel, (N * K, 1, 1), sizes, warps=4, direct=lean)
 
 
 @functools.lru_cache(maxsize=64)
@@ -532,7 +536,7 @@ def _plan_backward(
     shared, cut = _shared(C, K, x[0], centers, sigma), _cut(H, W, x, assign, blocks, lean)
     region_strides = strides_by_name("grad", (0, 0, 0) if grad_regions is None else grad_regions[1], "nkc")
     sizes = {**shared, **region_strides, "BLOCK_C": triton.next_power_of_2(C)}
-    directions = Launch(_direction_kernel, (N * K, 1, 1), sizes, warps=4)
+    directions = Launch(_direction_kernel, (N * K, 1, 1), sizes, warps=4, direct=lean)
     none = (0, 0, 0, 0)
     asked = {"ASSIGN": grad_assign is None, "POOL": grad_regions is not None}
     sizes = {
@@ -544,10 +548,11 @@ def _plan_backward(
         **strides_by_name("grad_x", none if grad_x is None else grad_x[1], "nchw"),
         **strides_by_name("grad_assign", none if grad_assign is None else grad_assign[1], "nkhw"),
     }
-    gradients = Launch(_backward_kernel, (N * cut["T"], 1, 1), sizes, blocks.warps, blocks.stages)
+    gradients = Launch(_backward_kernel, (N * cut["T"], 1, 1), sizes, blocks.warps, blocks.stages, direct=lean)
     sizes = {**shared, **asked, "N": N, "T": cut["T"], "BLOCK_N": 128 if lean else 32, "BLOCK_C": 64}
     grid = (K, triton.cdiv(C, 64), 1)
-    return cut["T"], directions, gradients, Launch(_parameters_kernel, grid, sizes, warps=8 if lean else 4)
+    parameters = Launch(_parameters_kernel, grid, sizes, warps=8 if lean else 4, direct=lean)
+    return cut["T"], directions, gradients, parameters
 
 
 def _forward(
@@ -563,10 +568,9 @@ def _forward(
     regions, mass, norm = (new((N, K, C)), new((N, K)), new((N, K))) if pool else (None, None, None)
     if N == 0:
         return assign, lse, regions, mass, norm
-    plan = _plan_forward if lean else _plan_forward.__wrapped__
     kinds = kind_of_map(x), kind(centers), kind(sigma), kind_of_map(assign)
     device = x.device, capability(x)
-    T, launch, normalize = plan((N, C, H, W), K, *kinds, given is not None, pool, lean, device)
+    T, launch, normalize = _plan_forward((N, C, H, W), K, *kinds, given is not None, pool, lean, device)
     sums, masses = (new((N, T, K, C)), new((N, T, K))) if pool else (None, None)
     with torch.cuda.device_of(x):
         launch(
@@ -623,8 +627,7 @@ def backward(
     if pooled is not None:
         regions, mass, norm = map(dense, pooled[:3])
         grad_regions, directions, offsets = pooled[3], new((N, K, C)), new((N, K))
-    plan = _plan_backward if lean else _plan_backward.__wrapped__
-    T, direct, differentiate, add_up = plan(
+    T, direct, differentiate, add_up = _plan_backward(
         (N, C, H, W),
         K,
         kind_of_map(x),
@@ -689,19 +692,19 @@ def backward(
 
 @torch.library.custom_op("region_grouping::region_grouping", mutates_args=())
 def _region_grouping(
-    x: Tensor, centers: Tensor, sigma: Tensor, lean: bool
+    x: Tensor, centers: Tensor, sigma: Tensor, lean: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _forward(x, centers, sigma, None, True, lean)  # type: ignore[return-value]
 
 
 @torch.library.custom_op("region_grouping::part_assignment", mutates_args=())
-def _part_assignment(x: Tensor, centers: Tensor, sigma: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
+def _part_assignment(x: Tensor, centers: Tensor, sigma: Tensor, lean: bool = False) -> tuple[Tensor, Tensor]:
     return _forward(x, centers, sigma, None, False, lean)[:2]  # type: ignore[return-value]
 
 
 @torch.library.custom_op("region_grouping::vlad_pooling", mutates_args=())
 def _vlad_pooling(
-    x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, lean: bool
+    x: Tensor, assign: Tensor, centers: Tensor, sigma: Tensor, lean: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _forward(x, centers, sigma, assign, True, lean)[2:]  # type: ignore[return-value]
 
@@ -718,7 +721,7 @@ def _grouping_backward(
     norm: Tensor | None,
     grad_assign: Tensor | None,
     grad_regions: Tensor | None,
-    lean: bool,
+    lean: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooled = None if grad_regions is None else (regions, mass, norm, grad_regions)
     found = backward(x, centers, sigma, assign, lse, pooled, grad_assign, True, lean)  # type: ignore[arg-type]
@@ -736,7 +739,7 @@ def _vlad_pooling_backward(
     mass: Tensor,
     norm: Tensor,
     grad_regions: Tensor,
-    lean: bool,
+    lean: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return backward(x, centers, sigma, assign, None, (regions, mass, norm, grad_regions), None, True, lean)  # type: ignore[return-value]
 

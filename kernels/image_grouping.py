@@ -611,7 +611,9 @@ def _backward(
     with torch.cuda.device_of(x):
         launch(
             d_x=_descriptor(x, blocks.positions, blocks.channels),
-            d_grad_x=None if grad_x is None or second else _descriptor(grad_x, blocks.positions, blocks.channels),
+            d_grad_x=None
+            if grad_x is None or second is not None
+            else _descriptor(grad_x, blocks.positions, blocks.channels),
             p_centers=centers,
             p_sigma=sigma,
             p_assign=assign,

@@ -11,7 +11,7 @@ class Launch:
     """One kernel, its grid and all arguments but the pointers.
 
     The first call goes through Triton, which binds the arguments, looks at what they are specialised on and compiles.
-    Later calls launch what was compiled. So all calls must have pointers of the same dtypes and of the same alignment.
+    If it is direct, later calls launch what was compiled, so all must have pointers of the same dtypes and alignment.
 
     Args:
         kernel: Its pointers and descriptors come first.
@@ -19,6 +19,7 @@ class Launch:
         sizes: All other arguments by name; what the kernel has no name for is left out.
         warps: Warps of a program.
         stages: Of a software pipeline; None: as many as Triton likes.
+        direct: Whether later calls do without Triton.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class Launch:
         sizes: dict[str, Any],
         warps: int,
         stages: int | None = None,
+        direct: bool = True,
     ) -> None:
         self._kernel = kernel
         self._grid = grid
         self._sizes = {name: sizes[name] for name in kernel.arg_names if name in sizes}
         self._values = tuple(self._sizes.values())
         self._options = {"num_warps": warps} | ({} if stages is None else {"num_stages": stages})
+        self._direct = direct
         self._compiled: Any = None  # Triton's interpreter compiles nothing
 
     def __call__(self, **pointers: Any) -> None:
@@ -41,6 +44,7 @@ class Launch:
         if self._compiled is None:
             arguments = {**pointers, **self._sizes}
             assert list(arguments) == list(self._kernel.arg_names)
-            self._compiled = self._kernel[self._grid](**arguments, **self._options)
+            compiled = self._kernel[self._grid](**arguments, **self._options)
+            self._compiled = compiled if self._direct else None
         else:
             self._compiled[self._grid](*pointers.values(), *self._values)

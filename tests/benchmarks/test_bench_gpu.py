@@ -102,14 +102,14 @@ child.wait()
     raise AssertionError(f"{pid} goes on")
 
 
-def test_the_plan_names_all_commands_and_fits_into_25_minutes(capsys):
+def test_the_plan_names_all_commands_and_how_long_they_take(capsys):
     assert bench_gpu.main(["--dry-run"]) == 0
     out = capsys.readouterr().out
     for part in bench_gpu.PARTS.values():
         assert part.seconds <= bench_gpu.LIMIT == 480
         for command in part.commands:
             assert f"python {shlex.join(bench_gpu.words(command, Path('OUT'))[1:])}\n" in out
-    assert "about 25 minutes, 8 a part at most" in out
+    assert "about 41 minutes, 8 a part at most" in out
 
 
 COMMANDS = [command for part in bench_gpu.PARTS.values() for command in (*part.commands, *part.smoke)]

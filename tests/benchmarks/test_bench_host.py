@@ -132,7 +132,8 @@ def test_a_plan_is_for_what_triton_compiles_for(way, case, monkeypatch):
                 outputs = module.region_grouping(features[lies].detach().requires_grad_(learns), *parameters)
                 given = zip(outputs, upstreams[grads](*outputs), strict=True)
                 torch.autograd.backward(*zip(*[pair for pair in given if pair[1] is not None], strict=True))
-                found.append([launch.compilation for launch in launched])
+                numbers = [[value for value in launch.arguments if isinstance(value, int)] for launch in launched]
+                found.append([(launch.compilation, launch.grid) for launch in launched] + numbers)
         return found
 
     assert launches(fresh=False) == launches(fresh=True)

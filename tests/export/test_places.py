@@ -33,8 +33,7 @@ def make_run(folder, kind):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["region_grouping", "plain"])
-@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+@pytest.mark.parametrize("kind,format", [("region_grouping", "onnx"), ("plain", "torch-export")])
 def test_places_are_an_input_and_what_they_add_an_output(tmp_path, kind, format):
     run = make_run(tmp_path / "run", kind)
     file, differences = export(run, format)

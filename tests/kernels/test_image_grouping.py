@@ -136,7 +136,9 @@ def test_gradients_of_any_layout():
 
 
 @pytest.mark.parametrize("provider", [grouping, image_grouping], ids=["tile", "image"])
-@pytest.mark.parametrize("case", [CASES[0], (1, 520, 3, 3, 12)], ids=str)
+@pytest.mark.parametrize(
+    "case", [CASES[0], (1, 520, 3, 3, 12), (1, 264, 3, 3, 20)], ids=str
+)  # the last goes back by tiles
 def test_features_that_need_no_gradient_change_no_other(provider, case):
     x, centers, sigma = draw_last(case)
     grads = []
