@@ -179,7 +179,10 @@ def describe(kernel: JITFunction, arguments: dict[str, Any]) -> Compilation:
 
 
 def compile(compilation: Compilation, architecture: int) -> Resources:
-    """Compiles down to the machine code of an architecture (compute capability x 10) and reads what it uses."""
+    """Compiles down to the machine code of an architecture (compute capability x 10) and reads what it uses.
+
+    Instructions are counted in PTX, where Triton has decided on them; machine code takes as long to read as to make.
+    """
     source = ASTSource(
         fn=KERNELS[compilation.kernel],
         signature=dict(compilation.signature),
@@ -192,23 +195,28 @@ def compile(compilation: Compilation, architecture: int) -> Resources:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         tool = triton.knobs.nvidia.cuobjdump.path
-        dump = subprocess.run([tool, "-res-usage", "-sass", cubin], capture_output=True, text=True, check=True).stdout
+        dump = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+)", dump)
     assert usage is not None
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", dump, re.MULTILINE)
-    matrix = [code for code in opcodes if re.match(r"HMMA|HGMMA|DMMA|UTC\w*MMA", code)]
-    loads = [code for code in opcodes if re.match(r"LDG\.|LDGSTS\.|UBLKCP|UTMALDG", code)]
-    wide = [code for code in loads if ".128" in code or code.startswith("U")]
+    code = compiled.asm["ptx"]
+    loads = _count(code, r"ld\.global\b|cp\.async\.c[ag]\.shared")
+    wide = _count(code, r"ld\.global\b\S*\.(v4\.\w32|v2\.\w64)\b|cp\.async\.cg\.shared.*, 0x10,")
+    descriptor_loads = _count(code, r"cp\.async\.bulk\.tensor\.\dd\.shared")
     return Resources(
         registers=int(usage[1]),
         stack=int(usage[2]),
         shared=compiled.metadata.shared,
-        matrix=len(matrix),
-        wide_loads=len(wide),
-        narrow_loads=len(loads) - len(wide),
-        descriptor_loads=sum(code.startswith("UTMALDG") for code in opcodes),
-        descriptor_stores=sum(code.startswith("UTMASTG") for code in opcodes),
+        matrix=_count(code, r"mma\.sync|wgmma\.mma_async|tcgen05\.mma\b"),
+        wide_loads=wide + descriptor_loads,
+        narrow_loads=loads - wide,
+        descriptor_loads=descriptor_loads,
+        descriptor_stores=_count(code, r"cp\.async\.bulk\.tensor\.\dd\.global"),
     )
+
+
+def _count(code: str, instruction: str) -> int:
+    """How often an instruction is in PTX, whatever its predicate."""
+    return len(re.findall(rf"^\s*(?:@!?%p\d+\s+)?(?:{instruction})", code, re.MULTILINE))
 
 
 def failures(compilation: Compilation, resources: Resources, architecture: int) -> list[str]:

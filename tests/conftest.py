@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pipelines.shards.manifest import Schema
 
 TESTS = Path(__file__).parent
-ALONE = ("kernels/test_grouping.py", "kernels/test_occurrence.py")
+OF_KERNELS = ("dispatch", "grouping", "image_grouping", "occurrence", "operators")
+ALONE = [f"kernels/test_{name}.py" for name in OF_KERNELS]
+LONGEST = ("export", "training", "launch", "benchmarks", "evaluation", "attribution", "package", "pages", "explain")
 if not all(importlib.util.find_spec(name) for name in ("scipy", "timm", "webdataset", "jsonargparse")):
     names = (path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
     collect_ignore = [name for name in names if name not in ALONE]
@@ -24,6 +26,12 @@ if importlib.util.find_spec("hypothesis"):
 
     settings.register_profile("no speed", deadline=None)  # a slow machine is no fault
     settings.load_profile("no speed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders whose files take longest come first, so that no worker is left alone with one of them at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).parts[0], len(places)))
 
 
 @pytest.fixture(autouse=True)
