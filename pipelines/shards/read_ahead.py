@@ -89,6 +89,8 @@ class ReadAhead:
             self._pool = None
 
     def _fetch(self, shard: Shard, future: Future[Held]) -> None:
+        if future.cancelled():  # while it waited for its turn; nothing is to make room for it
+            return
         try:
             held = self._cache.hold(shard, functools.partial(self._part, future, shard.tar), self._order)
         except BlockingIOError:

@@ -321,7 +321,7 @@ def test_needed_shards_are_read_from_the_cache_and_others_from_afar(tmp_path):
     assert source.requests["shard-2.tar"] == 2
 
 
-def test_what_is_not_needed_any_more_is_not_fetched(tmp_path, monkeypatch):
+def test_what_is_not_needed_any_more_is_not_fetched_and_makes_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr(read_ahead, "FETCHES", 1)
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -331,13 +331,16 @@ def test_what_is_not_needed_any_more_is_not_fetched(tmp_path, monkeypatch):
             assert goes_on.wait(60)
             return super().read_range(name, start, size)
 
-    ahead = ReadAhead(Slow(), Cache(tmp_path, 10**6))
+    cache = Cache(tmp_path, 2 * SIZE)
+    hold(cache, 4)
+    ahead = ReadAhead(Slow(), cache)
     ahead.need(SHARDS, 3)
     assert begun.wait(60)
-    ahead.need(SHARDS[3:], 1)
+    ahead.need(SHARDS[:1], 0)
+    ahead.need(SHARDS[:1], 1)
     goes_on.set()
-    assert ahead.read_range("shard-3.tar", 0, 9) == CONTENT["shard-3.tar"][:9]
-    assert names(tmp_path) == ["shard-0", "shard-3"]
+    assert ahead.read_range("shard-0.tar", 0, 9) == CONTENT["shard-0.tar"][:9]
+    assert names(tmp_path) == ["shard-0", "shard-4"]
 
 
 def test_what_has_no_room_is_read_from_afar_and_told_once(tmp_path, caplog):
