@@ -19,7 +19,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,10 @@ import torch
 from benchmarks import world_sizes
 from benchmarks.tools import comparison, ledger, process
 from benchmarks.tools.options import at_least
-from pipelines.batches.loader import Batch
+from pipelines.batches.loader import Loader
 from rg import recipes
 from rg.config import RunConfig
+from rg.training.batch_reader import BatchReader, Read
 from rg.training.step_flags import StepFlags
 
 RESULTS = ledger.RESULTS / "train.csv"
@@ -89,18 +90,18 @@ def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str
     from rg.training.loop import Loop
 
     take_step = Loop._train_step
-    stream = _Stream(cached, VARIANTS[variant].memory_format)
     spent: dict[str, list[float]] = {"step": [], "wait": []}
 
-    def timed(loop: Loop, source: Iterator[Batch]) -> StepFlags:
-        stream.source = source
-        stream.prepare()
+    def timed(loop: Loop) -> StepFlags:
+        if not isinstance(loop.batches, Reader):
+            loop.batches = Reader(loop.loader, cached, VARIANTS[variant].memory_format)
+        loop.batches.waited = 0.0
         began = time.perf_counter()
-        result = take_step(loop, stream)
+        result = take_step(loop)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         spent["step"].append(time.perf_counter() - began)
-        spent["wait"].append(stream.waited)
+        spent["wait"].append(loop.batches.waited)
         return result
 
     Loop._train_step = timed  # type: ignore[method-assign, assignment]
@@ -124,34 +125,28 @@ def train_as(variant: str, config: RunConfig, data: Path) -> None:
         train(config, data, Path(folder) / "run")
 
 
-class _Stream:
-    """The batches of a loader, or its first one over and over, and the seconds that the last step waited for them.
+class Reader(BatchReader):
+    """The batches of a loader, or its first one over and over.
 
     Images come in channels_last; convolutions take that layout if either images or weights have it.
+
+    Attributes:
+        waited: Seconds for which images have been waited for.
     """
 
-    def __init__(self, cached: bool, memory_format: torch.memory_format) -> None:
-        self.source: Iterator[Batch] = iter(())
-        self.cached, self.memory_format, self.waited = cached, memory_format, 0.0
-        self.first: Batch | None = None
+    def __init__(self, loader: Loader, cached: bool, memory_format: torch.memory_format) -> None:
+        super().__init__(loader)
+        self.waited, self._layout = 0.0, memory_format
+        self._first: Read | None = None
+        self._first = self._read() if cached else None
 
-    def prepare(self) -> None:
-        self.waited = 0.0
-        if self.cached and self.first is None:
-            self.first = self._next()
-
-    def __iter__(self) -> _Stream:
-        return self
-
-    def __next__(self) -> Batch:
-        began = time.perf_counter()
-        batch = self.first or self._next()
-        self.waited += time.perf_counter() - began
-        return batch
-
-    def _next(self) -> Batch:
-        batch = next(self.source)
-        return dataclasses.replace(batch, images=batch.images.contiguous(memory_format=self.memory_format))
+    def _read(self) -> Read:
+        if self._first:
+            return self._first
+        read = super()._read()
+        self.waited += read.waited
+        images = read.batch.images.contiguous(memory_format=self._layout)
+        return read._replace(batch=dataclasses.replace(read.batch, images=images))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from torch import Tensor
 from benchmarks import bench_train, world_sizes
 from benchmarks.tools import comparison, ledger, process
 from benchmarks.tools.options import at_least
-from pipelines.batches.loader import Batch
 from rg import recipes
 from rg.config import RunConfig
 from rg.training.step_flags import StepFlags
@@ -116,20 +114,19 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
     clock = Clock()
     spent: list[dict[tuple[str, str], float]] = []
     take_step, backward, optimize = Loop._train_step, engine.Engine.backward, engine.Engine.step
-    batches: list[Batch] = []
     profiler = torch.profiler.profile() if operators else None
 
-    def timed_step(loop: Loop, stream: Iterator[Batch]) -> StepFlags:
-        if not batches:
-            batch, layout = next(stream), bench_train.VARIANTS[variant].memory_format
-            batches.append(dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout)))
+    def timed_step(loop: Loop) -> StepFlags:
+        if not isinstance(loop.batches, bench_train.Reader):
+            layout = bench_train.VARIANTS[variant].memory_format
+            loop.batches = bench_train.Reader(loop.loader, cached=True, memory_format=layout)
             attach(loop.engine.model, clock)
         if profiler and len(spent) == WARM_UP:
             profiler.start()
         if profiler and len(spent) == WARM_UP + PROFILED:
             profiler.stop()
         clock.mark()
-        result = take_step(loop, itertools.repeat(batches[0]))
+        result = take_step(loop)
         clock.mark(("rest", "after"))
         spent.append(clock.read())
         return result

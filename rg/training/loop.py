@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,6 +27,7 @@ from rg.model.losses import classification_loss
 from rg.model.noise import image_seeds
 from rg.runs.folder import CHECKPOINTS, LOG, WEIGHTS
 from rg.runs.progress import progress_bar
+from rg.training.batch_reader import BatchReader
 from rg.training.captured_step import CapturedStep, Outputs, side_stream
 from rg.training.checkpoints import MODEL, MOMENTUM, QUEUE, TRAINED, Checkpoint, Checkpoints
 from rg.training.engine import Engine
@@ -85,6 +85,7 @@ class Loop:
     ) -> None:
         self.config, self.out, self.engine = config, out, engine
         self.loader, self.val_loader = loader, val_loader
+        self.batches = BatchReader(loader)
         self.steps_per_epoch, self.step = steps_per_epoch, 0
         self.total = config.train.epochs * steps_per_epoch
         self.checkpoints, self.heartbeat = checkpoints, heartbeat
@@ -111,6 +112,7 @@ class Loop:
         if not own and not self.is_main:
             counters = dict.fromkeys(counters, 0) | {"meter": None}
         self.loader.resume(state["loader"] | {name: counters[name] for name in ("read", "damaged")})
+        self.batches = BatchReader(self.loader)
         self.meter = Meter(self.objective.names, counters["meter"], self.objective.labelled)
         if not own:
             torch.manual_seed(_stream_seed(self.config.seed, self.step, self.ranks.rank))
@@ -131,7 +133,6 @@ class Loop:
 
     def _run(self) -> int:
         config = self.config.train
-        stream = iter(self.loader)
         with History(self.out, self.step, self.is_main) as history:
             self._log_start()
             stop, due = 0, False
@@ -140,7 +141,7 @@ class Loop:
                     epoch, rest = divmod(self.step, self.steps_per_epoch)
                     if rest == 0:
                         torch.manual_seed(_stream_seed(self.config.seed, epoch, self.ranks.rank))
-                    flags = self._train_step(stream)
+                    flags = self._train_step()
                     stop = flags.signal
                     self.step += 1
                     bar.update()
@@ -191,7 +192,7 @@ class Loop:
             _count(self.ranks.world_size, "rank"),
         )
 
-    def _train_step(self, stream: Iterator[Batch]) -> StepFlags:
+    def _train_step(self) -> StepFlags:
         """One optimiser step; returns the flags of its last micro step."""
         self.engine.train_mode()
         shrinking = self.step < self.shrinking_steps
@@ -199,7 +200,7 @@ class Loop:
             self.engine.model.sampler.shrinking = shrinking
         # Every image is made small to a side of its own, which the host has to know.
         captured = None if shrinking else self.captured
-        taken = self._launch(stream) if captured is None else self._replay(stream, captured)
+        taken = self._launch() if captured is None else self._replay(captured)
         if any(any(micro.flags.not_finite) for micro in taken):
             self._skip()
         else:
@@ -209,12 +210,12 @@ class Loop:
                 self.meter.add(micro.values, len(micro.keys), micro.waited)
         return taken[-1].flags
 
-    def _launch(self, stream: Iterator[Batch]) -> list[_Taken]:
+    def _launch(self) -> list[_Taken]:
         """A step, micro batch by micro batch."""
         self.engine.keep_statistics()
         taken: list[_Taken] = []
         for micro in range(self.config.train.accumulation):
-            taken.append(self._launch_micro_batch(*self._read(stream), micro))
+            taken.append(self._launch_micro_batch(*self._read(), micro))
             skip = any(any(each.flags.not_finite) for each in taken)
             self.engine.step(self.step, last=micro == self.config.train.accumulation - 1, skip=skip)
         return taken
@@ -227,13 +228,19 @@ class Loop:
         self._warn_if_not_finite(taken)
         return taken
 
-    def _replay(self, stream: Iterator[Batch], captured: CapturedStep) -> list[_Taken]:
-        """A step from a CUDA graph, which leaves it out on the device itself."""
-        read = [self._read(stream) for _ in range(self.config.train.accumulation)]
+    def _replay(self, captured: CapturedStep) -> list[_Taken]:
+        """A step from a CUDA graph, which leaves it out on the device itself. The next one is read meanwhile."""
+        accumulation = self.config.train.accumulation
+        read = [self._read() for _ in range(accumulation)]
         inputs = [self._inputs(batch, micro) for micro, (batch, _) in enumerate(read)]
         self.engine.set_rates(self.step)
         outputs = captured(inputs)
-        all_flags = HostCopy(torch.stack([micro.flags for micro in outputs])).wait()
+        arriving = HostCopy(torch.stack([micro.flags for micro in outputs]))
+        if self.step + 1 < self.total:
+            self._at("reading data")
+            self.batches.read_ahead(accumulation)
+            self._at("training")
+        all_flags = arriving.wait()
         taken = [
             _Taken(batch.keys, micro.values, micro.rows, StepFlags.unpack(flags), waited)
             for (batch, waited), micro, flags in zip(read, outputs, all_flags, strict=True)
@@ -255,14 +262,12 @@ class Loop:
             self.engine.end_micro_batch(not_finite)
         return outputs
 
-    def _read(self, stream: Iterator[Batch]) -> tuple[Batch, float]:
+    def _read(self) -> tuple[Batch, float]:
         """The next batch, and the seconds that it was waited for."""
         self._at("reading data")
-        began = time.perf_counter()
-        batch = next(stream)
-        waited = time.perf_counter() - began
+        read = self.batches.take()
         self._at("training")
-        return batch, waited
+        return read
 
     def _inputs(self, batch: Batch, micro: int) -> Inputs:
         """What a micro batch of the step is computed from."""
@@ -305,7 +310,7 @@ class Loop:
 
     def _record(self, bar: tqdm, history: History) -> None:
         record = self.meter.read(self.engine)
-        counts = torch.tensor([self.loader.damaged], dtype=torch.float64, device=self.ranks.device)
+        counts = torch.tensor([self.batches.position["damaged"]], dtype=torch.float64, device=self.ranks.device)
         record["damaged"], record["skipped"] = int(self.group.sum(counts).item()), self.skipped
         history.write("train", self.step, self.step / self.steps_per_epoch, record)
         if "loss" in record:
@@ -346,7 +351,7 @@ class Loop:
             self.checkpoints.settle()
         if not self.engine.has_finite_weights():
             raise self._diverged("the weights are not finite any more")
-        state = self.loader.state()
+        state = dict(self.batches.position)
         counters = {"read": state.pop("read"), "damaged": state.pop("damaged"), "meter": self.meter.values()}
         own = {f"statistic-{number:04d}": value for number, value in enumerate(self.engine.statistics())}
         own = {name: value.cpu() for name, value in own.items()} | {

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import math
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,22 +90,37 @@ def batch(number: int, size: int, side: int = SIDE) -> Batch:
     return Batch(images, labels, [f"{number}-{n}" for n in range(size)], part_maps=masks, places=places)
 
 
-class Run:
-    """Some steps of a run, without loader, checkpoints and files."""
+def batches(changed: dict[str, Any], sides: Sequence[int] = (SIDE,) * STEPS) -> list[Batch]:
+    """The micro batches of steps whose images have these sides."""
+    count = changed.get("train.accumulation", 1)
+    size = TRAIN["train.global_batch"] // count
+    return [batch(step * count + micro, size, side) for step, side in enumerate(sides) for micro in range(count)]
 
-    def __init__(self, changed: dict[str, Any], capture: bool) -> None:
+
+class Batches(list[Batch]):
+    """A loader of these."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+class Run:
+    """Steps of a run, without shards, checkpoints and files."""
+
+    def __init__(self, changed: dict[str, Any], capture: bool, images: Sequence[Batch]) -> None:
         self.config = configure({**changed, "train.capture": capture})
         torch.manual_seed(0)
         model = build_model(self.config.model, CLASSES, pretrained=False)
         self.engine = Engine(model, self.config, Group(Ranks()), STEPS // 2)
         checkpoints: Any = SimpleNamespace(busy=False, pending=False, newest=None)
         heartbeat: Any = SimpleNamespace(at=lambda _: None)
-        loader: Any = None
+        loader: Any = Batches(images)
         what = Objective(self.config, self.engine.sizes, 0)
         self.loop = Loop(self.config, Path(), self.engine, what, loader, None, STEPS // 2, checkpoints, heartbeat)
 
-    def step(self, *batches: Batch) -> None:
-        self.loop._train_step(iter(batches))
+    def step(self) -> None:
+        torch.manual_seed(self.loop.step)
+        self.loop._train_step()
         self.loop.step += 1
 
     def state(self) -> dict[str, Any]:
@@ -142,14 +158,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_replayed_steps_are_those_that_are_launched(kind, graphs):
-    launched, replayed = Run(KINDS[kind], capture=False), Run(KINDS[kind], capture=True)
-    accumulation = launched.config.train.accumulation
     shrinking = STEPS // 2 if kind == "saliency" else 0  # steps that are launched whatever is asked for
-    for step in range(shrinking + STEPS):
-        batches = [batch(step * accumulation + micro, launched.engine.sizes[0]) for micro in range(accumulation)]
-        for run in (launched, replayed):
-            torch.manual_seed(step)
-            run.step(*batches)
+    images = batches(KINDS[kind], (SIDE,) * (shrinking + STEPS))
+    launched, replayed = (Run(KINDS[kind], capture, images) for capture in (False, True))
+    for _ in range(shrinking + STEPS):
+        launched.step()
+        replayed.step()
         assert alike(launched.state(), replayed.state())
     assert STEPS > WARM_UP
     assert len(graphs) == 1
@@ -158,27 +172,24 @@ def test_replayed_steps_are_those_that_are_launched(kind, graphs):
 
 def test_what_is_not_finite_is_left_out_on_the_device():
     """At a launched step and at a replayed one; the other steps are as if it had not been."""
-    launched, replayed = Run(KINDS["parts"], capture=False), Run(KINDS["parts"], capture=True)
+    images = [dataclasses.replace(each, images=each.images.float()) for each in batches(KINDS["parts"])]
+    for step in (1, STEPS - 2):
+        images[step].images[0, 0, 0, 0] = math.inf
+    launched, replayed = (Run(KINDS["parts"], capture, images) for capture in (False, True))
     for step in range(STEPS):
-        images = batch(step, launched.engine.sizes[0])
-        images = dataclasses.replace(images, images=images.images.float())
-        if step in (1, STEPS - 2):
-            images.images[0, 0, 0, 0] = math.inf
-        for run in (launched, replayed):
-            torch.manual_seed(step)
-            run.step(images)
+        launched.step()
+        replayed.step()
         assert alike(launched.state(), replayed.state())
         assert replayed.loop.skipped == (step >= 1) + (step >= STEPS - 2)
     assert all(value.isfinite().all() for value in replayed.engine.trained_weights().values())
 
 
 def test_other_shapes_have_a_graph_of_their_own(graphs):
-    sides = (SIDE, SIDE + 32)
-    launched, replayed = Run({}, capture=False), Run({}, capture=True)
-    for step in range(2 * WARM_UP + 4):
-        side = sides[step % 2]
-        for run in (launched, replayed):
-            run.step(batch(step, run.engine.sizes[0], side))
+    images = batches({}, (SIDE, SIDE + 32) * (WARM_UP + 2))
+    launched, replayed = (Run({}, capture, images) for capture in (False, True))
+    for _ in images:
+        launched.step()
+        replayed.step()
         assert alike(launched.state(), replayed.state())
     assert len(graphs) == 2
 

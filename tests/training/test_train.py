@@ -483,7 +483,7 @@ def test_damaged_checkpoints_are_one_line(small_birds, finished, tmp_path):
 CLOCK = """
 import sys
 from types import SimpleNamespace
-import rg.training.history, rg.training.loop
+import rg.training.batch_reader, rg.training.history
 now = 0.0
 def taking(seconds, function):
     def timed(*arguments, **options):
@@ -491,7 +491,7 @@ def taking(seconds, function):
         now += seconds
         return function(*arguments, **options)
     return timed
-rg.training.history.time = rg.training.loop.time = SimpleNamespace(perf_counter=lambda: now)
+rg.training.history.time = rg.training.batch_reader.time = SimpleNamespace(perf_counter=lambda: now)
 from rg.training.loop import Loop
 Loop._train_step = taking(2, Loop._train_step)
 Loop._validate, Loop._save = taking(1000, Loop._validate), taking(1000, Loop._save)

@@ -1,0 +1,55 @@
+"""Batches of training, which may be read before their step comes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+from pipelines.batches.loader import Batch, Loader
+
+
+class Read(NamedTuple):
+    """A batch, the seconds that it was waited for, and ``Loader.state`` behind it."""
+
+    batch: Batch
+    waited: float
+    position: dict[str, Any]
+
+
+class BatchReader:
+    """Takes the batches of a loader one after the other.
+
+    Args:
+        loader: Of training images.
+
+    Attributes:
+        position: ``Loader.state`` behind the last batch that was taken, whatever has been read ahead.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader, self._stream = loader, iter(loader)
+        self._ahead: deque[Read | Exception] = deque()
+        self.position = loader.state()
+
+    def take(self) -> tuple[Batch, float]:
+        """The next batch, and the seconds that it was waited for when it was read."""
+        read = self._ahead.popleft() if self._ahead else self._read()
+        if isinstance(read, Exception):
+            raise read
+        batch, waited, self.position = read
+        return batch, waited
+
+    def read_ahead(self, count: int) -> None:
+        """Reads the batches that are taken next. What goes wrong is raised when they are taken."""
+        while len(self._ahead) < count:
+            try:
+                self._ahead.append(self._read())
+            except Exception as error:  # the step before has not ended yet, and is to be kept
+                self._ahead.append(error)
+                return
+
+    def _read(self) -> Read:
+        began = time.perf_counter()
+        batch = next(self._stream)
+        return Read(batch, time.perf_counter() - began, self._loader.state())
