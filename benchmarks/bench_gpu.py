@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.tools import ledger
+from benchmarks.tools.command import run_main
 from pipelines.files import atomic_write
 from rg.runs.folder import read_json
 
@@ -284,4 +285,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

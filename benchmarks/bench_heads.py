@@ -6,7 +6,6 @@ python -m benchmarks.bench_heads [--batch 32] [--labels 40] [--rounds 5] [--reco
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.tools import comparison, ledger
+from benchmarks.tools.command import run_main
 from benchmarks.tools.options import at_least
 from rg import recipes
 from rg.config import HeadConfig
@@ -90,4 +90,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

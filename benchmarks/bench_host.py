@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from triton.runtime import driver
 import kernels
 from benchmarks.kernel_resources import KERNELS
 from benchmarks.tools import ledger
+from benchmarks.tools.command import run_main
 from benchmarks.tools.kernel_cases import Case
 from kernels import dispatch, grouping, image_grouping, operators
 
@@ -193,4 +193,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.options import at_least, duration
 from rg import recipes
 from rg.config import RunConfig
@@ -142,4 +142,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

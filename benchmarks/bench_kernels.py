@@ -19,7 +19,6 @@ import argparse
 import csv
 import functools
 import itertools
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +26,7 @@ import torch
 
 from benchmarks.kernel_accuracy import autocast, errors, lean
 from benchmarks.tools import ledger
+from benchmarks.tools.command import run_main
 from benchmarks.tools.kernel_cases import CASES, DTYPES, LAYOUTS, Case
 from kernels import image_grouping, operators, reference
 from kernels.blocks import choose_blocks, choose_image_blocks
@@ -268,4 +268,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

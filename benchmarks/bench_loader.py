@@ -19,13 +19,13 @@ import functools
 import importlib
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.comparison import Figures
 from benchmarks.tools.image_set import CLASSES, SEED, describe, image_set
 from benchmarks.tools.options import at_least, duration, image_parser
@@ -277,4 +277,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -12,13 +12,13 @@ import functools
 import importlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.comparison import Figures, Key
 from benchmarks.tools.image_set import SHARDS, describe, image_set, pack
 from benchmarks.tools.options import at_least, image_parser
@@ -81,4 +81,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

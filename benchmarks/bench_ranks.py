@@ -22,7 +22,8 @@ import torch
 
 from benchmarks import world_sizes
 from benchmarks.tools import comparison, ledger, local_ranks
-from benchmarks.tools.options import at_least
+from benchmarks.tools.command import run_main
+from benchmarks.tools.options import at_least, counts
 
 RESULTS = ledger.RESULTS / "ranks.csv"
 WARM_UP = 5  # steps
@@ -90,14 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank(words[1:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--worlds", default="1,2,4", help="numbers of ranks")
+    parser.add_argument("--worlds", type=counts, default=[1, 2, 4], help="numbers of ranks")
     parser.add_argument("--batch", type=at_least(2), default=16, help="images of a rank")
     parser.add_argument("--size", type=at_least(32), default=128, help="pixels")
     parser.add_argument("--steps", type=at_least(10), default=20, help="steps that are measured")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{RESULTS.name}")
     options = parser.parse_args(words)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for world in map(int, options.worlds.split(",")):
+    for world in options.worlds:
         spent = measure(world, options.batch, options.size, options.steps)
         case = f"{world} ranks x {options.batch} images of {options.size} px"
         step = comparison.percentiles(spent["step"])
@@ -120,4 +121,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

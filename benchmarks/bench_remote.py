@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.image_set import describe, image_set
 from benchmarks.tools.object_store import object_store
 from benchmarks.tools.options import at_least, image_parser
@@ -121,4 +121,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -22,6 +22,7 @@ import httpx
 import numpy as np
 
 from benchmarks.tools import ledger, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.hostile import HONEST, HOSTILE, MEGABYTES, MEGAPIXELS, encoded, noise
 from benchmarks.tools.options import at_least, duration
 
@@ -141,4 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

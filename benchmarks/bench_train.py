@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ import torch
 
 from benchmarks import world_sizes
 from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.options import at_least
 from pipelines.batches.loader import Loader
 from rg import recipes
@@ -221,4 +221,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

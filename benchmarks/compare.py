@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import NAME
+from benchmarks.tools.command import run_main
 from benchmarks.tools.options import at_least
 
 ROOT = Path(__file__).parent.parent
@@ -165,4 +166,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

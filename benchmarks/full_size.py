@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.tools import ledger, local_ranks, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.long_tail import SIDE, build
 from benchmarks.tools.options import at_least, folder
 from rg.model.build import build_model
@@ -177,4 +177,4 @@ def size(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from benchmarks.tools.command import run_main
 from benchmarks.tools.kernel_cases import CASES, LAYOUTS, Case
 from kernels import grouping, image_grouping, occurrence
 from kernels.dispatch import fits_image
@@ -315,4 +315,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from benchmarks import world_sizes
 from benchmarks.tools import local_ranks
+from benchmarks.tools.command import run_main
 from benchmarks.tools.options import at_least
 from pipelines.files import sha256
 
@@ -80,4 +80,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import report, step_parts
+from benchmarks.tools.command import run_main
 from pipelines.files import atomic_write
 
 FOLDER = report.ROOT / "docs" / "plots"
@@ -165,4 +165,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +28,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.tools import ledger
+from benchmarks.tools.command import run_main
 from benchmarks.tools.operations import Stage, stages
 from benchmarks.tools.options import at_least, duration
 from pipelines.datasets import inat2017
@@ -298,4 +298,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

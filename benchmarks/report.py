@@ -22,12 +22,12 @@ import argparse
 import csv
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tools import ledger
+from benchmarks.tools.command import run_main
 from pipelines.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
@@ -169,4 +169,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import collections
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from benchmarks import bench_train, world_sizes
 from benchmarks.tools import comparison, ledger, process
+from benchmarks.tools.command import run_main
 from benchmarks.tools.options import at_least
 from rg import recipes
 from rg.config import RunConfig
@@ -220,4 +220,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

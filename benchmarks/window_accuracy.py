@@ -11,7 +11,6 @@ pixels elsewhere.
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torchvision.transforms.v2 import functional
 
 from benchmarks.bench_loader import GEOMETRY, missing
 from benchmarks.tools import ledger
+from benchmarks.tools.command import run_main
 from benchmarks.tools.comparison import percentiles, record
 from benchmarks.tools.image_set import describe, image_set
 from benchmarks.tools.options import image_parser
@@ -99,4 +99,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

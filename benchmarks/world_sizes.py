@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.tools import local_ranks
-from benchmarks.tools.options import at_least
+from benchmarks.tools.command import run_main
+from benchmarks.tools.options import at_least, counts
 from pipelines.cores import usable_cores
 from rg import recipes
 from rg.config import BackboneConfig, OptimizerConfig, RunConfig, SamplerConfig
@@ -183,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank(words[1:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--worlds", default="2,3,4", help="numbers of ranks, beside 1")
+    parser.add_argument("--worlds", type=counts, default=[2, 3, 4], help="numbers of ranks, beside 1")
     parser.add_argument("--steps", type=at_least(1), default=5, help="optimiser steps")
     parser.add_argument("--size", type=at_least(32), default=64, help="pixels")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="of everything computed")
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw(data, args.steps * GLOBAL_BATCH, args.size)
         alone = measure(data, 1, list(MODES), args.size, args.dtype)
         print("| batch norm | ranks | loss | prior loss | gradients | weights | momentum |\n|" + "---|" * 7)
-        for world in map(int, args.worlds.split(",")):
+        for world in args.worlds:
             together = measure(data, world, list(MODES), args.size, args.dtype)
             for mode in MODES:
                 cells = ["" if x is None else f"{x:.1e}" for x in difference(alone[mode], together[mode]).values()]
@@ -202,4 +203,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -32,6 +32,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return integer
 
 
+def counts(text: str) -> list[int]:
+    """Whole numbers from 1 on, with commas between them."""
+    return [at_least(1)(word) for word in text.split(",")]
+
+
 def duration(text: str) -> float:
     """Seconds, more than 0."""
     value = float(text)

@@ -28,6 +28,7 @@ def alone(function: Callable[..., Result], *arguments: object) -> tuple[Result, 
         What the function returned, and the peak memory in bytes of the process and its descendants.
 
     Raises:
+        ValueError: the function raised one.
         RuntimeError: the process died; its error has been printed.
     """
     context = multiprocessing.get_context("spawn")
@@ -39,18 +40,23 @@ def alone(function: Callable[..., Result], *arguments: object) -> tuple[Result, 
     while not receiver.poll(POLL):
         peak = max(peak, memory(process.pid or 0))
     try:
-        result: Result = receiver.recv()
+        result, refused = receiver.recv()
     except EOFError:
         process.join()
         name = getattr(function, "__name__", function)
         raise RuntimeError(f"{name}{arguments}: the process ended with code {process.exitcode}") from None
     process.join()
+    if refused is not None:
+        raise ValueError(refused)
     return result, peak
 
 
 def _send(sender: Connection, function: Callable[..., object], *arguments: object) -> None:
     multiprocessing.set_start_method(None, force=True)  # else a DataLoader here would spawn its workers, too
-    sender.send(function(*arguments))
+    try:
+        sender.send((function(*arguments), None))
+    except ValueError as error:
+        sender.send((None, str(error)))
 
 
 def processor_seconds(pid: int) -> float:

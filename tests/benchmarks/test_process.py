@@ -61,3 +61,12 @@ def test_systems_without_proc_are_told(monkeypatch, tmp_path):
     assert process.missing() == ""
     monkeypatch.setattr(process, "PROC", tmp_path / "proc")
     assert process.missing().startswith(f"CPU time and memory are read from {tmp_path / 'proc'}")
+
+
+def refuse(value):
+    raise ValueError(f"value: expected another, got {value}")
+
+
+def test_what_a_function_in_another_process_refuses():
+    with pytest.raises(ValueError, match=r"^value: expected another, got 3$"):
+        process.alone(refuse, 3)
