@@ -110,10 +110,10 @@ def sample(images: Tensor, nodes: Tensor, side: int, oversampling: int = 1) -> T
             smaller is aliased.
 
     Returns:
-        [N, C, side, side], in the dtype of the nodes.
+        [N, C, side, side], in the dtype of the nodes; NaN for an image whose grid has nodes that are not finite.
     """
     places = _between(nodes, _middles(side * oversampling, side * oversampling, nodes))
-    sampled = F.grid_sample(images.to(places.dtype), places, padding_mode="border", align_corners=False)
+    sampled = _values(images.to(places.dtype), places)
     return F.avg_pool2d(sampled, oversampling) if oversampling > 1 else sampled
 
 
@@ -135,9 +135,19 @@ def carry_back(maps: Tensor, places: Tensor) -> Tensor:
         places: Where the grid has put the cells of the result, see ``inverse`` [N, H, W, 2].
 
     Returns:
-        [N, K, H, W].
+        [N, K, H, W]; NaN for maps whose places are not all finite.
     """
-    return F.grid_sample(maps, places.to(maps.dtype), padding_mode="border", align_corners=False)
+    return _values(maps, places.to(maps.dtype))
+
+
+def _values(maps: Tensor, places: Tensor) -> Tensor:
+    """Bilinear values of maps [N, C, h, w] at places [N, H, W, 2], clamped to the edges; NaN where those are lost.
+
+    At places that are no numbers PyTorch gives any value, and its backward pass on a CPU ends the process.
+    """
+    lost = ~torch.isfinite(places).flatten(1).all(1)[:, None, None, None]
+    values = F.grid_sample(maps, places.masked_fill(lost, 0), padding_mode="border", align_corners=False)
+    return values.masked_fill(lost, torch.nan)
 
 
 @without_autocast

@@ -1,5 +1,6 @@
 """Sampling grids against statements of their own in float64, and the way back against scipy's interpolation."""
 
+import functools
 import math
 
 import numpy as np
@@ -217,3 +218,19 @@ def test_maps_are_carried_back_as_scipy_would():
 def test_a_grid_that_stands_still_leaves_numbers():
     places = grids.inverse(torch.zeros(1, 5, 5, 2), (4, 4))
     assert torch.isfinite(places).all()
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_grid_without_numbers_spoils_its_own_image_alone(lost):
+    """Backward, too, which would end the process if PyTorch saw these places."""
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    nodes = nodes_of(5).repeat(2, 1, 1, 1)
+    nodes[1] *= lost
+    nodes.requires_grad_()
+    for see in (functools.partial(grids.sample, side=8), grids.carry_back):
+        seen, alone = see(images, nodes), see(images[:1], nodes[:1])
+        assert torch.equal(seen[:1], alone)
+        assert seen[1].isnan().all()
+        found = torch.autograd.grad(seen.sum(), (images, nodes))
+        expected = torch.autograd.grad(alone.sum(), (images, nodes))
+        assert all(torch.equal(one[0], other[0]) for one, other in zip(found, expected, strict=True))
