@@ -41,11 +41,22 @@ def graph_of(step: Callable[[], list[Outputs]], pool: Any) -> tuple[Replay, list
 
     Returns:
         What computes it, and where its results will be.
+
+    Raises:
+        ValueError: a CUDA graph cannot hold it.
     """
     graph = torch.cuda.CUDAGraph()
-    # By thread, as those of the loader call CUDA meanwhile.
-    with torch.cuda.graph(graph, pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        outputs = step()
+    try:
+        # By thread, as those of the loader call CUDA meanwhile.
+        with torch.cuda.graph(graph, pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            outputs = step()
+    except RuntimeError as error:
+        cause = error.__context__ or error  # the end of a capture that has failed says only that it has
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from None
+        raise ValueError(
+            f"train.capture: expected false for steps that no CUDA graph holds, got true; {cause}"
+        ) from error
     return graph.replay, outputs
 
 
@@ -71,17 +82,22 @@ class CapturedStep:
 
     def __init__(self, take: Take) -> None:
         self._take = take
-        self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self._pool: Any = None
         self._taken: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, tuple[Replay, Sequence[Inputs], list[Outputs]]] = {}
+        self._idle: set[Hashable] = set()  # graphs that were not replayed since the last new kind came
 
     def __call__(self, inputs: Sequence[Inputs]) -> list[Outputs]:
         """One step of micro batches; what it returns is not overwritten by later ones."""
         kind = tuple(_form(value) for each in inputs for value in each)
+        self._idle.discard(kind)
         if kind not in self._graphs:
+            if kind not in self._taken:
+                self._idle = set(self._graphs)
             self._taken[kind] += 1
             if self._taken[kind] <= WARM_UP:
                 return self._take(inputs)
+            self._drop_idle()
             own = [_own(each) for each in inputs]
             replay, outputs = graph_of(lambda: self._take(own), self._pool)
             self._graphs[kind] = replay, own, outputs
@@ -90,6 +106,14 @@ class CapturedStep:
             place.copy_(value)
         replay()
         return [Outputs(*(value.clone() for value in each)) for each in outputs]
+
+    def _drop_idle(self) -> None:
+        """Lets go of graphs whose inputs come no more, such as those of smaller crops, and of their memory."""
+        for kind in self._idle:
+            del self._graphs[kind], self._taken[kind]
+        self._idle = set()
+        if not self._graphs:  # what is too small for other graphs goes with the pool
+            self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
 
 def _own(inputs: Inputs) -> Inputs:

@@ -129,6 +129,7 @@ class Engine:
         # After the model has moved, which replaces buffers by new tensors (parameters stay).
         models = [model, self.evaluated] if self._average else [model]
         self._statistics = [value for each in models for value in each.buffers() if value.is_floating_point()]
+        self._averages = (_numbers(self.evaluated), _numbers(model))
         self._kept = self.statistics()
         self._let_learn()
 
@@ -171,7 +172,7 @@ class Engine:
         """Call after every micro batch; the last one ends optimiser step ``number`` (from 0), which may be left out."""
         if last:
             self.set_rates(number)
-        self._optimizer.skip = skip
+        self._optimizer.skip, self._optimizer.found_inf = skip, None
         with collectives():
             self._driver.step()
         if last and not skip:
@@ -189,14 +190,17 @@ class Engine:
 
     def end_micro_batch(self, not_finite: Tensor) -> None:
         """``step`` inside a CUDA graph: with the rates that were set, and left out where ``not_finite`` is 1."""
-        self._optimizer.found_inf = not_finite
+        self._optimizer.skip, self._optimizer.found_inf = False, not_finite
         with collectives():
             self._driver.step()
 
+    @torch.no_grad()
     def follow(self, number: int) -> None:
         """Let the moving average follow a step that was taken."""
         if self._average:
-            self._average.update(self.model, number + 1)
+            (averages, counts), (weights, own_counts) = self._averages
+            torch._foreach_lerp_(averages, weights, 1 - self._average.get_decay(number + 1))
+            torch._foreach_copy_(counts, own_counts)
 
     @property
     def share(self) -> float:
@@ -254,6 +258,12 @@ class Engine:
             }
         steps = [state[STEP] for state in self._optimizer.state.values() if STEP in state]
         return kept | ({STEP: _copy(max(steps))} if steps else {})
+
+
+def _numbers(model: Model) -> tuple[list[Tensor], list[Tensor]]:
+    """What a model learns, of which there are averages, and what it counts."""
+    values = [*model.parameters(), *model.buffers()]
+    return [value for value in values if value.is_floating_point()], [v for v in values if not v.is_floating_point()]
 
 
 def _copy(value: Tensor) -> Tensor:

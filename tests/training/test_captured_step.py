@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import math
+import weakref
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -182,6 +183,41 @@ def test_what_is_not_finite_is_left_out_on_the_device():
         assert alike(launched.state(), replayed.state())
         assert replayed.loop.skipped == (step >= 1) + (step >= STEPS - 2)
     assert all(value.isfinite().all() for value in replayed.engine.trained_weights().values())
+
+
+def test_a_launched_step_that_is_left_out_stops_no_captured_one():
+    """The last step that shrinks its images, which is launched, is not finite."""
+    images = batches(KINDS["saliency"], (SIDE,) * (2 * STEPS))
+    last = STEPS // 2 - 1
+    images[last] = dataclasses.replace(images[last], images=torch.full_like(images[last].images.float(), math.nan))
+    launched, replayed = (Run(KINDS["saliency"], capture, images) for capture in (False, True))
+    for _ in images:
+        launched.step()
+        before = replayed.engine.trained_weights()["dictionary.centers"]
+        replayed.step()
+        assert alike(launched.state(), replayed.state())
+        after = replayed.engine.trained_weights()["dictionary.centers"]
+        assert torch.equal(before, after) == (replayed.loop.step == last + 1)
+    assert replayed.loop.skipped == 1
+
+
+def test_graphs_of_shapes_that_come_no_more_are_dropped(monkeypatch):
+    replays = []
+
+    def graph_of(step: Any, pool: Any) -> Any:
+        replay, outputs = recorded(step, pool)
+        replays.append(weakref.ref(replay.__self__))  # type: ignore[attr-defined]
+        return replay, outputs
+
+    monkeypatch.setattr(captured_step, "graph_of", graph_of)
+    images = batches({}, (SIDE,) * (WARM_UP + 2) + (SIDE + 32,) * (WARM_UP + 2))
+    run = Run({}, True, images)
+    for number in range(len(images)):
+        run.step()
+        gc.collect()
+        assert [replay() is not None for replay in replays] == [[], [True], [False, True]][
+            (number >= WARM_UP) + (number >= 2 * WARM_UP + 2)
+        ]
 
 
 def test_other_shapes_have_a_graph_of_their_own(graphs):
