@@ -4,8 +4,9 @@ python -m benchmarks.bench_host [--record]
 
 Triton compiles the kernels for an H100 and believes that it launches them; what it hands the driver goes nowhere. The
 tensors are small and on the CPU. So what is timed is PyTorch's dispatch, the allocations and Triton's Python: the CPU
-time of one thread, the best of many rounds of 20 calls. A GPU's allocator and driver come on top. ``registered`` is the
-operator that ``torch.compile`` sees, ``eager`` what eager calls take.
+time of one thread, the best of many rounds of 20 calls. A GPU's allocator and driver come on top, and of images what
+Triton's launcher does with tensor descriptors. ``registered`` is the operator that ``torch.compile`` sees, ``eager``
+what eager calls take.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ python -m benchmarks.bench_kernels --table               the recorded rows as a 
 
 Providers take turns in every round, so that clocks and temperature favour no one. Cold means that 256 MB are written
 between two calls, more than any L2 cache; warm means that the same call came just before. ``graph`` calls are replayed
-from a CUDA graph, so that what is timed is the device and not Python; ``stream`` calls are launched from Python as in
-training. Fused is what everyone gets, ``lean`` what ``kernels.prefer("lean")`` asks for, ``image`` what
-``kernels.prefer("image")`` does, where it fits. Eager is the reference in float32, autocast the same formulas under
-bfloat16 autocast.
+from a CUDA graph, so that what is timed is the device and not Python. ``launched`` calls come from Python to an idle
+GPU, and ``host`` is what such a call takes of the host, which waits for nothing, with what autograd needs. Fused is
+what everyone gets, ``lean`` what ``kernels.prefer("lean")`` asks for, ``image`` what ``kernels.prefer("image")`` does,
+where it fits. Eager is the reference in float32, autocast the same formulas under bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import csv
 import functools
 import itertools
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -33,15 +34,17 @@ from kernels.blocks import choose_blocks, choose_image_blocks
 from kernels.dispatch import WAYS, Way, fits_image
 
 DIRECTIONS = ("forward", "backward")
-MODES = ("graph cold", "graph warm", "stream cold")
+MODES = ("graph cold", "graph warm", "launched cold", "host")
 PROVIDERS = ("fused", "lean", "image", "eager", "autocast", "compile", "copy")
 RESULTS = ledger.RESULTS / "kernels.csv"
 FLUSHED = 256 * 2**20
+LAUNCHED = 20  # calls whose host time is taken together; the GPU has room for their kernels in its queue
 # Where the dry run has no device to measure: the copy bandwidth of an H100 SXM, in GB/s.
 ASSUMED_BANDWIDTH = 3000.0
 CAPABILITIES = ((8, 0), (9, 0), (10, 0), (12, 0))
 
 Call = Callable[[], object]
+Calls = dict[tuple[str, str], Call]  # by provider and direction
 
 
 def dry_run(cases: list[Case]) -> None:
@@ -79,12 +82,16 @@ def _kernels(case: Case, direction: str, way: Way, capability: tuple[int, int]) 
     return f"{'lean' if lean else 'tile'} {tile.positions}x{tile.channels}x{tile.parts}"
 
 
-def calls(case: Case) -> dict[tuple[str, str], Call]:
+def calls(case: Case) -> tuple[Calls, Calls]:
     """One call for every provider and direction, warmed up: compiled, and with its libraries' workspaces allocated.
 
     To be called on the stream of the captures: autograd runs every node on the stream of its forward.
+
+    Returns:
+        The calls, forward for inference, and those of training.
     """
-    prepared: dict[tuple[str, str], Call] = {}
+    prepared: Calls = {}
+    forward: Calls = {}
     for direction in DIRECTIONS:
         words = torch.empty(case.bytes(direction) // 8, dtype=torch.int32, device="cuda")  # read, and written as often
         prepared["copy", direction] = functools.partial(torch.Tensor.copy_, torch.empty_like(words), words)
@@ -104,14 +111,16 @@ def calls(case: Case) -> dict[tuple[str, str], Call]:
         outputs = function(x, centers, sigma)
         grads = [torch.randn_like(output) for output in outputs]
         prepared[provider, "forward"] = functools.partial(function, x.detach(), centers.detach(), sigma.detach())
+        forward[provider, "forward"] = functools.partial(function, x, centers, sigma)
         prepared[provider, "backward"] = functools.partial(
             torch.autograd.grad, outputs, (x, centers, sigma), grads, retain_graph=True
         )
     if not _fits(case, "backward"):
         prepared.pop(("image", "backward"), None)  # which would be that of tiles
-    for _, call in itertools.product(range(3), prepared.values()):
+    trained = prepared | forward
+    for _, call in itertools.product(range(3), (*prepared.values(), *trained.values())):
         call()
-    return prepared
+    return prepared, trained
 
 
 def _fits(case: Case, direction: str) -> bool:
@@ -137,8 +146,8 @@ def captured(call: Call) -> Call:
     return graph.replay
 
 
-def times(wanted: dict[tuple[str, str], Call], rounds: int, cold: bool) -> dict[tuple[str, str], np.ndarray]:
-    """Milliseconds of every call in every round; all calls take turns."""
+def times(wanted: Calls, rounds: int, cold: bool, idle: bool) -> dict[tuple[str, str], np.ndarray]:
+    """Milliseconds of every call in every round; all calls take turns, each on a GPU that is idle if asked for."""
     scratch = torch.empty(FLUSHED // 4, dtype=torch.int32, device="cuda")
     events = {key: [(torch.cuda.Event(True), torch.cuda.Event(True)) for _ in range(rounds)] for key in wanted}
     for index in range(rounds):
@@ -147,6 +156,8 @@ def times(wanted: dict[tuple[str, str], Call], rounds: int, cold: bool) -> dict[
                 scratch.zero_()
             else:
                 call()
+            if idle:
+                torch.cuda.synchronize()
             start, end = events[key][index]
             start.record()
             call()
@@ -155,16 +166,33 @@ def times(wanted: dict[tuple[str, str], Call], rounds: int, cold: bool) -> dict[
     return {key: np.array([start.elapsed_time(end) for start, end in pairs]) for key, pairs in events.items()}
 
 
+def host_times(wanted: Calls, rounds: int) -> dict[tuple[str, str], np.ndarray]:
+    """Milliseconds of the host for every call in every round, from an idle GPU on; all calls take turns."""
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in wanted}
+    for _, (key, call) in itertools.product(range(rounds), wanted.items()):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(LAUNCHED):
+            call()
+        taken[key].append(1000 * (time.perf_counter() - began) / LAUNCHED)
+    torch.cuda.synchronize()
+    return {key: np.array(values) for key, values in taken.items()}
+
+
 def measure(case: Case, rounds: int, record: bool) -> None:
     """Times, memory and errors of a case: printed, and recorded if asked for."""
-    streams = calls(case)
-    memory = {key: peak_memory(call) for key, call in streams.items()}
-    graphs = {key: captured(call) for key, call in streams.items()}
+    launched, trained = calls(case)
+    memory = {key: peak_memory(call) for key, call in launched.items()}
+    graphs = {key: captured(call) for key, call in launched.items()}
     print(case.name)
     columns = f"{'ms':>9}{'GB/s':>7}{'of copy':>9}{'x fused':>9}{'peak MB':>9}"
     print(f"  {'direction':<10}{'mode':<13}{'provider':<10}{columns}")
     for mode in MODES:
-        taken = times(streams if mode.startswith("stream") else graphs, rounds, mode.endswith("cold"))
+        if mode == "host":
+            taken = host_times(trained, rounds)
+        else:
+            idle = mode.startswith("launched")
+            taken = times(launched if idle else graphs, rounds, mode.endswith("cold"), idle)
         for direction, provider in itertools.product(DIRECTIONS, PROVIDERS):
             if (provider, direction) not in taken:
                 continue

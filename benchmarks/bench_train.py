@@ -3,11 +3,12 @@
 python -m benchmarks.bench_train [--recipe birds_lite0] [--batch 32] [--size 128] [--steps 10] [--rounds 5] [--record]
 python -m benchmarks.bench_train --input cpu          # images of the loader instead of one batch over and over
 
-The step is that of ``rg train``. Models and variants take turns, each in a process of its own. ``nchw`` is a step as
-PyTorch comes, ``channels_last`` has the layout of weights and activations that convolutions like, ``kept`` also keeps
-freed memory on a CPU (``rg.malloc``), which is what ``rg train`` does. The others have something besides: ``ddp`` has
-``train.engine``, ``captured`` has ``train.capture`` on top of that, ``compiled`` and ``cuda_graphs`` have
-``train.compile``, and ``checkpointed`` has ``train.activation_checkpointing``.
+The step is that of ``rg train``, from its begin to that of the next one. Models and variants take turns, each in a
+process of its own. ``nchw`` is a step as PyTorch comes, ``channels_last`` has the layout of weights and activations
+that convolutions like, ``kept`` also keeps freed memory (``rg.malloc``), which is what ``rg train`` does. The others
+have something besides: ``ddp`` has ``train.engine``, ``compiled`` on top of that ``train.compile``, ``captured``
+``train.capture``, and ``lean`` and ``image`` that and ``kernels.prefer``. ``cuda_graphs`` has ``train.compile``,
+``checkpointed`` has ``train.activation_checkpointing``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ import torch
 from benchmarks import world_sizes
 from benchmarks.tools import comparison, ledger, process
 from benchmarks.tools.command import run_main
-from benchmarks.tools.options import at_least
+from benchmarks.tools.comparison import Figures
+from benchmarks.tools.image_set import CLASSES, describe, image_set
+from benchmarks.tools.options import IMAGES, at_least, folder
+from kernels.dispatch import Way
 from pipelines.batches.loader import Loader
 from rg import recipes
 from rg.config import RunConfig
@@ -38,24 +42,28 @@ RESULTS = ledger.RESULTS / "train.csv"
 WARM_UP = 4  # steps, of which the last one is captured where steps are
 KINDS = {"region grouping": "region_grouping", "whole network": "plain"}
 CACHED = "cached"
-UNITS = {"time": "ms", "data wait": "%", "memory": "MB"}
+UNITS = {"time": "ms", "data wait": "%", "memory": "MB", "reserved memory": "MB"}
 
 
 class Variant(NamedTuple):
-    """How a step is taken: the layout, whether freed memory is kept, and settings of ``train`` beside that."""
+    """How a step is taken: the layout, whether freed memory is kept, settings of ``train`` beside that, and kernels."""
 
     memory_format: torch.memory_format
     kept: bool = False
     changed: Mapping[str, Any] = {}
+    way: Way = "tile"
 
 
+CAPTURED = {"engine": "ddp", "capture": True}
 VARIANTS = {
     "nchw": Variant(torch.contiguous_format),
     "channels_last": Variant(torch.channels_last),
     "kept": Variant(torch.channels_last, kept=True),
     "ddp": Variant(torch.channels_last, kept=True, changed={"engine": "ddp"}),
-    "captured": Variant(torch.channels_last, kept=True, changed={"engine": "ddp", "capture": True}),
-    "compiled": Variant(torch.channels_last, kept=True, changed={"compile": "inductor"}),
+    "captured": Variant(torch.channels_last, kept=True, changed=CAPTURED),
+    "lean": Variant(torch.channels_last, kept=True, changed=CAPTURED, way="lean"),
+    "image": Variant(torch.channels_last, kept=True, changed=CAPTURED, way="image"),
+    "compiled": Variant(torch.channels_last, kept=True, changed={"engine": "ddp", "compile": "inductor"}),
     "cuda_graphs": Variant(torch.channels_last, kept=True, changed={"compile": "cuda_graphs"}),
     "checkpointed": Variant(torch.channels_last, kept=True, changed={"activation_checkpointing": True}),
 }
@@ -86,38 +94,51 @@ def settings(recipe: str, kind: Any, batch: int, size: int, precision: Any, deco
 
 
 def steps(config: RunConfig, data: Path, variant: str, cached: bool) -> dict[str, list[float]]:
-    """Seconds of every training step after the first few, and of waiting for its images; bytes of a GPU at most."""
+    """Seconds of every training step after the first few, and of waiting for its images; bytes of a GPU at most.
+
+    A GPU is waited for before the first and after the last one: in between the host may get ahead, as in training.
+    """
     from rg.training.loop import Loop
 
     take_step = Loop._train_step
-    spent: dict[str, list[float]] = {"step": [], "wait": []}
+    begins: list[float] = []
+    waits: list[float] = []
+
+    def begin(wait: bool) -> None:
+        if wait and torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()  # not the device: streams of the decoder go on
+        begins.append(time.perf_counter())
 
     def timed(loop: Loop) -> StepFlags:
         if not isinstance(loop.batches, Reader):
             loop.batches = Reader(loop.loader, cached, VARIANTS[variant].memory_format)
         loop.batches.waited = 0.0
-        began = time.perf_counter()
+        begin(wait=loop.step == WARM_UP)
         result = take_step(loop)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent["step"].append(time.perf_counter() - began)
-        spent["wait"].append(loop.batches.waited)
+        waits.append(loop.batches.waited)
+        if loop.step + 1 == loop.total:
+            begin(wait=True)
         return result
 
     Loop._train_step = timed  # type: ignore[method-assign, assignment]
     train_as(variant, config, data)
-    measured = {name: values[WARM_UP:] for name, values in spent.items()}
-    return measured | ({"memory": [torch.cuda.max_memory_allocated()]} if torch.cuda.is_available() else {})
+    measured = {"step": [end - start for start, end in itertools.pairwise(begins)][WARM_UP:], "wait": waits[WARM_UP:]}
+    if torch.cuda.is_available():
+        measured["memory"] = [torch.cuda.max_memory_allocated()]
+        measured["reserved memory"] = [torch.cuda.max_memory_reserved()]
+    return measured
 
 
 def train_as(variant: str, config: RunConfig, data: Path) -> None:
     """Trains in this process, whose steps are those of a variant from now on."""
+    import kernels
     from rg import malloc
     from rg.training import engine
     from rg.training.train import train
 
     chosen = VARIANTS[variant]
     engine.MEMORY_FORMAT = chosen.memory_format
+    kernels.prefer(chosen.way)
     if chosen.kept:
         malloc.keep_freed_memory()
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen.changed))
@@ -146,6 +167,8 @@ class Reader(BatchReader):
         read = super()._read()
         self.waited += read.waited
         images = read.batch.images.contiguous(memory_format=self._layout)
+        if read.batch.images.is_pinned():
+            images = images.pin_memory()
         return read._replace(batch=dataclasses.replace(read.batch, images=images))
 
 
@@ -162,38 +185,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(USUAL), help="how the step is taken")
     decoders = (CACHED, "cpu", "mixed", "pillow")
     parser.add_argument("--input", choices=decoders, default=CACHED, help="one batch over and over, or a decoder")
+    parser.add_argument("--images", type=folder, default=IMAGES, help="folder that keeps what is decoded")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{RESULTS.name}")
     options = parser.parse_args(arguments)
     if process.missing():
         parser.error(process.missing())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder = "auto" if options.input == CACHED else options.input
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "birds"
-        world_sizes.draw(data, options.batch * (WARM_UP + options.steps), options.size)
+    cached = options.input == CACHED
+    decoder = "auto" if cached else options.input
+    files = options.batch * (WARM_UP + options.steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / "birds" if cached else image_set(options.images, max(files, CLASSES)) / "shards"
+        if cached:
+            world_sizes.draw(data, files, options.size)
         turns = {
             (kind, variant): functools.partial(
                 steps,
                 settings(options.recipe, KINDS[kind], options.batch, options.size, options.precision, decoder),
                 data,
                 variant,
-                options.input == CACHED,
+                cached,
             )
             for kind in options.kinds
             for variant in options.variants
         }
-        figures: dict[tuple[str, str], dict[str, list[float]]] = {
-            turn: {metric: [] for metric in UNITS} for turn in turns
-        }
-        for turn in itertools.chain.from_iterable([turns] * options.rounds):
-            measured, peak = process.alone(turns[turn])
-            values = figures[turn]
-            values["time"] += [1000 * seconds for seconds in measured["step"]]
-            values["data wait"] += [
-                100 * waited / whole for waited, whole in zip(measured["wait"], measured["step"], strict=True)
-            ]
-            values["memory"] += [size / 1e6 for size in measured.get("memory", [peak])]
-    case = f"{options.recipe}, {options.batch} images of {options.size} px"
+        case = f"{options.recipe}, {options.batch} images of {options.size} px"
+        source = "" if cached else f", {options.input}, {describe(files)}"
+        figures: dict[tuple[str, str], Figures] = {turn: {metric: [] for metric in UNITS} for turn in turns}
+        for number, (kind, variant) in itertools.product(range(1, options.rounds + 1), turns):
+            measured, peak = process.alone(turns[kind, variant])
+            values = figures[kind, variant]
+            _add(values, measured, peak)
+            if options.record and number == options.rounds:  # at once: a later turn may fail
+                _record(case, kind, f"{device}, {options.precision}, {variant}{source}", values, cached)
     for (kind, variant), values in figures.items():
         p20, p50, p80 = comparison.percentiles(values["time"])
         others = {("whole network", variant), (kind, options.variants[0])} & set(figures) - {(kind, variant)}
@@ -206,18 +230,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             + f"{1000 * options.batch / p50:.1f} images/s, {comparison.percentiles(values['memory'])[1]:.0f} MB"
             + "".join(f", {time}" for time in sorted(times))
         )
-        mode = f"{device}, {options.precision}, {variant}"
-        if options.input != CACHED:
-            mode += f", {options.input}"
-        for metric, unit in UNITS.items() if options.record else ():
-            if metric == "data wait" and options.input == CACHED:
-                continue
-            row: dict[str, object] = {"case": case, "provider": kind, "mode": mode, "metric": metric, "unit": unit}
-            p20, p50, p80 = (round(value, 1) for value in comparison.percentiles(values[metric]))
-            ledger.append(
-                RESULTS, row | {"p20": p20, "p50": p50, "p80": p80, "n": len(values[metric])}, gpu=device == "cuda"
-            )
     return 0
+
+
+def _add(values: Figures, measured: Mapping[str, Sequence[float]], peak: int) -> None:
+    """Puts what ``steps`` has measured, and the peak memory of its process, to the values of earlier rounds."""
+    values["time"] += [1000 * seconds for seconds in measured["step"]]
+    pairs = zip(measured["wait"], measured["step"], strict=True)
+    values["data wait"] += [100 * waited / whole for waited, whole in pairs]
+    values["memory"] += [size / 1e6 for size in measured.get("memory", [peak])]
+    values["reserved memory"] += [size / 1e6 for size in measured.get("reserved memory", [])]
+
+
+def _record(case: str, kind: str, mode: str, values: Figures, cached: bool) -> None:
+    for metric, unit in UNITS.items():
+        if not values[metric] or (metric == "data wait" and cached):
+            continue
+        row: dict[str, object] = {"case": case, "provider": kind, "mode": mode, "metric": metric, "unit": unit}
+        p20, p50, p80 = (round(value, 1) for value in comparison.percentiles(values[metric]))
+        row |= {"p20": p20, "p50": p50, "p80": p80, "n": len(values[metric])}
+        ledger.append(RESULTS, row, gpu=torch.cuda.is_available())
 
 
 if __name__ == "__main__":

@@ -155,7 +155,8 @@ def measure(config: RunConfig, data: Path, variant: str, operators: int) -> list
 
 def device_work(events: Sequence[Any]) -> str:
     """What a GPU does in a profiled step, and how often the host waits for it, of the profiler's events."""
-    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in on_gpu if not event.is_user_annotation]  # such as the whole of an optimiser step
     busy = sum(event.device_time_total for event in kernels) / 1000 / PROFILED
     waits = collections.Counter(event.name for event in events if "Synchronize" in event.name)
     waiting = ", ".join(f"{name} {count / PROFILED:g}" for name, count in sorted(waits.items())) or "nothing"

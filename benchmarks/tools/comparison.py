@@ -70,4 +70,4 @@ def record(results: Path, case: str, provider: str, mode: str, metric: str, unit
     """Appends a row to the ledger."""
     row = {"case": case, "provider": provider, "mode": mode, "metric": metric, "unit": unit, "n": len(values)}
     columns = dict(zip(("p20", "p50", "p80"), (f"{value:.4g}" for value in percentiles(values)), strict=True))
-    ledger.append(results, row | columns, gpu=provider == "dali_mixed")
+    ledger.append(results, row | columns, gpu=provider.startswith("dali_mixed"))

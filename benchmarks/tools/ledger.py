@@ -61,9 +61,18 @@ def commit() -> str:
     return _git("rev-parse", "--short=12", "HEAD")
 
 
+def code_commit() -> str:
+    """The newest commit that changed something else than rows of the ledger, 12 digits."""
+    return _git("log", "-1", "--format=%h", "--abbrev=12", "--", ".", _exclusion())
+
+
 def changes() -> str:
     """What differs from the commit in tracked files, rows of the ledger apart; empty if nothing does."""
-    return _git("diff", "HEAD", "--", ".", f":(exclude){RESULTS.relative_to(RESULTS.parent.parent)}")
+    return _git("diff", "HEAD", "--", ".", _exclusion())
+
+
+def _exclusion() -> str:
+    return f":(exclude){RESULTS.relative_to(RESULTS.parent.parent)}"
 
 
 def _cpu() -> str:

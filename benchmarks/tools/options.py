@@ -9,12 +9,13 @@ from pathlib import Path
 
 from benchmarks.tools.image_set import CLASSES
 
+IMAGES = Path(tempfile.gettempdir(), "region-grouping-bench")
+
 
 def image_parser(doc: str | None, results: Path) -> argparse.ArgumentParser:
     """A parser with ``--images``, ``--files`` and ``--record``, described by the first line of a docstring."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
-    default = Path(tempfile.gettempdir(), "region-grouping-bench")
-    parser.add_argument("--images", type=folder, default=default, help="folder that keeps the images")
+    parser.add_argument("--images", type=folder, default=IMAGES, help="folder that keeps the images")
     parser.add_argument("--files", type=at_least(CLASSES), default=2000, help="number of images")
     parser.add_argument("--record", action="store_true", help=f"append the results to results/{results.name}")
     return parser

@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,14 @@ from benchmarks.bench_gpu import Part
 
 @pytest.fixture
 def parts(monkeypatch):
-    """Three parts: one that works, one that cannot, one that fails."""
+    """Tests, a part that works, one that cannot, one that fails, and one behind each of these."""
     found = {
         "correctness": Part("right", 60, ("json",), ("-c 'exit(9)'",), ("-c 'print(1)'", "-c 'print(2)'")),
+        "kernels": Part("works", 60, (), (), ("-c 'print(8)'",), ("correctness",)),
         "loader": Part("lacks", 120, ("json", "no_such_package.at_all"), (), ("-c 'exit(9)'",)),
-        "training": Part("fails", 180, (), (), ("-c 'print(3); exit(7)'", "-c 'print(4)'")),
+        "input": Part("behind it", 120, (), (), ("-c 'exit(9)'",), ("correctness", "loader")),
+        "training": Part("fails", 180, (), (), ("-c 'print(3); exit(7)'", "-c 'print(4)'"), ("correctness",)),
+        "graphs": Part("behind it", 120, (), (), ("-c 'exit(9)'",), ("training",)),
     }
     monkeypatch.setattr(bench_gpu, "PARTS", found)
     return found
@@ -29,13 +33,23 @@ def parts(monkeypatch):
 @pytest.mark.usefixtures("parts")
 def test_parts_are_run_left_out_or_fail(tmp_path, capsys):
     assert bench_gpu.main(["--smoke", "--out", str(tmp_path)]) == 1
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert first.startswith("correctness: ok, ")
-    assert second.startswith("loader: left out: no_such_package.at_all not installed, ")
-    assert third.startswith(f"training: ended with code 7: {tmp_path}/training.log, ")
+    said = [line.rpartition(", ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == [
+        "correctness: ok",
+        "kernels: ok",
+        "loader: left out: no_such_package.at_all not installed",
+        "input: not measured: loader not passed",
+        f"training: ended with code 7: {tmp_path}/training.log",
+        "graphs: not measured: training not passed",
+    ]
     assert (tmp_path / "correctness.log").read_text() == "1\n2\n"
     assert (tmp_path / "training.log").read_text() == "3\n"
-    assert list(json.loads((tmp_path / "done.json").read_text())) == ["correctness"]
+    assert list(json.loads((tmp_path / "done.json").read_text())) == ["-c 'print(1)'", "-c 'print(2)'", "-c 'print(8)'"]
+
+
+@pytest.mark.usefixtures("parts")
+def test_what_lacks_packages_is_no_failure(tmp_path):
+    assert bench_gpu.main(["input", "--smoke", "--out", str(tmp_path)]) == 0
 
 
 @pytest.mark.usefixtures("parts")
@@ -46,20 +60,23 @@ def test_what_was_finished_is_not_done_again(tmp_path, capsys):
         assert capsys.readouterr().out.startswith(f"correctness: {said}")
 
 
-def test_nothing_is_measured_where_correctness_fails(parts, tmp_path, capsys):
-    parts["correctness"] = parts["training"]
-    for more in ([], ["training"]):  # nor where only another part is asked for
-        assert bench_gpu.main(["--smoke", "--out", str(tmp_path), *more]) == 1
-        assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-            "correctness",
-            "nothing is measured of kernels that are wrong, or that nobody has tested",
-        ]
+def test_a_part_goes_on_behind_the_commands_that_were_finished(parts, tmp_path, capsys):
+    words = ["training", "--smoke", "--out", str(tmp_path)]
+    parts["training"] = Part("", 1, (), (), ("-c 'print(3)'", "-c 'print(4); exit(7)'"))
+    assert bench_gpu.main(words) == 1
+    parts["training"] = Part("", 1, (), (), ("-c 'print(3)'", "-c 'print(5)'"))
+    assert bench_gpu.main(words) == 0
+    assert "training: ok, " in capsys.readouterr().out
+    assert (tmp_path / "training.log").read_text() == "3\n4\n5\n"
 
 
-def test_nothing_is_measured_that_nobody_has_tested(parts, tmp_path, capsys):
-    parts["correctness"] = parts["loader"]
-    assert bench_gpu.main(["--smoke", "--out", str(tmp_path)]) == 1
-    assert "left out: no_such_package.at_all not installed" in capsys.readouterr().out
+@pytest.mark.parametrize("failing", ["training", "loader"])
+def test_nothing_is_measured_before_its_tests_have_passed(parts, tmp_path, capsys, failing):
+    parts["correctness"] = replace(parts[failing], tests=())
+    assert bench_gpu.main(["kernels", "--smoke", "--out", str(tmp_path)]) == (failing == "training")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("correctness: ended" if failing == "training" else "correctness: left out")
+    assert second.startswith("kernels: not measured: correctness not passed")
 
 
 def test_rows_that_a_part_appends_are_no_other_code(monkeypatch, tmp_path):
@@ -77,6 +94,8 @@ def test_rows_that_a_part_appends_are_no_other_code(monkeypatch, tmp_path):
     assert "clean" in before
     (results / "train.csv").write_text("header\nrow\n")
     assert bench_gpu._mark(smoke=True) == before
+    subprocess.run(["git", *names, "commit", "-q", "-a", "-m", "rows"], cwd=root, check=True)
+    assert bench_gpu._mark(smoke=True) == before
     marks = {before}
     for text in ("2\n", "3\n"):
         (root / "code.py").write_text(text)
@@ -93,7 +112,8 @@ print(child.pid, flush=True)
 child.wait()
 """
     parts["training"] = Part("slow", 1, (), (), (f"-c {shlex.quote(program)}",))
-    assert bench_gpu.run("training", tmp_path, smoke=True) == f"took longer than 1 s: {tmp_path}/training.log"
+    done = bench_gpu.Done(tmp_path / "done.json", "this code")
+    assert bench_gpu.run("training", tmp_path, True, done) == f"took longer than 1 s: {tmp_path}/training.log"
     pid = int((tmp_path / "training.log").read_text())
     for _ in range(50):  # what it has started is gone, too: a zombie at most until somebody collects it
         if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]:
@@ -109,7 +129,10 @@ def test_the_plan_names_all_commands_and_how_long_they_take(capsys):
         assert part.seconds <= bench_gpu.LIMIT == 480
         for command in part.commands:
             assert f"python {shlex.join(bench_gpu.words(command, Path('OUT'))[1:])}\n" in out
-    assert "about 41 minutes, 8 a part at most" in out
+    assert "about 79 minutes, 8 a part at most" in out
+    for name, part in bench_gpu.PARTS.items():
+        before = list(bench_gpu.PARTS)[: list(bench_gpu.PARTS).index(name)]
+        assert set(part.tests) <= set(before)
 
 
 COMMANDS = [command for part in bench_gpu.PARTS.values() for command in (*part.commands, *part.smoke)]

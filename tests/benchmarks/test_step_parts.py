@@ -66,7 +66,8 @@ class Plain(nn.Module):
 
 def test_what_a_gpu_does_in_a_step():
     gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
-    step = [SimpleNamespace(name="gemm", device_type=gpu, device_time_total=1500.0)] * 4
+    step = [SimpleNamespace(name="gemm", device_type=gpu, device_time_total=1500.0, is_user_annotation=False)] * 4
+    step += [SimpleNamespace(name="step", device_type=gpu, device_time_total=3000.0, is_user_annotation=True)]
     step += [SimpleNamespace(name="aten::mm", device_type=cpu, device_time_total=1500.0)]
     step += [SimpleNamespace(name="cudaEventSynchronize", device_type=cpu, device_time_total=0.0)]
     assert step_parts.device_work(step * step_parts.PROFILED) == (

@@ -23,6 +23,9 @@ pytestmark = [
 CASES = [(2, 72, 7, 9, 5), (2, 64, 4, 4, 8), (3, 136, 1, 9, 1), (1, 64, 1, 1, 3), (1, 64, 5, 7, 12), (1, 520, 5, 5, 8)]
 
 
+needs_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+
+
 def draw_last(case):
     return draw(case, torch.bfloat16, "channels_last")
 
@@ -303,3 +306,22 @@ def test_preferring_images_changes_who_computes(monkeypatch):
     operators.region_grouping(x.contiguous(), centers, sigma)
     operators.region_grouping(x.float(), centers, sigma)
     assert called == ["tile", "image", "tile", "tile"]
+
+
+@needs_a_gpu
+@pytest.mark.parametrize("case", [CASES[0], (2, 1024, 7, 7, 16)], ids=str)
+def test_captured_in_a_cuda_graph(case):
+    """Backward in one pass, and in two."""
+    x, centers, sigma = draw_last(case)
+    inputs = {"x": x, "centers": centers, "sigma": sigma}
+    expected = results(region_grouping, image_grouping, inputs)
+    grads = [upstream(expected[name], seed) for seed, name in enumerate(("assign", "regions"), start=1)]
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs.values()]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = torch.autograd.grad(image_grouping.region_grouping(*leaves), leaves, grads)
+    for value in found:
+        value.fill_(torch.nan)
+    graph.replay()
+    for name, value in zip(inputs, found, strict=True):
+        assert torch.equal(value, expected[f"gradient of {name}"]), name
