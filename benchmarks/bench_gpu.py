@@ -174,7 +174,7 @@ PARTS: Mapping[str, Part] = {
         120,
         ("nvidia.dali",),
         ("-m pytest -q -m gpu {parallel} tests/batches",),
-        ("-m pytest -q tests/batches/test_geometry.py",),
+        ("-m pytest -q tests/batches/test_growing.py",),
     ),
     "loader": Part(
         "batches of DALI (cpu, and mixed at three loads of the JPEG engine) beside ImageFolder and webdataset",

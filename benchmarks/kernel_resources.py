@@ -35,14 +35,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from benchmarks.tools.command import run_main
 from benchmarks.tools.kernel_cases import CASES, LAYOUTS, Case
-from kernels import grouping, image_grouping, occurrence
+from kernels import grouping, image_grouping, image_kernels, occurrence, tile_kernels
 from kernels.dispatch import fits_image
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 STACK_LIMIT = 64
 KERNELS = [
     kernel
-    for module in (grouping, image_grouping, occurrence)
+    for module in (tile_kernels, image_kernels, occurrence)
     for name, kernel in vars(module).items()
     if isinstance(kernel, JITFunction) and name.endswith("_kernel")
 ]
@@ -65,7 +65,8 @@ class Compilation:
     @property
     def name(self) -> str:
         kernel = KERNELS[self.kernel]
-        return f"{kernel.__module__.rsplit('.', 1)[1]}_{kernel.__name__.strip('_').removesuffix('_kernel')}"
+        family = kernel.__module__.rsplit(".", 1)[1].removesuffix("_kernels")
+        return f"{family}_{kernel.__name__.strip('_').removesuffix('_kernel')}"
 
     def constant(self, name: str) -> Any:
         """The value of a constexpr, None if the kernel has none of this name."""
@@ -233,7 +234,7 @@ def failures(compilation: Compilation, resources: Resources, architecture: int) 
             missed.append("no loads through a descriptor")
         if dict(compilation.signature).get("d_grad_x", "constexpr") != "constexpr" and not resources.descriptor_stores:
             missed.append("no stores through a descriptor")
-    if compilation.name in ("grouping_forward", "grouping_backward"):
+    if compilation.name in ("tile_forward", "tile_backward"):
         signature = dict(compilation.signature)
         if not resources.matrix and signature["p_x"] != "*fp64":
             missed.append("no matrix instructions")
@@ -268,7 +269,7 @@ def shipped(architecture: int) -> dict[Compilation, str]:
             compilations.setdefault(describe(kernel, arguments), case.name)
     for case in (replace(plain, C=C, K=K) for C, K in ((64, 16), (256, 64), (512, 16))):  # what one image may take
         for kernel, arguments in launches(case, divmod(architecture, 10), every=False):
-            if kernel.__module__ == image_grouping.__name__:
+            if kernel.__module__ == image_kernels.__name__:
                 compilations.setdefault(describe(kernel, arguments), case.name)
     lean = [replace(plain, dtype=dtype) for dtype in ("bf16", "fp32", "fp16", "fp64")]
     lean += [replace(plain, K=64, dtype=dtype) for dtype in ("bf16", "fp32")]
@@ -278,7 +279,7 @@ def shipped(architecture: int) -> dict[Compilation, str]:
     work = [(case, torch.float64 if case.dtype == "fp64" else torch.float32) for case in lean]
     for case, parameters in [*work, (plain, torch.bfloat16)]:
         for kernel, arguments in launches(case, divmod(architecture, 10), parameters, every=case == plain, lean=True):
-            if kernel.__module__ == grouping.__name__:
+            if kernel.__module__ == tile_kernels.__name__:
                 compilations.setdefault(describe(kernel, arguments), f"{case.name}, leaner")
     return compilations
 

@@ -1,8 +1,8 @@
 """Which kernels a call takes: a rule of its sizes, its features and the device.
 
-Three sets of kernels compute the same. ``kernels.grouping`` takes any features, a tile at a time; in a leaner form it
-takes fewer instructions for that. ``kernels.image_grouping`` takes an image at a time and reads the features once, or
-twice where they have too many channels. Only the first has been timed on a GPU, so the others are there for those who
+Three sets of kernels compute the same. ``kernels.tile_kernels`` take any features, a tile at a time, in a leaner form
+with fewer instructions. ``kernels.image_kernels`` take an image at a time and read the features once, or twice where
+they have too many channels. Only the first has been timed on a GPU, so the others are there for those who
 ask for them: ``prefer("lean")`` and ``prefer("image")``.
 """
 

@@ -19,8 +19,8 @@ CASE = Case(132, 64, 4, 4, 3, "bf16", "channels_last")
 
 TWICE = replace(CASE, C=1024, K=9)  # whose backward takes two passes
 TILES = (
-    ["_forward_kernel", "normalize_kernel"],
-    ["_direction_kernel", "_backward_kernel", "_parameters_kernel"],
+    ["forward_kernel", "normalize_kernel"],
+    ["direction_kernel", "backward_kernel", "parameters_kernel"],
 )
 
 
@@ -47,8 +47,8 @@ def forget(module):
     [
         ("tile", CASE, *TILES),
         ("lean", CASE, *TILES),
-        ("image", CASE, ["_forward_kernel"], ["_backward_kernel", "_parameters_kernel"]),
-        ("image", TWICE, ["_forward_kernel"], ["_backward_kernel", "_channels_kernel", "_parameters_kernel"]),
+        ("image", CASE, ["forward_kernel"], ["backward_kernel", "parameters_kernel"]),
+        ("image", TWICE, ["forward_kernel"], ["backward_kernel", "channels_kernel", "parameters_kernel"]),
     ],
     ids=["tile", "lean", "image", "image twice"],
 )
@@ -145,7 +145,7 @@ def test_no_gradient_of_the_features_no_descriptor_of_it(inputs):
     with bench_host.nothing_launched() as launched:
         outputs = image_grouping.region_grouping(x, centers.requires_grad_(), sigma)
         outputs[1].sum().backward()
-    assert launched[1].kernel == "_backward_kernel"
+    assert launched[1].kernel == "backward_kernel"
     assert launched[1].arguments[1] is None
 
 

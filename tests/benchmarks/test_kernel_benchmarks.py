@@ -117,18 +117,18 @@ def test_compiled_without_a_gpu():
         for kernel, arguments in kernel_resources.launches(replace(CASE, C=128), (9, 0))
     ]
     assert {item.name for item in found} == {
-        "grouping_forward",
-        "grouping_normalize",
-        "grouping_direction",
-        "grouping_backward",
-        "grouping_parameters",
-        "image_grouping_forward",
-        "image_grouping_backward",
-        "image_grouping_parameters",
+        "tile_forward",
+        "tile_normalize",
+        "tile_direction",
+        "tile_backward",
+        "tile_parameters",
+        "image_forward",
+        "image_backward",
+        "image_parameters",
         "occurrence_forward",
         "occurrence_backward",
     }
-    forward = next(item for item in found if item.name == "grouping_forward")
+    forward = next(item for item in found if item.name == "tile_forward")
     used = kernel_resources.compile(forward, 90)
     assert 16 <= used.registers <= 255
     assert used.matrix > 0
@@ -144,7 +144,7 @@ def test_compiled_without_a_gpu():
         assert words in reason
 
 
-@pytest.mark.parametrize("C,name", [(64, "image_grouping_backward"), (2048, "image_grouping_channels")])
+@pytest.mark.parametrize("C,name", [(64, "image_backward"), (2048, "image_channels")])
 def test_an_image_at_a_time_comes_and_goes_through_descriptors(C, name):
     found = [
         kernel_resources.describe(kernel, arguments)
