@@ -251,10 +251,6 @@ def _write_resized(
 
 def verify(arguments: Arguments) -> int:
     """Check shards: sizes, sums, indexes, annotations, images; --repair mends what can be mended."""
-    from pipelines.shards.storage import is_local
-    from pipelines.shards.verify import repair
-    from pipelines.shards.verify import verify as verify_shards
-
     parser = make_parser("verify", verify)
     parser.add_argument("folder", help="local folder of shards")
     parser.add_argument("--decode", type=bool, default=True, help="decode every image")
@@ -266,6 +262,10 @@ def verify(arguments: Arguments) -> int:
         help="rebuild indexes, and replace damaged shards by new ones without the samples that are lost",
     )
     args = parser.parse_args(arguments)
+    from pipelines.shards.storage import is_local
+    from pipelines.shards.verify import repair
+    from pipelines.shards.verify import verify as verify_shards
+
     if not is_local(args.folder):
         raise ValueError(f"folder: expected a local folder, got {args.folder}; verify before uploading")
     if args.repair and not args.decode:

@@ -13,11 +13,6 @@ from rg.cli.parser import Arguments, make_parser
 
 def explain(arguments: Arguments) -> None:
     """Explain images, any number: a line and a picture of each, and a page with all of them."""
-    from pipelines.places import Place
-    from rg.explain.explainer import PlaceLike
-    from rg.explain.files import explain_files
-    from rg.pages import gallery
-
     parser = make_parser("explain", explain)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("images", type=Path, nargs="+", help="image files and folders of them")
@@ -38,6 +33,11 @@ def explain(arguments: Arguments) -> None:
     parser.add_argument("--date", type=str | None, default=None, help="when all photos were taken, YYYY-MM-DD")
     parser.add_argument("--exif", action="store_true", help="take place and date of each image from its EXIF block")
     args = parser.parse_args(arguments)
+    from pipelines.places import Place
+    from rg.explain.explainer import PlaceLike
+    from rg.explain.files import explain_files
+    from rg.pages import gallery
+
     place: PlaceLike = Place.read(args.latitude, args.longitude, args.date)
     if args.exif and place:
         raise ValueError("--exif: expected no --latitude, --longitude or --date beside it, got some")
@@ -69,11 +69,8 @@ def compare(arguments: Arguments) -> None:
 
 def faithful(arguments: Arguments) -> None:
     """Measure whether explanations are faithful; prints a table and writes RUN/faithful.json."""
-    from rg.attribution.faithful import check
-    from rg.attribution.faithful import faithful as measure
     from rg.attribution.protocol import Protocol
-    from rg.runs.folder import FAITHFUL
-    from rg.tables import faithful as tables
+    from rg.tables.grid import FORMS
 
     parser = make_parser("faithful", faithful)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders; of several the mean and deviation is printed")
@@ -88,8 +85,13 @@ def faithful(arguments: Arguments) -> None:
     parser.add_class_arguments(Protocol, as_group=False)
     parser.add_argument("--batch-size", type=int, default=16, help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--format", choices=list(tables.FORMS), default="text", help="how to print it")
+    parser.add_argument("--format", choices=FORMS, default="text", help="how to print it")
     args = parser.parse_args(arguments)
+    from rg.attribution.faithful import check
+    from rg.attribution.faithful import faithful as measure
+    from rg.runs.folder import FAITHFUL
+    from rg.tables import faithful as tables
+
     if args.data is None:
         defaults = vars(parser.get_defaults()).items()
         changed = [name for name, value in defaults if name not in ("format", "runs") and args[name] != value]
@@ -119,7 +121,9 @@ def report(arguments: Arguments) -> None:
     args = parser.parse_args(arguments)
     from rg.pages.report import report as write_report
     from rg.runs.folder import REPORT
+    from rg.runs.threads import limit_threads
 
+    limit_threads()
     out = args.out or args.run / REPORT
     with owned_folder(out.parent, out.name) if args.out else locked(args.run, REPORT):
         print(write_report(args.run, args.data, out))
@@ -145,7 +149,7 @@ def parts(arguments: Arguments) -> None:
 
 def serve(arguments: Arguments) -> None:
     """Serve a page on which people ask a run about their photos, and a JSON API."""
-    from rg.server import app
+    from rg.server.limits import Limits
 
     parser = make_parser("serve", serve)
     parser.add_argument("run", type=Path, help="run folder")
@@ -153,6 +157,10 @@ def serve(arguments: Arguments) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any that is free")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--allow-host", nargs="+", default=[], help="names by which browsers may call the server")
-    parser.add_argument("--limits", type=app.Limits, default=app.Limits())
+    parser.add_argument("--limits", type=Limits, default=Limits())
     args = parser.instantiate(parser.parse_args(arguments))
+    from rg.runs.threads import limit_threads
+    from rg.server import app
+
+    limit_threads()
     app.serve(args.run, args.host, args.port, args.device, args.allow_host, args.limits)

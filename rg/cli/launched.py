@@ -18,7 +18,7 @@ BAD_INPUT = 2  # exit code, see ``main``
 def joined(device: str = "auto") -> Iterator[Peers]:
     """The processes that torchrun, srun or mpirun have started with this one, and this one alone where nobody has.
 
-    The first tells what is to be told. Errors of all are said once on every host.
+    The first tells what is to be told. Errors of all are said once on every host. They share its cores.
 
     Args:
         device: That was asked for. Of several GPUs each process takes its own, so one of them cannot be named.
@@ -30,6 +30,7 @@ def joined(device: str = "auto") -> Iterator[Peers]:
 
     ranks = discover()
     if ranks.world_size == 1:
+        limit_threads()
         yield Alone()
         return
     group = connect(ranks, PATIENCE, tensors=False)

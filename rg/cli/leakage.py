@@ -12,10 +12,7 @@ from rg.cli.parser import Arguments, make_parser
 
 def leakage(arguments: Arguments) -> None:
     """Measure whether answers depend on what surrounds the object; prints a table and writes RUN/leakage.json."""
-    from rg.evaluation.leakage import Protocol
-    from rg.evaluation.leakage import leakage as measure
-    from rg.runs.folder import LEAKAGE
-    from rg.tables.leakage import table
+    from rg.evaluation.leakage_protocol import Protocol
 
     parser = make_parser("leakage", leakage)
     parser.add_argument("run", type=Path, help="run folder")
@@ -25,6 +22,10 @@ def leakage(arguments: Arguments) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     args = parser.parse_args(arguments)
+    from rg.evaluation.leakage import leakage as measure
+    from rg.runs.folder import LEAKAGE
+    from rg.tables.leakage import table
+
     protocol = Protocol(**{field.name: args[field.name] for field in dataclasses.fields(Protocol)})
     with joined(args.device) as peers, by_first(peers, locked(args.run, LEAKAGE)):
         result = measure(args.run, args.data, args.split, protocol, args.batch_size, args.device, peers)

@@ -63,10 +63,6 @@ def _run(arguments: Arguments) -> int:
         print(__version__)
         return 0
     keep_freed_memory()
-    if verb in COMPUTING:
-        from rg.runs.threads import limit_threads
-
-        limit_threads()
     try:
         _check_text(arguments)
         return choose("verb", verb, VERBS)(arguments[1:]) or 0
@@ -104,9 +100,6 @@ def _reader_is_gone() -> bool:
     except (OSError, ValueError):  # it is no file
         return False
 
-
-# Train shares with other ranks.
-COMPUTING = ("evaluate", "explain", "faithful", "leakage", "compare", "report", "parts", "export", "serve")
 
 VERBS: dict[str, Callable[[Arguments], int | None]] = {
     "prepare": prepare,

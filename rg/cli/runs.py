@@ -17,6 +17,8 @@ from rg import recipes
 from rg.cli.launched import joined
 from rg.cli.parser import Arguments, make_parser
 from rg.config import EvaluationConfig, RunConfig, differences, flatten
+from rg.export.formats import FORMATS
+from rg.tables.grid import FORMS
 
 if TYPE_CHECKING:
     from rg.training.train import Resume
@@ -58,13 +60,8 @@ def train(arguments: Arguments) -> int:
 
 def evaluate(arguments: Arguments) -> None:
     """Measure accuracy and parts of a run; prints a table and writes RUN/metrics.json."""
-    from rg.evaluation.evaluate import evaluate as evaluate_run
-    from rg.runs.folder import CONFIG, METRICS, load_config, of_view
-    from rg.tables.evaluation import table
-
     parser = make_parser("evaluate", evaluate)
-    runs = [word for word in arguments if Path(word, CONFIG).is_file()]
-    settings_of_run = load_config(Path(runs[0]))[0].evaluation if runs else EvaluationConfig()
+    settings_of_run = _evaluation_of_run(arguments)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data", required=True, help="folder of shards, or its URL (s3://bucket/folder, https://...)")
     parser.add_argument("--split", default=None, type=str | None, help="default: test if there is one, else val")
@@ -72,6 +69,10 @@ def evaluate(arguments: Arguments) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--evaluation", type=EvaluationConfig, default=settings_of_run)
     args = parser.instantiate(parser.parse_args(arguments))
+    from rg.evaluation.evaluate import evaluate as evaluate_run
+    from rg.runs.folder import METRICS, load_config, of_view
+    from rg.tables.evaluation import table
+
     settings = (args.split, args.batch_size, args.device, args.evaluation)
     own_view = load_config(args.run)[0].evaluation.view
     view = None if args.evaluation.view == own_view else args.evaluation.view
@@ -81,18 +82,31 @@ def evaluate(arguments: Arguments) -> None:
             print(table(result))
 
 
+def _evaluation_of_run(arguments: Arguments) -> EvaluationConfig:
+    """Settings of the run that the arguments name."""
+    folders = [Path(word) for word in arguments if Path(word).is_dir()]
+    if not folders:
+        return EvaluationConfig()
+    from rg.runs.folder import CONFIG, load_config
+
+    runs = [folder for folder in folders if (folder / CONFIG).is_file()]
+    return load_config(runs[0])[0].evaluation if runs else EvaluationConfig()
+
+
 def export(arguments: Arguments) -> None:
     """Write the model of a run for other programs (ONNX, torch.export), with a model card."""
-    from rg.export import export as exports
-
     parser = make_parser("export", export)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--format", choices=list(exports.FORMATS), default="onnx", help="what to write")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="what to write")
     parser.add_argument(
         "--out", type=Path | None, default=None, help="file to write; default RUN/model.onnx or RUN/model.pt2"
     )
     args = parser.parse_args(arguments)
-    out = args.out or args.run / f"model{exports.FORMATS[args.format]}"
+    from rg.export import export as exports
+    from rg.runs.threads import limit_threads
+
+    limit_threads()
+    out = args.out or args.run / f"model{FORMATS[args.format]}"
     with owned_folder(out.parent, out.name) if args.out else locked(args.run, out.name):
         _, differences = exports.export(args.run, args.format, out)
     for name, difference in differences.items():
@@ -102,15 +116,15 @@ def export(arguments: Arguments) -> None:
 
 def tables(arguments: Arguments) -> None:
     """Print the paper's tables, published figures beside those of evaluated runs."""
-    from rg.tables import paper, parts
-
     parser = make_parser("tables", tables)
     parser.add_argument("runs", type=Path, nargs="*", help="run folders; runs of one recipe share a cell")
     parser.add_argument(
         "--parts", action="store_true", help="instead, parts by the field's protocol, beside those of others"
     )
-    parser.add_argument("--format", choices=list(paper.FORMS), default="text", help="how to print them")
+    parser.add_argument("--format", choices=[*FORMS, "json"], default="text", help="how to print them")
     args = parser.parse_args(arguments)
+    from rg.tables import paper, parts
+
     if args.parts:
         print(parts.render(parts.parts_tables(args.runs), args.format), end="")
     else:
@@ -119,11 +133,6 @@ def tables(arguments: Arguments) -> None:
 
 def import_authors(arguments: Arguments) -> None:
     """Make a run of a checkpoint of the authors' code."""
-    from pipelines.shards.manifest import Manifest
-    from rg.export.authors import import_checkpoint
-    from rg.runs.folder import Classes
-    from rg.tables.paper import DATASETS
-
     parser = make_parser("import", import_authors)
     parser.add_argument("checkpoint", type=Path, help=".pth.tar file; tensors only, no code in it is run")
     parser.add_argument("--recipe", required=True, help="settings of the run, such as cub200_resnet101_authors")
@@ -133,6 +142,11 @@ def import_authors(arguments: Arguments) -> None:
         "--backbone", default=None, type=str | None, help="resnet50 or resnet101; default: the recipe's"
     )
     args = parser.parse_args(arguments)
+    from pipelines.shards.manifest import Manifest
+    from rg.export.authors import import_checkpoint
+    from rg.runs.folder import Classes
+    from rg.tables.paper import DATASETS
+
     config = recipes.get(args.recipe)
     if args.backbone:
         backbone = dataclasses.replace(config.model.backbone, name=args.backbone)
@@ -151,12 +165,12 @@ def import_authors(arguments: Arguments) -> None:
 
 def export_authors(arguments: Arguments) -> None:
     """Write a run as a checkpoint that the authors' code reads."""
-    from rg.export.authors import export_checkpoint
-
     parser = make_parser("export-authors", export_authors)
     parser.add_argument("run", type=Path, help="run folder of a ResNet")
     parser.add_argument("--out", type=Path, required=True, help=".pth.tar file to write")
     args = parser.parse_args(arguments)
+    from rg.export.authors import export_checkpoint
+
     with owned_folder(args.out.parent, args.out.name):
         export_checkpoint(args.run, args.out)
     print(args.out)

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from pipelines.files import check_file, write_together
 from rg.config import RunConfig
 from rg.export import card
+from rg.export.formats import FORMATS
 from rg.model.backbones import Backbone
 from rg.model.build import Model, said
 from rg.model.maps import part_map
@@ -49,7 +50,6 @@ from rg.runs.part_names import read_parts
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 METADATA = "metadata.json"
 INPUTS = ("images", "places")
 OUTPUTS = ("logits", "assign", "attention")

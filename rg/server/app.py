@@ -21,10 +21,10 @@ from rg.pages.scripts import script
 from rg.runs.folder import check_labelled, load_config
 from rg.runs.part_pictures import read_part_pictures
 from rg.server.headers import SecureHeaders
+from rg.server.limits import Limits
 from rg.server.protocol import Protocol
 from rg.server.samples import Sample, samples
 from rg.server.service import Service
-from rg.server.uploads import Limits
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from rg.explain.explainer import Explainer
 from rg.explain.pictures import bytes_uri
 from rg.runs.inputs import evaluation_geometry
 from rg.server.drawing import drawn
+from rg.server.limits import Limits
 from rg.server.question import Question
 from rg.server.samples import Sample
-from rg.server.uploads import Limits, Upload, decode, receive
+from rg.server.uploads import Upload, decode, receive
 
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
 

@@ -16,9 +16,7 @@ from rg.attribution.values import Values, load_values
 from rg.explain.numbers import percent
 from rg.model.edits import Edits
 from rg.runs.folder import FAITHFUL, FAITHFUL_IMAGES, check_measured, read_json
-from rg.tables.grid import render_markdown, render_text
-
-FORMS = ("text", "markdown")
+from rg.tables.grid import FORMS, render_markdown, render_text
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 Grid = Sequence[Sequence[str]]  # header and rows, of equal length
+FORMS = ("text", "markdown")
 
 
 def render_text(title: str, grid: Grid, below: Sequence[str]) -> str:

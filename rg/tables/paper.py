@@ -378,9 +378,9 @@ def render(tables: Sequence[Table], form: str) -> str:
     Raises:
         ValueError: there is no such form.
     """
-    if form not in FORMS:
-        raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
-    return FORMS[form](tables)
+    if form not in RENDERERS:
+        raise ValueError(f"form: expected {', '.join(RENDERERS)}, got {form!r}")
+    return RENDERERS[form](tables)
 
 
 def _text(tables: Sequence[Table]) -> str:
@@ -409,7 +409,7 @@ def _json(tables: Sequence[Table]) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-FORMS: dict[str, Callable[[Sequence[Table]], str]] = {"text": _text, "markdown": _markdown, "json": _json}
+RENDERERS: dict[str, Callable[[Sequence[Table]], str]] = {"text": _text, "markdown": _markdown, "json": _json}
 
 
 def _grid(table: Table) -> list[list[str]]:

@@ -17,7 +17,7 @@ from rg.config import RunConfig, flatten
 from rg.model.edits import Edits
 from rg.runs.folder import METRICS, WEIGHTS, check_measured, load_config, read_json, read_record
 from rg.tables.grid import escape, render_markdown, render_text
-from rg.tables.paper import FORMS, NO_EFFECT
+from rg.tables.paper import NO_EFFECT, RENDERERS
 
 COLUMNS = {  # heading -> path in metrics.json
     "Acc": "accuracy",
@@ -170,8 +170,8 @@ def render(tables: dict[str, list[Row]], form: str) -> str:
     Raises:
         ValueError: there is no such form.
     """
-    if form not in FORMS:
-        raise ValueError(f"form: expected {', '.join(FORMS)}, got {form!r}")
+    if form not in RENDERERS:
+        raise ValueError(f"form: expected {', '.join(RENDERERS)}, got {form!r}")
     if form == "json":
         written = {dataset: [asdict(row) for row in rows] for dataset, rows in tables.items()}
         return json.dumps(written, indent=1, allow_nan=False) + "\n"

@@ -15,6 +15,7 @@ from pipelines.shards.manifest import Manifest
 from rg import __version__, recipes
 from rg.cli.main import VERBS, main
 from rg.model.region_grouping import RegionGroupingModel
+from rg.runs import threads
 from rg.runs.folder import Classes, save_config, save_weights
 from tests.support import forked
 
@@ -165,6 +166,44 @@ def test_every_verb_has_help(verb):
     result = forked.run([verb, "--help"])
     assert result.returncode == 0, result.stderr
     assert "usage: " in result.stdout
+
+
+HELP = """
+import contextlib, io, sys
+from rg.cli.main import VERBS, main
+for verb in VERBS:
+    for words in ([verb, "--help"], [verb, "--nonsense"]):
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+            main(words)
+        print(verb, [name for name in ("torch", "scipy", "PIL") if name in sys.modules])
+"""
+
+
+def test_help_and_what_is_mistyped_wait_for_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{verb} []" for verb in VERBS for _ in range(2)]
+
+
+COMPUTING = {
+    "explain": ["photo.jpg", "--out", "out"],
+    "faithful": ["--data", "data"],
+    "leakage": ["--data", "data"],
+    "compare": ["photo.jpg", "--out", "out"],
+    "report": [],
+    "parts": ["--data", "data"],
+    "export": [],
+    "serve": [],
+}
+
+
+@pytest.mark.parametrize("verb", COMPUTING)
+def test_verbs_compute_with_the_cores_that_are_ours(verb, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(threads, "limit_threads", lambda *processes: asked.append(processes))
+    monkeypatch.chdir(tmp_path)
+    assert main([verb, "no-such-run", *COMPUTING[verb]]) == 2
+    assert asked == [()]
+    assert capsys.readouterr().err.startswith("rg: error: ")
 
 
 def test_every_setting_is_explained():

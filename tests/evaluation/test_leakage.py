@@ -22,7 +22,8 @@ from rg.cli.main import main
 from rg.config import BackboneConfig, EvaluationConfig, ModelConfig
 from rg.evaluation.evaluate import evaluate
 from rg.evaluation.intervals import PerImage, intervals
-from rg.evaluation.leakage import CHANGES, Measure, Protocol, leakage
+from rg.evaluation.leakage import CHANGES, Measure, leakage
+from rg.evaluation.leakage_protocol import Protocol
 from rg.model.build import build_model
 from rg.model.plain import PlainOutput
 from rg.runs.folder import RECORD, Classes, load_model, save_config, save_weights

@@ -34,9 +34,10 @@ from rg.server import protocol  # noqa: E402
 from rg.server.app import application  # noqa: E402
 from rg.server.drawing import part_map  # noqa: E402
 from rg.server.headers import HEADERS  # noqa: E402
+from rg.server.limits import Limits  # noqa: E402
 from rg.server.protocol import Protocol  # noqa: E402
 from rg.server.samples import Sample, samples  # noqa: E402
-from rg.server.uploads import MAX_SCANS, Limits, decode, scans  # noqa: E402
+from rg.server.uploads import MAX_SCANS, decode, scans  # noqa: E402
 from tests.support.miniature_run import CONFIG  # noqa: E402
 
 NAMES = ("wren", "robin", "jay")
