@@ -3,7 +3,7 @@
 import json
 import shutil
 import signal
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from rg.explain.folder import gather
 from rg.pages import gallery
 from tests.support.launch import Launch
 from tests.support.miniature_run import build
+from tests.support.strikes import strike
 
 COUNT = 17
 
@@ -42,9 +43,14 @@ def alone(run, photos, tmp_path_factory):
     return out
 
 
-def launch_explain(run, photos, out, logs, processes=3, more=()):
+def launch_explain(run, photos, out, logs, processes=3, more=(), before=None):
     words = ["explain", run, photos, "--out", out, "--batch-size", "1", "--device", "cpu", "--jobs", "1", *more]
-    return Launch(words, logs, processes)
+    return Launch(words, logs, processes, before)
+
+
+def killed_at(number):
+    """Kills a process that is about to note an image, the one of that number."""
+    return partial(strike, "rg.explain.folder:ExplainedFolder.append", number, signal.SIGKILL)
 
 
 def lines(out, name="explanations.jsonl"):
@@ -70,20 +76,19 @@ def test_several_processes_leave_the_folder_of_one(run, photos, alone, tmp_path,
 
 
 def test_killed_twice_nothing_is_lost_and_nothing_is_there_twice(run, photos, alone, tmp_path):
+    """Each process notes two images, then one, and is killed, or ends as another one was."""
     out = tmp_path / "out"
 
     def written():
         return [line for path in out.glob("explanations*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
 
-    for number in (signal.SIGKILL, signal.SIGKILL):
-        launch = launch_explain(run, photos, out, tmp_path)
-        at, end = len(written()) + 3, time.monotonic() + 60
-        while len(written()) < at:
-            assert time.monotonic() < end, [program.output for program in launch.programs]
-            time.sleep(0.005)
-        launch.programs[1].send(number)
-        launch.kill()
-        assert at <= len(written()) < COUNT
+    for number in (3, 2):
+        there = len(written())
+        launch = launch_explain(run, photos, out, tmp_path, before=dict.fromkeys(range(3), killed_at(number)))
+        codes = launch.wait()
+        assert -signal.SIGKILL in codes, launch.said
+        assert set(codes) <= {-signal.SIGKILL, 76}, launch.said
+        assert there + number - 1 <= len(written()) <= there + 3 * (number - 1)
     before = {json.loads(line)["source"] for line in written()}
     launch = launch_explain(run, photos, out, tmp_path, processes=2)
     assert launch.wait() == [0, 0]
@@ -133,12 +138,7 @@ def test_photos_that_are_none_are_told_of_once(run, tmp_path):
 
 
 def test_a_process_that_is_lost_ends_the_others(run, photos, tmp_path):
-    launch = launch_explain(run, photos, tmp_path / "out", tmp_path)
-    share, end = tmp_path / "out" / "explanations-0001.jsonl", time.monotonic() + 60
-    while not (share.is_file() and share.read_bytes()):
-        assert time.monotonic() < end, [program.output for program in launch.programs]
-        time.sleep(0.005)
-    launch.programs[1].kill()
+    launch = launch_explain(run, photos, tmp_path / "out", tmp_path, before={1: killed_at(2)})
     assert launch.wait() == [76, -signal.SIGKILL, 76]
     for rank in (0, 2):
         said = launch.programs[rank].output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from tests.support import forked
 
 
-def set_variables(variables: dict[str, str]) -> None:
-    """Into the environment of this process, which has loaded PyTorch already."""
+def _prepare(variables: dict[str, str], before: Callable[[], None] | None) -> None:
+    """The environment of this process, which has loaded PyTorch already, and what a test wants in it."""
     os.environ.update(variables)
     torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    if before:
+        before()
 
 
 class Launch:
@@ -26,9 +28,16 @@ class Launch:
         words: Arguments; a list of them for each process where they differ.
         logs: Folder of what each process says.
         processes: How many there are.
+        before: Rank -> what is called in its process before anything else.
     """
 
-    def __init__(self, words: Sequence[Any], logs: Path, processes: int = 3) -> None:
+    def __init__(
+        self,
+        words: Sequence[Any],
+        logs: Path,
+        processes: int = 3,
+        before: Mapping[int, Callable[[], None]] | None = None,
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         self.programs = []
@@ -36,8 +45,8 @@ class Launch:
         for rank in range(processes):
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-            given = ({name: str(value) for name, value in variables.items()},)
-            self.programs.append(forked.Program(own[rank], logs / f"{rank}.log", None, set_variables, given))
+            given = {name: str(value) for name, value in variables.items()}, (before or {}).get(rank)
+            self.programs.append(forked.Program(own[rank], logs / f"{rank}.log", None, _prepare, given))
 
     def wait(self, seconds: float = 120) -> list[int]:
         """Exit codes; those of signals are negative."""
