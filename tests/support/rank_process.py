@@ -6,11 +6,16 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support import forked
 from tests.support.cluster import Hosts
+
+if TYPE_CHECKING:
+    from rg.training.loop import Loop
 
 PORT = 29400
 
@@ -68,7 +73,7 @@ def _prepare(namespaces: Sequence[Path], variables: Mapping[str, str], fault: tu
         FAULTS[fault[0]](fault[1])
 
 
-def _in_step(step: int, happen: Callable[[], None]) -> None:
+def _in_step(step: int, happen: Callable[[Loop], object]) -> None:
     """In the middle of an optimiser step: the batch is there, the other ranks wait for this one."""
     from rg.training.loop import Loop
 
@@ -76,14 +81,14 @@ def _in_step(step: int, happen: Callable[[], None]) -> None:
 
     def faulty(self: Loop, batch: object, micro: int) -> object:
         if self.step == step:
-            happen()
+            happen(self)
         return inputs(self, batch, micro)  # type: ignore[arg-type]
 
     Loop._inputs = faulty  # type: ignore[method-assign, assignment]
 
 
 def _send(number: int) -> Callable[[int], None]:
-    return lambda step: _in_step(step, lambda: os.kill(os.getpid(), number))
+    return lambda step: _in_step(step, lambda _: os.kill(os.getpid(), number))
 
 
 def _die_in_save(step: int) -> None:
@@ -107,7 +112,7 @@ def _lose_number(step: int) -> None:
     from rg.training import objective
 
     loss, armed = objective.classification_loss, [False]
-    _in_step(step, lambda: armed.__setitem__(0, True))
+    _in_step(step, lambda _: armed.__setitem__(0, True))
 
     def faulty(*args: object) -> object:
         scale, armed[0] = float("nan") if armed[0] else 1.0, False
@@ -117,22 +122,27 @@ def _lose_number(step: int) -> None:
 
 
 def _fill_disk(step: int) -> None:
-    """Nothing more can be written into the folder that RG_TEST_FILL names, until step + 4."""
+    """Nothing more can be written into the folder that RG_TEST_FILL names, until step + 4.
+
+    The checkpoint that was begun before has its files by then.
+    """
     filler = Path(os.environ["RG_TEST_FILL"], "filler")
 
-    def fill() -> None:
+    def fill(loop: Loop) -> None:
+        while loop.checkpoints.busy:
+            time.sleep(0.001)
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(1 << 16))
 
     _in_step(step, fill)
-    _in_step(step + 4, filler.unlink)
+    _in_step(step + 4, lambda _: filler.unlink())
 
 
 def _delete_shard(step: int) -> None:
     """The training shards of the folder that RG_TEST_DATA names are gone."""
 
-    def delete() -> None:
+    def delete(_: Loop) -> None:
         for shard in Path(os.environ["RG_TEST_DATA"]).glob("train-*.tar"):
             shard.unlink()
 
