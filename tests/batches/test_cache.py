@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,13 @@ def load(data: object, geometry: Geometry, **options: object) -> Loader:
 
 def first(loader: Loader, count: int = BATCHES) -> list[Batch]:
     return [*itertools.islice(loader, count)]
+
+
+def wait_for_readers() -> None:
+    """Until the threads of training loaders that are closed have ended; they finish what they began."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("reader"):
+            thread.join(60)
 
 
 def check_equal(expected: Sequence[Batch], found: Sequence[Batch]) -> None:
@@ -113,6 +121,7 @@ def test_a_shard_is_read_once_for_all_ranks_runs_and_epochs(small_birds, tmp_pat
     """Four ranks and another run at the same time, for four epochs; then testing, twice."""
     expected = first(load(small_birds, TRAIN))
     alone = [first(load(small_birds, TRAIN, rank=rank, world_size=4)) for rank in range(4)]
+    wait_for_readers()
     requests.clear()
     loaders = [load(small_birds, TRAIN, rank=rank, world_size=4, cache=Cache(tmp_path, 10**9)) for rank in range(4)]
     loaders.append(load(small_birds, TRAIN, cache=Cache(tmp_path, 10**9)))
