@@ -24,6 +24,7 @@ from rg.pages import gallery
 from rg.pages.numbers import percent, signed
 from rg.runs.part_names import Part
 from tests.explain.test_pictures import explanation
+from tests.support.page_driver import page_driver
 
 SCRIPT = "</script><script>console.log('acted')</script><!--"
 LABELS = ("wren", SCRIPT, 'robin "redbreast" & <b>', "鷦鷯")
@@ -229,7 +230,7 @@ def test_a_browser_shows_ten_thousand(tmp_path):
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_the_tiles_show_the_columns_of_the_picture(tmp_path):
-    driver = pytest.importorskip("playwright.sync_api")
+    driver = page_driver()
     lines, sizes, columns = make(tmp_path, 3), [(64, 48), (48, 170), (1300, 400)], []
     for number, (record, (width, height)) in enumerate(zip(lines, sizes, strict=True)):
         scale = min(1, LONGEST_SIDE / max(width, height))  # explain keeps a copy of this size

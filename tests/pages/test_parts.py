@@ -15,6 +15,7 @@ from rg.explain.choices import Choices
 from rg.pages.numbers import percent
 from rg.pages.parts import part_row, points, surest
 from tests.support import forked, miniature_run
+from tests.support.page_driver import page_driver
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
@@ -87,7 +88,7 @@ def test_the_report_says_what_people_have_changed(report):
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_a_card_of_the_report_answers_without_a_part(run, report):
-    driver = pytest.importorskip("playwright.sync_api")
+    driver = page_driver()
     choices = [Choices(**json.loads(unescape(text))) for text in re.findall(r'data-choices="(.*?)"', report)]
     assert choices
     with driver.sync_playwright() as playwright:

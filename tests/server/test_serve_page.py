@@ -13,9 +13,10 @@ from benchmarks.tools.hostile import JPEG, encoded, noise
 from rg.model.edits import Edits
 from rg.server.samples import Sample
 from tests.server.test_serve import LIMITS, NAMES, PARTS, make, served
+from tests.support.page_driver import PATIENCE, page_driver
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-driver = pytest.importorskip("playwright.sync_api")
+driver = page_driver()
 expect = driver.expect
 
 BROWSER = next(
@@ -56,7 +57,7 @@ def page(request, chromium, server):
     width, scheme = request.param
     context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = context.new_page()
-    page.set_default_timeout(15000)
+    page.set_default_timeout(PATIENCE)
     complaints, elsewhere = [], []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
