@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,19 +21,42 @@ def port():
         return free.getsockname()[1]
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Time passes where somebody sleeps, and only there."""
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(meeting, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+
+
+def hold_first(monkeypatch, ready):
+    """Rank 0 does not look for the others until a function of its store is true."""
+    gather = meeting._gather
+
+    def held(store, ranks, *others):
+        while ranks.rank == 0 and not ready(store):
+            time.sleep(0.01)
+        return gather(store, ranks, *others)
+
+    monkeypatch.setattr(meeting, "_gather", held)
+
+
 def rank(number, port, **options):
     return Ranks(number, 3, number, 3, ("127.0.0.1", port), **options)
 
 
-def test_who_is_missing_is_told_and_why_it_is_expected(port, monkeypatch, caplog):
+@pytest.mark.usefixtures("clock")
+def test_who_is_missing_is_told_and_why_it_is_expected(port, caplog):
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
     variables = "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=3"
     with pytest.raises(ConnectionError) as ended:
-        meet(rank(0, port, variables=variables), None, 1, "train.join_timeout")
-    told = f"at 127.0.0.1:{port}, 1 s at most (train.join_timeout); the environment tells of 3 ranks: {variables}"
+        meet(rank(0, port, variables=variables), None, 60, "train.join_timeout")
+    told = f"at 127.0.0.1:{port}, 55 s at most (train.join_timeout); the environment tells of 3 ranks: {variables}"
     assert [message.partition(" waits for ")[2] for message in caplog.messages] == [f"ranks 1, 2 {told}"]
-    assert "waited 1 s (train.join_timeout) for ranks 1, 2 at" in str(ended.value)
+    assert "waited 60 s (train.join_timeout) for ranks 1, 2 at" in str(ended.value)
     assert variables in str(ended.value)
 
 
@@ -60,29 +84,35 @@ def test_ranks_meet_though_the_first_one_comes_last(port):
     assert meet_all(port, [None] * 3) == dict.fromkeys(range(3), "met")
 
 
-def test_a_rank_that_waits_for_the_first_one_says_so_alone(port, monkeypatch, caplog, capfd):
-    monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
+@pytest.mark.usefixtures("clock")
+def test_a_rank_that_waits_for_the_first_one_says_so_alone(port, caplog, capfd):
     environment = dict(os.environ)
-    with pytest.raises(ConnectionError, match=rf"waited 1 s \(train.join_timeout\) for rank 0 at 127.0.0.1:{port}"):
-        meet(Ranks(1, 3, 0, 1, ("127.0.0.1", port)), None, 1, "train.join_timeout")
+    with pytest.raises(ConnectionError, match=rf"waited 60 s \(train.join_timeout\) for rank 0 at 127.0.0.1:{port}"):
+        meet(Ranks(1, 3, 0, 1, ("127.0.0.1", port)), None, 60, "train.join_timeout")
     assert len(caplog.messages) == 1
     assert capfd.readouterr().err == ""  # PyTorch's traces
     assert dict(os.environ) == environment
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("number,awaited", [(0, "its own address"), (1, "rank 0 at")])
 def test_an_address_that_does_not_resolve_is_told(monkeypatch, caplog, capfd, number, awaited):
-    monkeypatch.setattr(meeting, "FIRST_WORD", 0.1)
-    with pytest.raises(ConnectionError, match=rf"waited 1 s .* for {awaited} no.such.invalid:4000 \(\[Errno -\d\] "):
-        meet(Ranks(number, 2, 0, 1, ("no.such.invalid", 4000)), None, 1, "train.join_timeout")
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ConnectionError, match=rf"waited 60 s .* for {awaited} no.such.invalid:4000 \(\[Errno -\d\] "):
+        meet(Ranks(number, 2, 0, 1, ("no.such.invalid", 4000)), None, 60, "train.join_timeout")
     assert len(caplog.messages) == 1
     assert capfd.readouterr().err == ""  # PyTorch's warnings
 
 
-def test_a_rank_that_comes_while_the_first_one_gives_up_is_told(port):
+def test_a_rank_that_comes_while_the_first_one_gives_up_is_told(port, monkeypatch):
+    hold_first(monkeypatch, lambda store: store.check(["rank/1"]))
+
     def give_up():
-        with pytest.raises(ConnectionError, match="waited 2 s"):
-            meet(rank(0, port), None, 2)
+        with pytest.raises(ConnectionError, match=r"waited 0\.1 s"):
+            meet(rank(0, port), None, 0.1)
 
     first = threading.Thread(target=give_up)
     first.start()
@@ -99,13 +129,15 @@ def test_a_conflict_is_told_to_all(port):
     assert "rank 2" in reasons[1]
 
 
-def test_a_rank_that_is_there_twice_is_refused_and_the_others_wait_for_who_is_missing(port):
+def test_a_rank_that_is_there_twice_is_refused_and_the_others_wait_for_who_is_missing(port, monkeypatch):
     reasons = []
+    hold_first(monkeypatch, lambda _: reasons)
 
     def arrive(number, error):
-        with pytest.raises(error) as ended:
-            meet(rank(number, port, variables=f"RANK={number}"), None, 2)
-        reasons.append(str(ended.value))
+        try:
+            meet(rank(number, port, variables=f"RANK={number}"), None, 20 if number else 0.1)
+        except error as ended:  # its traceback holds the store, and goes with it
+            reasons.append(str(ended))
 
     threads = [
         threading.Thread(target=arrive, args=(0, ConnectionError)),
