@@ -149,6 +149,16 @@ def _delete_shard(step: int) -> None:
     _in_step(step, delete)
 
 
+def _wait(step: int) -> None:
+    """Until there is the file that RG_TEST_GO names."""
+
+    def wait(_: Loop) -> None:
+        while not Path(os.environ["RG_TEST_GO"]).exists():
+            time.sleep(0.01)
+
+    _in_step(step, wait)
+
+
 FAULTS: dict[str, Callable[[int], None]] = {
     "SIGTERM": _send(signal.SIGTERM),
     "SIGKILL": _send(signal.SIGKILL),
@@ -157,4 +167,5 @@ FAULTS: dict[str, Callable[[int], None]] = {
     "loss not a number": _lose_number,
     "disk full": _fill_disk,
     "shard deleted": _delete_shard,
+    "wait": _wait,
 }
