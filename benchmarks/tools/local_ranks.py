@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -20,9 +22,7 @@ def start(world_size: int, words: Sequence[object], logs: Path) -> list[subproce
         words: Module and its arguments.
         logs: Folder for what they print: 0.log, 1.log, ...
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     launch = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     threads = str(max(1, usable_cores() // world_size))
     common = os.environ | {"OMP_NUM_THREADS": threads} | {name: str(value) for name, value in launch.items()}
@@ -33,6 +33,14 @@ def start(world_size: int, words: Sequence[object], logs: Path) -> list[subproce
             command = [sys.executable, "-m", *map(str, words)]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     return processes
+
+
+def _free_port() -> int:
+    """One on which nobody listens, below those that the kernel gives to who asks for any."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def finish(processes: Sequence[subprocess.Popen], logs: Path) -> None:

@@ -12,13 +12,12 @@ import pytest
 from rg.distributed import meeting
 from rg.distributed.meeting import Arrival, conflict, meet
 from rg.distributed.ranks import Ranks, discover, gpu_of
+from tests.support.ports import free_port
 
 
 @pytest.fixture
 def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

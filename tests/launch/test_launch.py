@@ -1,5 +1,6 @@
 """The scripts in launch/: the commands they run, what they refuse, and training on two hosts by each of them."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ from rg.explain.files import explain_files
 from rg.pages import gallery
 from tests.support.cluster import ROOT, Hosts, Process, missing
 from tests.support.miniature_run import build
+from tests.support.ports import free_port
 from tests.training.test_train import OPTIONS
 
 RECIPE = ["birds_lite0", "--data", "birds", "--out", "my run"]
@@ -88,7 +90,9 @@ def test_runs_on_one_machine_meet_at_ports_of_their_own():
     for name, option, variables in (("one_node.sh", "--master_port", {}), ("torchrun.sh", "--master-port", alone)):
         words = printed(name, *RECIPE, **variables)
         port = int(words[words.index(option) + 1])
-        with socket.create_server(("", port)):  # nobody listened there
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # the kernel may have given it to somebody else meanwhile
+                stack.enter_context(socket.create_server(("", port)))
             assert printed(name, *RECIPE, **variables) != words
 
 
@@ -102,8 +106,8 @@ def test_runs_on_one_machine_meet_at_ports_of_their_own():
 )
 def test_a_port_that_is_taken_is_refused_before_anything_starts(hostfile, name, place, variables):
     words = [hostfile if word == "HOSTS" else word for word in place]
-    with socket.create_server(("", 0)) as other:
-        port = str(other.getsockname()[1])
+    port = str(free_port())
+    with socket.create_server(("", int(port))):
         result = script(name, "--dry-run", *words, *RECIPE, MASTER_PORT=port, **variables)
     assert result.returncode == 2
     assert result.stderr.startswith(f"{name}: error: MASTER_PORT: {port} is taken on this machine")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from tests.support import forked
+from tests.support.ports import free_port
 
 
 def _prepare(variables: dict[str, str], before: Callable[[], None] | None) -> None:
@@ -38,9 +38,7 @@ class Launch:
         processes: int = 3,
         before: Mapping[int, Callable[[], None]] | None = None,
     ) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        self.programs = []
+        self.programs, port = [], free_port()
         own = words if isinstance(words[0], list) else [words] * processes
         for rank in range(processes):
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}

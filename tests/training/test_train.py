@@ -34,6 +34,7 @@ from rg.runs.folder import load_model
 from rg.training.objective import OF_STREAMS, OPTIONAL
 from rg.training.train import _starts_with_statistics_of_batches
 from tests.support import forked
+from tests.support.ports import free_port
 
 OPTIONS = {
     "input.short_side": 72,
@@ -403,9 +404,7 @@ def set_variables(variables: dict[str, str]) -> None:
 def test_a_folder_that_another_process_writes_is_refused_on_all_ranks(small_birds, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [place | {"RANK": rank, "LOCAL_RANK": rank, "GLOO_SOCKET_IFNAME": "lo"} for rank in ("0", "1")]
     with locked(out):
         programs = [
