@@ -5,7 +5,7 @@ import json
 import shutil
 import signal
 import tarfile
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from rg.runs import inputs
 from rg.runs.folder import Classes, load_config, load_model, save_config, save_weights
 from tests.support.launch import Launch
 from tests.support.miniature_run import CONFIG, build
+from tests.support.strikes import strike
 
 WRITTEN = ("metrics.json", "predictions.jsonl", "confidence.json", "part_pictures.webp")
 
@@ -48,9 +49,13 @@ def alone(run, small_birds, tmp_path_factory):
     return copy
 
 
-def launch_evaluate(run, data, logs, processes=3, more=()):
+def launch_evaluate(run, data, logs, processes=3, more=(), before=None):
     words = ["evaluate", run, "--data", data, "--batch-size", "1", "--device", "cpu", *more]
-    return Launch(words, logs, processes)
+    return Launch(words, logs, processes, before)
+
+
+# Kills a process that is about to write its second piece.
+KILLED = partial(strike, "rg.evaluation.passes:_write", 2, signal.SIGKILL)
 
 
 def pieces(run):
@@ -87,15 +92,14 @@ def test_factors_of_a_plain_network_are_those_of_one_process(plain_run, small_bi
 
 
 def test_killed_twice_it_goes_on_where_it_was(run, small_birds, alone, tmp_path):
+    """Each process is killed in a piece, or ends as another one was."""
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     for count in (2, 4):
-        launch = launch_evaluate(copy, small_birds, tmp_path)
-        end = time.monotonic() + 60
-        while len(pieces(copy)) < count:
-            assert time.monotonic() < end, launch.said
-            time.sleep(0.002)
-        launch.programs[1].send(signal.SIGKILL)
-        launch.kill()
+        launch = launch_evaluate(copy, small_birds, tmp_path, before=dict.fromkeys(range(3), KILLED))
+        codes = launch.wait()
+        assert -signal.SIGKILL in codes, launch.said
+        assert set(codes) <= {-signal.SIGKILL, 76}, launch.said
+        assert len(pieces(copy)) >= count
         assert not (copy / "metrics.json").exists()
     launch = launch_evaluate(copy, small_birds, tmp_path, 2)
     assert launch.wait() == [0, 0], launch.said
@@ -173,12 +177,7 @@ def test_samples_that_were_mended_meanwhile_are_measured(run, small_birds, alone
 
 def test_a_process_that_is_lost_ends_the_others(run, small_birds, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    launch = launch_evaluate(copy, small_birds, tmp_path)
-    end = time.monotonic() + 60
-    while not pieces(copy):
-        assert time.monotonic() < end, launch.said
-        time.sleep(0.002)
-    launch.programs[1].kill()
+    launch = launch_evaluate(copy, small_birds, tmp_path, before={1: KILLED})
     assert launch.wait() == [76, -signal.SIGKILL, 76]
     assert "Traceback" not in launch.said
 

@@ -1,14 +1,11 @@
 """Explaining many files: each once, whatever interrupts it, and nothing half is ever seen."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +25,9 @@ from rg.model.region_grouping import RegionGroupingModel
 from rg.pages import gallery
 from rg.runs.confidence import Confidence, write_confidence
 from rg.runs.folder import CONFIDENCE, WEIGHTS, Classes, save_config, save_weights
+from tests.support import forked
 from tests.support.miniature_run import CONFIG
+from tests.support.strikes import strike
 
 OF_THE_FILE = ("truth", "name", "picture", "bytes", "modified")
 
@@ -301,35 +300,26 @@ def test_a_run_that_is_killed_goes_on(run, tmp_path):
     photos.mkdir()
     for number in range(count):
         paint(photos / f"{number}.jpg", number)
-    command = [sys.executable, "-m", "rg", "explain", run, photos, "--out", out, "--batch-size", "2", "--jobs", "2"]
-    command += ["--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ["explain", run, photos, "--out", out, "--batch-size", "2", "--jobs", "2", "--device", "cpu"]
 
-    def stop(more, number):
-        at = len(done()) + more
-        # Where the tests run in the background, SIGINT may be ignored, which processes inherit.
-        heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=environment, stderr=pipe, text=True, preexec_fn=heeding) as process:
-            while process.poll() is None and len(done()) < at:
-                time.sleep(0.005)
-            process.send_signal(number)
-            _, output = process.communicate(timeout=60)
-        assert at <= len(done()) < count
+    def stop(number):
+        there = len(done())
+        result = forked.run(words, before=partial(strike, "rg.explain.folder:ExplainedFolder.append", 6, number))
+        assert len(done()) == there + 5
         for line in done():
             for picture in (out / line["picture"], out / "thumbnails" / f"{line['name']}.webp"):
                 Image.open(picture).load()
         for path in out.rglob("*.webp"):
             Image.open(path).load()
-        return process.returncode, output
+        return result.returncode, result.stderr
 
     def done():
         path = out / "explanations.jsonl"
         text = path.read_text() if path.is_file() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    assert stop(5, signal.SIGKILL)[0] == -signal.SIGKILL
-    code, output = stop(5, signal.SIGINT)
+    assert stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    code, output = stop(signal.SIGINT)
     assert (code, output.splitlines()[-1]) == (130, "rg: interrupted")
     assert f"of {count} images are explained already" in output
     assert "the same command goes on where it stopped" in output
