@@ -28,8 +28,11 @@ def test_requests_and_bytes_from_the_command_line(tmp_path, monkeypatch, capsys)
     for provider, requests, ratio in (("no cache", 2, 0.9), ("empty cache", 2, 1), ("full cache", 0, 0)):
         assert values["testing", provider, "requests"] == requests  # every shard is a sample with its index
         assert values["testing", provider, "bytes"] == pytest.approx(ratio * size, rel=0.01 if ratio == 1 else 0.05)
-        # Training has begun the next epoch: of 4 batches ahead some are still on their way, in any case.
-        assert requests <= values["training", provider, "requests"] <= requests + 1
+        # Training has begun the next epoch. Of 4 batches ahead some are still on their way, in any case: with the two
+        # that are decoded ahead, 9 batches of 4 are asked for by the fourth, and 16 indexes: (36 + 16) / 16 = 3.25. A
+        # cache holds what is read twice.
+        most = requests + 1.25 if provider == "no cache" else requests + 1
+        assert requests <= values["training", provider, "requests"] <= most
         assert values["training", provider, "throughput"] > 0
 
 
