@@ -109,10 +109,8 @@ def test_a_measurement_from_the_command_line(parent, images, tmp_path, monkeypat
     assert float(by_metric["throughput"]["p50"]) > 0
 
 
-@pytest.mark.skipif(not process.PROC.exists(), reason="no /proc")
-@pytest.mark.parametrize("leak,grown", [(0, 0), (10, 180)])
-def test_memory_is_read_as_often_as_asked_for(monkeypatch, capsys, leak, grown):
-    """Twenty batches, of which each leaves so many MB behind."""
+def read_leaking(leak):
+    """The readings of twenty batches, of which each leaves so many MB behind."""
 
     def stream(*_):
         left = []
@@ -122,10 +120,17 @@ def test_memory_is_read_as_often_as_asked_for(monkeypatch, capsys, leak, grown):
                 left[-1][page] = 1
             yield torch.empty(5), torch.empty(5)
 
-    monkeypatch.setitem(bench_loader.PROVIDERS, "dali_cpu", stream)
-    readings = bench_loader.read_memory("images", 5, 1, samples=100, every=10)
+    bench_loader.PROVIDERS["dali_cpu"] = stream
+    return bench_loader.read_memory("images", 5, 1, samples=100, every=10)
+
+
+@pytest.mark.skipif(not process.PROC.exists(), reason="no /proc")
+@pytest.mark.parametrize("leak,grown", [(0, 0), (10, 180)])
+def test_memory_is_read_as_often_as_asked_for(capfd, leak, grown):
+    """In a process in which no other test has left anything that grows or goes."""
+    readings, _ = process.alone(read_leaking, leak)
     assert [count for count, _ in readings] == list(range(10, 101, 10))
-    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    printed = [line.split() for line in capfd.readouterr().out.splitlines()]
     assert printed == [[str(count), "samples", f"{held:.1f}", "MB"] for count, held in readings]
     assert bench_loader.growth(readings) == pytest.approx(grown, abs=20)
 
