@@ -77,6 +77,7 @@ def test_what_is_not_there_is_one_line(endpoint, monkeypatch):
 
 def test_an_outage_ends_a_run_in_one_line_and_counts_nothing_as_damaged(endpoint, monkeypatch):
     monkeypatch.setattr(storage, "RETRIES", 2)
+    monkeypatch.setattr(storage, "READ_TIMEOUT", 2.0)  # three answers in a row do not take longer before the outage
     with faulty_proxy(endpoint, 0) as proxy:
         for name, value in environment(proxy.url).items():
             monkeypatch.setenv(name, value)
