@@ -82,6 +82,7 @@ class Source:
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def read(self, name: str) -> bytes:
         return CONTENT[name]
@@ -90,7 +91,8 @@ class Source:
         return len(CONTENT[name])
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
-        self.requests[name] += 1
+        with self._lock:
+            self.requests[name] += 1
         return CONTENT[name][start : start + size]
 
     def part(self, shard: Shard):
