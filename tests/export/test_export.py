@@ -195,7 +195,7 @@ def test_the_card_prepares_photos_as_the_run_does(lite0, tmp_path, monkeypatch, 
         Image.fromarray(coarse).resize((width, height)).save(path)
     explainer = Explainer.load(lite0, "cpu")
     explanations = explainer.explain(paths, view="crop")
-    with httpx.Client() as client, served(explainer, Limits()) as address:
+    with httpx.Client(timeout=60) as client, served(explainer, Limits()) as address:
         posts = [
             client.post(f"{address}/explain", params={"view": "crop", "top_k": 1000}, content=path.read_bytes())
             for path in paths
