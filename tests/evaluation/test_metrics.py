@@ -80,8 +80,9 @@ def test_relative_to_box():
 
 @pytest.mark.parametrize("height, width", [(128, 128), (96, 160)])
 def test_parts_at_points_are_those_of_the_upsampled_map(height, width):
-    assign = torch.softmax(4 * torch.randn(3, 5, 8, 8), 1)
-    x, y = torch.randint(0, width, (3, 20)), torch.randint(0, height, (3, 20))
+    random = torch.Generator().manual_seed(0)
+    assign = torch.softmax(4 * torch.randn(3, 5, 8, 8, generator=random), 1)
+    x, y = (torch.randint(0, side, (3, 20), generator=random) for side in (width, height))
     up = F.interpolate(assign, (height, width), mode="bilinear", align_corners=False).argmax(1)
     expected = torch.stack([up[n, y[n], x[n]] for n in range(3)])
     assert torch.equal(parts_at(assign, torch.stack([x, y], 2) + 0.5, (height, width)), expected)
