@@ -9,6 +9,7 @@ from rg.training import captured_step, train
 from tests.batches.test_damage import UNDECODABLE, damaged_copy, some
 from tests.support import forked
 from tests.support.recorded_graph import recorded
+from tests.support.strikes import strike
 from tests.training.test_captured_step import TRAIN
 from tests.training.test_train import command, metrics
 
@@ -19,6 +20,11 @@ SETTINGS = RATES | {"train.epochs": 3, "train.global_batch": 8, "input.max_damag
 def as_on_a_gpu() -> None:
     captured_step.graph_of = recorded
     train.check_engine = lambda *_: None  # type: ignore[attr-defined]
+
+
+def stopped_at_step_7() -> None:
+    as_on_a_gpu()
+    strike("rg.training.loop:Loop._inputs", 7, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +58,10 @@ def test_captured_runs_leave_what_launched_ones_leave(data, launched, tmp_path, 
     out = tmp_path / "run"
     words = command(data, out, "--auto-resume", **SETTINGS, train__capture=True)
     if stopped:
-        program = forked.Program(words, tmp_path / "log", before=as_on_a_gpu)
-        program.wait_for("step 6/12")
-        program.send(signal.SIGTERM)
-        assert program.wait(120) == 75, program.output
+        first = forked.run(words, before=stopped_at_step_7)
+        assert first.returncode == 75, first.stderr
     result = forked.run(words, before=as_on_a_gpu)
     assert result.returncode == 0, result.stderr
     if stopped:
-        assert "continue at step" in result.stderr
+        assert "continue at step 7 of 12" in result.stderr
     check_same(out, launched)
