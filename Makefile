@@ -17,7 +17,7 @@ WORKERS = $(shell $(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))'
 # Rooms from tensors to explanations, whose tests train nothing and take less than 40 s of one core each.
 FAST := $(addprefix tests/,test_config.py test_imports.py kernels model pipelines attribution explain tables)
 
-.PHONY: help demo check test suite kernel-checks lint docs gate gate-triton-3.6 bench-gpu clean
+.PHONY: help demo check test lint docs gate gate-triton-3.6 bench-gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -51,17 +51,9 @@ check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(FAST)
 
 test: lint
-	@$(MAKE) --no-print-directory --jobs 2 suite kernel-checks
-
-suite: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-
-# Behind the tests, which often wait for ranks and for clocks.
-kernel-checks: $(READY)
-	@echo "Meanwhile kernels in Triton's interpreter, and what they compile to: $@.log"
-	@{ OMP_NUM_THREADS=1 TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest -n auto -m gpu tests/kernels tests/model && \
-		nice -n 19 $(BIN)/python -m benchmarks.kernel_resources; } >$@.log 2>&1 || { cat $@.log; exit 1; }
-	@grep passed $@.log
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m gpu tests/kernels tests/model
+	$(MAKE) gate
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -80,4 +72,4 @@ bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 clean:
-	rm -rf .venv .triton-3.6 data/birds runs/demo site kernel-checks.log
+	rm -rf .venv .triton-3.6 data/birds runs/demo site

@@ -65,9 +65,9 @@ _SIZE = "--size 224 --rounds 1"
 _R101 = f"--recipe inat2017_resnet101 {_SIZE}"
 _R50 = f"--recipe photos_resnet50 {_SIZE}"
 _TRAIN = "-m benchmarks.bench_train --record"
-_PARTS = f"-m benchmarks.step_parts {_R101} --variants kept --batch 128 --precision bf16"
+_PARTS = f"-m benchmarks.step_parts {_R101} --variants channels_last --batch 128 --precision bf16"
 _LAUNCHED = "--variants ddp captured --precision bf16 --steps 10"
-_COMPILED = "--variants compiled --precision bf16 --steps 10"
+_COMPILED = "--variants ddp_compiled --precision bf16 --steps 10"
 _FP32 = "--variants ddp captured --steps 6"
 _INPUT = f"{_TRAIN} {_R101} --variants ddp captured --kinds 'region grouping' --precision bf16 --batch 128 --steps 20"
 _INFER = f"-m benchmarks.bench_inference {_R101} --seconds 1 --record"
@@ -103,12 +103,23 @@ PARTS: Mapping[str, Part] = {
         ("correctness",),
     ),
     "steps": Part(
-        "the tests of training; those that look at the clock one by one",
-        200,
-        _LIGHT,
-        ("-m pytest -q -m gpu tests/distributed", "-m pytest -q -m gpu {parallel} tests/training"),
+        "the tests of steps that are launched",
+        150,
+        (*_LIGHT, "pytest"),
+        (
+            "-m pytest -q -m gpu tests/distributed",  # which looks at the clock, so one by one
+            "-m pytest -q -m gpu {parallel} tests/training -k 'not captured'",
+        ),
         ("-m pytest -q tests/training/test_batch_reader.py",),
         ("correctness",),
+    ),
+    "replays": Part(
+        "those of steps that are captured",
+        60,
+        (*_LIGHT, "pytest"),
+        ("-m pytest -q -m gpu tests/training -k captured",),
+        ("-m pytest -q tests/training/test_captured_run.py",),
+        ("steps",),
     ),
     "captured": Part(
         "a step of ResNet-101 with region grouping beside torchvision's, launched and captured whole in a CUDA graph",
@@ -120,14 +131,14 @@ PARTS: Mapping[str, Part] = {
             *_batches(f"{_R101} {_FP32}", 64),
         ),
         (f"{_SMOKE_TRAIN} --variants ddp",),
-        ("steps",),
+        ("replays",),
     ),
     "training": Part(
         "that with DeepSpeed and in NCHW, the parts of a step and its profile",
-        300,
+        340,
         ("deepspeed",),
         (
-            *_batches(f"{_R101} --variants nchw kept ddp --precision bf16 --steps 20", 128),
+            *_batches(f"{_R101} --variants nchw channels_last kept ddp --precision bf16 --steps 20", 128),
             f"{_PARTS} --steps 20 --record",
             f"{_PARTS} --steps 4 --operators 22",
         ),
@@ -143,7 +154,7 @@ PARTS: Mapping[str, Part] = {
         _LIGHT,
         _batches(f"{_R101} {_LAUNCHED}", 32, 64, 256),
         (_SMOKE_DDP,),
-        ("steps",),
+        ("replays",),
     ),
     "resnet50": Part(
         "those of ResNet-50 with 32, 64, 128 and 256 images",
@@ -151,7 +162,7 @@ PARTS: Mapping[str, Part] = {
         _LIGHT,
         _batches(f"{_R50} {_LAUNCHED}", 32, 64, 128, 256),
         (_SMOKE_DDP,),
-        ("steps",),
+        ("replays",),
     ),
     "graphs": Part(
         "the same step under torch.compile's own CUDA graphs, and with activation checkpointing",
@@ -171,9 +182,9 @@ PARTS: Mapping[str, Part] = {
     ),
     "images": Part(
         "the tests of the decoder",
-        120,
-        ("nvidia.dali",),
-        ("-m pytest -q -m gpu {parallel} tests/batches",),
+        150,
+        ("nvidia.dali", "pytest"),
+        ("-m pytest -q -m gpu tests/batches",),  # one of them looks at the clock
         ("-m pytest -q tests/batches/test_growing.py",),
     ),
     "loader": Part(
@@ -190,7 +201,7 @@ PARTS: Mapping[str, Part] = {
         (*_LIGHT, "nvidia.dali"),
         tuple(f"{_INPUT} --input {decoder}" for decoder in ("mixed", "cpu")),
         (f"{_SMOKE_DDP} --input cpu --images {{out}}/images",),
-        ("steps", "images"),
+        ("replays", "images"),
     ),
     "inference": Part(
         "logits and explanations of ResNet-101: 1 and 64 images, and 256 in bf16",
@@ -209,7 +220,7 @@ PARTS: Mapping[str, Part] = {
         _LIGHT,
         (*_batches(f"{_R101} {_FP32}", 32, 128), *_batches(f"{_R50} {_FP32}", 32, 128)),
         (_SMOKE_DDP,),
-        ("steps",),
+        ("replays",),
     ),
     "fp32_large": Part(
         "those with 256 images, and of ResNet-50 with 64",
@@ -217,7 +228,7 @@ PARTS: Mapping[str, Part] = {
         _LIGHT,
         (*_batches(f"{_R50} {_FP32}", 64, 256), *_batches(f"{_R101} {_FP32}", 256)),
         (_SMOKE_DDP,),
-        ("steps",),
+        ("replays",),
     ),
     "compiled_small": Part(
         "compiled steps with 32 images",
@@ -313,7 +324,7 @@ def run(name: str, out: Path, smoke: bool, done: Done, again: bool = False) -> s
                 return f"took longer than {LIMIT} s: {out / name}.log"
             finally:
                 _end(process)
-                if not smoke:  # from a machine that is lent, no other folder may come back
+                if not smoke:  # so that OUT alone has all that came of it
                     shutil.copytree(ledger.RESULTS, out / "results", dirs_exist_ok=True)
             if code:
                 return f"ended with code {code}: {out / name}.log"

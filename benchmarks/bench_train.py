@@ -6,9 +6,9 @@ python -m benchmarks.bench_train --input cpu          # images of the loader ins
 The step is that of ``rg train``, from its begin to that of the next one. Models and variants take turns, each in a
 process of its own. ``nchw`` is a step as PyTorch comes, ``channels_last`` has the layout of weights and activations
 that convolutions like, ``kept`` also keeps freed memory (``rg.malloc``), which is what ``rg train`` does. The others
-have something besides: ``ddp`` has ``train.engine``, ``compiled`` on top of that ``train.compile``, ``captured``
-``train.capture``, and ``lean`` and ``image`` that and ``kernels.prefer``. ``cuda_graphs`` has ``train.compile``,
-``checkpointed`` has ``train.activation_checkpointing``.
+have something besides: ``ddp`` has ``train.engine``, ``captured`` has ``train.capture`` on top of that, and ``lean``
+and ``image`` also ``kernels.prefer``; ``compiled`` and ``cuda_graphs`` have ``train.compile``, ``ddp_compiled`` has it
+with DDP, and ``checkpointed`` has ``train.activation_checkpointing``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from benchmarks import world_sizes
 from benchmarks.tools import comparison, ledger, process
 from benchmarks.tools.command import run_main
 from benchmarks.tools.comparison import Figures
-from benchmarks.tools.image_set import CLASSES, describe, image_set
+from benchmarks.tools.image_set import describe, image_set
 from benchmarks.tools.options import IMAGES, at_least, folder
 from kernels.dispatch import Way
-from pipelines.batches.loader import Loader
+from pipelines.batches.loader import Batch, Loader
 from rg import recipes
 from rg.config import RunConfig
 from rg.training.batch_reader import BatchReader, Read
@@ -63,7 +63,8 @@ VARIANTS = {
     "captured": Variant(torch.channels_last, kept=True, changed=CAPTURED),
     "lean": Variant(torch.channels_last, kept=True, changed=CAPTURED, way="lean"),
     "image": Variant(torch.channels_last, kept=True, changed=CAPTURED, way="image"),
-    "compiled": Variant(torch.channels_last, kept=True, changed={"engine": "ddp", "compile": "inductor"}),
+    "compiled": Variant(torch.channels_last, kept=True, changed={"compile": "inductor"}),
+    "ddp_compiled": Variant(torch.channels_last, kept=True, changed={"engine": "ddp", "compile": "inductor"}),
     "cuda_graphs": Variant(torch.channels_last, kept=True, changed={"compile": "cuda_graphs"}),
     "checkpointed": Variant(torch.channels_last, kept=True, changed={"activation_checkpointing": True}),
 }
@@ -152,7 +153,7 @@ class Reader(BatchReader):
     Images come in channels_last; convolutions take that layout if either images or weights have it.
 
     Attributes:
-        waited: Seconds for which images have been waited for.
+        waited: Seconds for which batches that were taken have been waited for.
     """
 
     def __init__(self, loader: Loader, cached: bool, memory_format: torch.memory_format) -> None:
@@ -161,11 +162,16 @@ class Reader(BatchReader):
         self._first: Read | None = None
         self._first = self._read() if cached else None
 
+    def take(self) -> tuple[Batch, float]:
+        """See ``BatchReader``."""
+        batch, waited = super().take()
+        self.waited += waited
+        return batch, waited
+
     def _read(self) -> Read:
         if self._first:
             return self._first
         read = super()._read()
-        self.waited += read.waited
         images = read.batch.images.contiguous(memory_format=self._layout)
         if read.batch.images.is_pinned():
             images = images.pin_memory()
@@ -195,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     decoder = "auto" if cached else options.input
     files = options.batch * (WARM_UP + options.steps)
     with tempfile.TemporaryDirectory() as scratch:
-        data = Path(scratch) / "birds" if cached else image_set(options.images, max(files, CLASSES)) / "shards"
+        data = Path(scratch) / "birds" if cached else image_set(options.images, files) / "shards"
         if cached:
             world_sizes.draw(data, files, options.size)
         turns = {

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.tools.command import run_main
 from benchmarks.tools.kernel_cases import Case
 from kernels import dispatch, grouping, image_grouping, operators, reference
 
@@ -63,7 +64,7 @@ def _results(operator: Operator, inputs: tuple[Tensor, ...]) -> dict[str, Tensor
     return dict(zip(names, (assign.detach(), regions.detach(), *grads), strict=True))
 
 
-def main() -> None:
+def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.parse_args()
@@ -94,7 +95,8 @@ def main() -> None:
         if index == 0:
             print(f"{'':<30}" + "".join(f"{column:>22}" for column in largest))
         print(f"{name:<30}" + "".join(f"{error:>22.1e}" for error in largest.values()), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

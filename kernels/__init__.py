@@ -1,8 +1,9 @@
 """Operators of region grouping: part assignment, VLAD pooling, part occurrence.
 
-``kernels.operators`` documents them and decides who computes; ``kernels.reference`` defines them in plain PyTorch;
-``kernels.grouping``, ``kernels.image_grouping`` and ``kernels.occurrence`` are the fused Triton kernels, and
-``kernels.dispatch`` chooses among them. This package knows tensors only: it imports torch and triton.
+``kernels.operators`` documents them and decides who computes; ``kernels.reference`` defines them in plain PyTorch.
+``kernels.tile_kernels``, ``kernels.image_kernels`` and ``kernels.occurrence`` are the fused Triton kernels, which
+``kernels.grouping`` and ``kernels.image_grouping`` launch, and ``kernels.dispatch`` chooses among them. This package
+knows tensors only: it imports torch and triton.
 """
 
 from kernels.dispatch import prefer

@@ -2,8 +2,8 @@
 
 Three sets of kernels compute the same. ``kernels.tile_kernels`` take any features, a tile at a time, in a leaner form
 with fewer instructions. ``kernels.image_kernels`` take an image at a time and read the features once, or twice where
-they have too many channels. Only the first has been timed on a GPU, so the others are there for those who
-ask for them: ``prefer("lean")`` and ``prefer("image")``.
+they have too many channels. Only the first has been timed on a GPU, so the others are there for those who ask for
+them: ``prefer("lean")`` and ``prefer("image")``.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ class HostCopy:
                 self._event = stream.record_event()
             values.record_stream(stream)  # its memory is not used again before it has been read
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the device still computes them."""
+        return self._event is not None and not self._event.query()
+
     def wait(self) -> Tensor:
         """The numbers, on the CPU."""
         if self._event is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipelines.batches.loader import Batch, Loader
@@ -28,26 +29,38 @@ class BatchReader:
     """
 
     def __init__(self, loader: Loader) -> None:
-        self._loader, self._stream = loader, iter(loader)
+        self._loader = loader
+        self._stream: Any = iter(loader)  # a generator
         self._ahead: deque[Read | Exception] = deque()
         self.position = loader.state()
 
     def take(self) -> tuple[Batch, float]:
-        """The next batch, and the seconds that it was waited for when it was read."""
+        """The next batch, and the seconds that the device waited for it, at most."""
         read = self._ahead.popleft() if self._ahead else self._read()
         if isinstance(read, Exception):
             raise read
         batch, waited, self.position = read
         return batch, waited
 
-    def read_ahead(self, count: int) -> None:
-        """Reads the batches that are taken next. What goes wrong is raised when they are taken."""
+    def read_ahead(self, count: int, is_busy: Callable[[], bool]) -> None:
+        """Reads the batches that are taken next. What goes wrong is raised when they are taken.
+
+        Args:
+            count: How many.
+            is_busy: Whether the device still computes; a batch that is there by then is not waited for.
+        """
         while len(self._ahead) < count:
             try:
-                self._ahead.append(self._read())
+                read = self._read()
+                self._ahead.append(read._replace(waited=0.0) if is_busy() else read)
             except Exception as error:  # the step before has not ended yet, and is to be kept
                 self._ahead.append(error)
                 return
+
+    def close(self) -> None:
+        """Ends what the loader does in the background."""
+        self._ahead.clear()
+        self._stream.close()
 
     def _read(self) -> Read:
         began = time.perf_counter()

@@ -7,6 +7,7 @@ that the host changes between steps, such as the learning rates.
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,10 +53,12 @@ def graph_of(step: Callable[[], list[Outputs]], pool: Any) -> tuple[Replay, list
             outputs = step()
     except RuntimeError as error:
         cause = error.__context__ or error  # the end of a capture that has failed says only that it has
-        if isinstance(cause, torch.OutOfMemoryError):
+        if not isinstance(cause, RuntimeError) or isinstance(cause, torch.OutOfMemoryError):
             raise cause from None
+        place = traceback.extract_tb(cause.__traceback__)[-1]
         raise ValueError(
-            f"train.capture: expected false for steps that no CUDA graph holds, got true; {cause}"
+            f"train.capture: expected false for steps that no CUDA graph holds, got true; {cause} "
+            f"({place.filename}:{place.lineno})"
         ) from error
     return graph.replay, outputs
 

@@ -200,7 +200,8 @@ class Engine:
         if self._average:
             (averages, counts), (weights, own_counts) = self._averages
             torch._foreach_lerp_(averages, weights, 1 - self._average.get_decay(number + 1))
-            torch._foreach_copy_(counts, own_counts)
+            if counts:  # of batch norm
+                torch._foreach_copy_(counts, own_counts)
 
     @property
     def share(self) -> float:

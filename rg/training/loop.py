@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +128,7 @@ class Loop:
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
-        with self._log(), side_stream(self.ranks.device) if self.captured else nullcontext():
+        with self._log(), closing(self.batches), side_stream(self.ranks.device) if self.captured else nullcontext():
             return self._run()
 
     def _run(self) -> int:
@@ -236,9 +236,9 @@ class Loop:
         self.engine.set_rates(self.step)
         outputs = captured(inputs)
         arriving = HostCopy(torch.stack([micro.flags for micro in outputs]))
-        if self.step + 1 < self.total:
+        if self.step + 1 < self.total and not self.received:
             self._at("reading data")
-            self.batches.read_ahead(accumulation)
+            self.batches.read_ahead(accumulation, lambda: arriving.is_due)
             self._at("training")
         all_flags = arriving.wait()
         taken = [

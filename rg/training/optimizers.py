@@ -60,9 +60,8 @@ def build_optimizer(
     if rates_on is not None:
         groups = [group | {"lr": torch.tensor(group["lr"], device=rates_on)} for group in groups]
     if config.kind == "adamw":
-        optimizer = AdamW(groups, betas=config.betas, eps=config.eps, fused=True, capturable=rates_on is not None)
-        optimizer._warned_capturable_if_run_uncaptured = True  # by PyTorch, of the steps before one is captured
-        return optimizer
+        capturable = rates_on is not None
+        return AdamW(groups, betas=config.betas, eps=config.eps, fused=True, capturable=capturable)
     return SGD(groups, momentum=config.momentum, fused=True)
 
 

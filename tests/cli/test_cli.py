@@ -172,10 +172,11 @@ HELP = """
 import contextlib, io, sys
 from rg.cli.main import VERBS, main
 for verb in VERBS:
-    for words in ([verb, "--help"], [verb, "--nonsense"]):
+    first = {"train": ["birds_lite0"], "prepare": ["birds"]}.get(verb, [])
+    for words in ([verb, "--help"], [verb, *first, "--nonsense"]):
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
             main(words)
-        print(verb, [name for name in ("torch", "scipy", "PIL") if name in sys.modules])
+        print(verb, [name for name in ("torch", "scipy", "timm") if name in sys.modules])
 """
 
 

@@ -6,9 +6,14 @@ import pytest
 
 from rg.attribution.methods import NAMES
 from rg.tables.faithful import GROUPS, NO_IMAGES, Measured, render
-from rg.tables.grid import escape, render_markdown, render_text
+from rg.tables.grid import FORMS, escape, render_markdown, render_text
+from rg.tables.paper import RENDERERS
 
 GRID = [["method", "error ↓"], ["Attention (Q^T a)", "0.5 ± 0.1 % *"], ["a|b", "-"], ["empty", ""]]
+
+
+def test_the_paper_is_rendered_in_these_forms_and_as_json():
+    assert list(RENDERERS) == [*FORMS, "json"]
 
 
 def test_columns_of_text_stand_below_each_other_and_no_line_ends_in_spaces():

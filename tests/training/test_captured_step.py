@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import math
+import signal
 import weakref
 from collections.abc import Sequence
 from functools import reduce
@@ -25,6 +26,7 @@ from rg.distributed.ranks import Ranks
 from rg.model.build import build_model
 from rg.model.noise import image_seeds
 from rg.training import captured_step
+from rg.training.batch_reader import BatchReader
 from rg.training.captured_step import WARM_UP
 from rg.training.engine import Engine, check_engine
 from rg.training.loop import Loop
@@ -199,6 +201,28 @@ def test_a_launched_step_that_is_left_out_stops_no_captured_one():
         after = replayed.engine.trained_weights()["dictionary.centers"]
         assert torch.equal(before, after) == (replayed.loop.step == last + 1)
     assert replayed.loop.skipped == 1
+
+
+@pytest.mark.parametrize("signals,expected", [([], STEPS - 1), ([signal.SIGTERM], 0)])
+def test_the_next_step_is_read_ahead_unless_this_is_the_last_one(monkeypatch, signals, expected):
+    asked = []
+    monkeypatch.setattr(BatchReader, "read_ahead", lambda _, count, is_busy: asked.append((count, is_busy())))
+    run = Run({}, True, batches({}))
+    run.loop.received += signals
+    for _ in range(STEPS):
+        run.step()
+    assert asked == [(1, False)] * expected
+
+
+def test_a_run_ends_what_its_loader_does_in_the_background(monkeypatch):
+    run = Run({}, True, [])
+    ended = []
+    run.loop.is_main = False  # which writes files
+    run.loop.batches = SimpleNamespace(close=lambda: ended.append(True))  # type: ignore[assignment]
+    monkeypatch.setattr(Loop, "_run", lambda _: {}["lost"])
+    with pytest.raises(KeyError, match="lost"):
+        run.loop.run()
+    assert ended == [True]
 
 
 def test_graphs_of_shapes_that_come_no_more_are_dropped(monkeypatch):

@@ -13,8 +13,9 @@ from torch import Tensor
 
 pytest.importorskip("deepspeed")
 
-from rg.config import OptimizerConfig, RunConfig, TrainConfig
+from rg.config import BackboneConfig, OptimizerConfig, RunConfig, TrainConfig
 from rg.distributed import batch_norm
+from rg.model.build import build_model
 from rg.model.region_grouping import RegionGroupingModel
 from rg.training.engine import Engine
 from rg.training.parameters import choose_learning
@@ -173,7 +174,8 @@ def test_ddp_takes_the_steps_of_deepspeed(pair, accumulation, clip_norm, toleran
 
 def averages(group: Any, settings: RunConfig, count: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """The moving average after some steps of which the second is left out, and the weights after each."""
-    model = build(settings)
+    torch.manual_seed(0)
+    model = build_model(settings.model, 4, pretrained=False)
     engine, history = Engine(model, settings, group, STEPS), []
     for step in range(count):
         images, labels = batch(step)
@@ -183,9 +185,14 @@ def averages(group: Any, settings: RunConfig, count: int) -> tuple[dict[str, Ten
     return engine.weights(), history
 
 
-def test_the_moving_average_is_that_of_its_definition(alone):
+@pytest.mark.parametrize(
+    "changed", [{}, {"kind": "plain", "backbone": BackboneConfig("test_convnext", "none")}], ids=str
+)
+def test_the_moving_average_is_that_of_its_definition(alone, changed):
+    """Also of a network without batch norm, which counts nothing."""
     train = dataclasses.replace(TRAIN, batch_norm="local", ema=0.5)
-    ((average, history),) = alone(averages, dataclasses.replace(config(), train=train), 5)
+    model = dataclasses.replace(config().model, **changed)
+    ((average, history),) = alone(averages, dataclasses.replace(config(), model=model, train=train), 5)
     expected = {name: value.double() for name, value in history[0].items()}
     for step in (2, 3, 4):
         decay = min(0.5, 1 - (step + 1) ** (-2 / 3))
