@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv
 from torch import Tensor
 
 EPSILON = 1e-5
@@ -105,7 +105,7 @@ def occurrence_prior_loss(
 
 def prior_quantiles(count: int, prior_alpha: float, prior_beta: float) -> np.ndarray:
     """Quantiles (2n - 1) / 2N, n = 1..N, of the Beta prior: float64 [count], ascending."""
-    return beta_distribution.ppf((2 * np.arange(1, count + 1) - 1) / (2 * count), prior_alpha, prior_beta)
+    return betaincinv(prior_alpha, prior_beta, (2 * np.arange(1, count + 1) - 1) / (2 * count))
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from rg.config import ModelConfig
@@ -343,6 +342,8 @@ def _k_means(positions: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, 
             f"model.grouping.num_parts: {count} parts but only {len(positions)} positions to cluster; use more or "
             "larger images, or fewer parts"
         )
+    from scipy.cluster.vq import kmeans2  # slow to import, and needed here alone
+
     centers, clusters = kmeans2(positions, count, iter=30, minit="++", rng=seed)
     return centers, clusters
 

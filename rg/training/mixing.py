@@ -7,7 +7,7 @@ same mixtures whatever the number of ranks. The order of the stream is random, a
 from __future__ import annotations
 
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor
 
 from rg.config import InputConfig
@@ -61,4 +61,4 @@ def _outside_box(share: Tensor, down: Tensor, across: Tensor, height: int, width
 
 def _beta(numbers: Tensor, alpha: float) -> Tensor:
     """Numbers of the distribution Beta(alpha, alpha) from uniform ones."""
-    return torch.from_numpy(beta.ppf(numbers.numpy(), alpha, alpha))
+    return torch.from_numpy(betaincinv(alpha, alpha, numbers.numpy()))
