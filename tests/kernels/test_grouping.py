@@ -13,6 +13,7 @@ from tests.support.fused import (  # noqa: E402
     DEVICE,
     LAYOUTS,
     ROUNDING,
+    check_captured,
     compare,
     draw,
     poison_fresh_memory,
@@ -336,17 +337,7 @@ def test_one_graph():
 def test_captured_in_a_cuda_graph():
     x, centers, sigma = draw((4, 64, 7, 7, 5), torch.bfloat16, "channels_last")
     inputs = {"x": x, "centers": centers, "sigma": sigma}
-    expected = results(region_grouping, grouping, inputs)
-    grads = [upstream(expected[name], seed) for seed, name in enumerate(("assign", "regions"), start=1)]
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs.values()]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = torch.autograd.grad(grouping.region_grouping(*leaves), leaves, grads)
-    for value in found:
-        value.fill_(torch.nan)
-    graph.replay()
-    for name, value in zip(inputs, found, strict=True):
-        assert torch.equal(value, expected[f"gradient of {name}"]), name
+    check_captured(inputs, grouping)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)

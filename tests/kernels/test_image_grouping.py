@@ -10,7 +10,16 @@ triton = pytest.importorskip("triton")
 from kernels import dispatch, grouping, image_grouping, operators, reference  # noqa: E402
 from kernels.blocks import choose_image_blocks  # noqa: E402
 from kernels.maps import capability  # noqa: E402
-from tests.support.fused import DEVICE, compare, draw, poison_fresh_memory, region_grouping, results, upstream  # noqa: E402
+from tests.support.fused import (  # noqa: E402
+    DEVICE,
+    check_captured,
+    compare,
+    draw,
+    poison_fresh_memory,
+    region_grouping,
+    results,
+    upstream,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -314,14 +323,4 @@ def test_captured_in_a_cuda_graph(case):
     """Backward in one pass, and in two."""
     x, centers, sigma = draw_last(case)
     inputs = {"x": x, "centers": centers, "sigma": sigma}
-    expected = results(region_grouping, image_grouping, inputs)
-    grads = [upstream(expected[name], seed) for seed, name in enumerate(("assign", "regions"), start=1)]
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs.values()]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = torch.autograd.grad(image_grouping.region_grouping(*leaves), leaves, grads)
-    for value in found:
-        value.fill_(torch.nan)
-    graph.replay()
-    for name, value in zip(inputs, found, strict=True):
-        assert torch.equal(value, expected[f"gradient of {name}"]), name
+    check_captured(inputs, image_grouping)

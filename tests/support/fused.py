@@ -77,3 +77,18 @@ def poison_fresh_memory(monkeypatch):
         allocate = getattr(owner, name)
         poisoned = lambda *args, allocate=allocate, **kwargs: poison(allocate(*args, **kwargs))  # noqa: E731
         monkeypatch.setattr(owner, name, poisoned)
+
+
+def check_captured(inputs, provider):
+    """Gradients of ``region_grouping`` that a CUDA graph computes are those of a call."""
+    expected = results(region_grouping, provider, inputs)
+    grads = [upstream(expected[name], seed) for seed, name in enumerate(("assign", "regions"), start=1)]
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs.values()]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = torch.autograd.grad(provider.region_grouping(*leaves), leaves, grads)
+    for value in found:
+        value.fill_(torch.nan)
+    graph.replay()
+    for name, value in zip(inputs, found, strict=True):
+        assert torch.equal(value, expected[f"gradient of {name}"]), name
