@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu
-from benchmarks.bench_gpu import Part
+from benchmarks.tools.gpu_parts import Part
 
 
 @pytest.fixture
