@@ -32,7 +32,6 @@ from benchmarks.tools import ledger
 from benchmarks.tools.command import run_main
 from benchmarks.tools.gpu_parts import PARTS, Part
 from pipelines.files import atomic_write
-from rg.runs.folder import read_json
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 480  # seconds of a part
@@ -62,7 +61,7 @@ class Done:
 
     def __init__(self, path: Path, mark: str) -> None:
         self._path, self._mark = path, mark
-        self._marks: dict[str, str] = read_json(path) if path.is_file() else {}
+        self._marks: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
 
     def __contains__(self, command: str) -> bool:
         return self._marks.get(command) == self._mark

@@ -5,6 +5,7 @@ import importlib
 import json
 import shlex
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -163,3 +164,17 @@ def test_errors(tmp_path, capsys):
             bench_gpu.main([*words, "--out", str(tmp_path)])
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
+
+
+BARE = """
+import importlib, sys
+for name in ("scipy", "timm", "torchvision", "jsonargparse", "webdataset", "PIL"):
+    sys.modules[name] = None
+for name in ("bench_gpu", "bench_kernels", "kernel_accuracy"):
+    importlib.import_module(f"benchmarks.{name}")
+"""
+
+
+def test_kernels_are_measured_where_torch_triton_and_numpy_are_all_there_is():
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
